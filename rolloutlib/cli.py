@@ -1,0 +1,160 @@
+"""The `rollout` command.
+
+Exit codes: 0 all runs finished, 1 a run failed, 2 refused before a kernel started, 130 interrupted.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rolloutlib import gallery, runs
+
+OUTPUTS = Path("outputs")
+LOG_EVERY_SECONDS = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    # Papermill's own words about a lost kernel or a timeout: the line for the run says it better.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    try:
+        return options.command(options)
+    except runs.Refused as problem:
+        print(f"rollout: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rollout: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rollout", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("run", help="run one notebook with parameters")
+    one.set_defaults(command=_run_one)
+    one.add_argument("notebook", type=Path)
+    one.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    one.add_argument("-y", "--yaml", type=Path, metavar="FILE", help="parameters as YAML or JSON")
+    one.add_argument("--out", type=Path, metavar="FILE", help="default: outputs/NAME[-HASH].ipynb")
+    one.add_argument("--echo", action="store_true", help="print what the notebook prints")
+
+    every = commands.add_parser("run-all", help="run every notebook in a folder, with its defaults")
+    every.set_defaults(command=_run_all)
+    every.add_argument("folder", type=Path)
+    every.add_argument("--out", type=Path, default=OUTPUTS, metavar="FOLDER")
+
+    for command in (one, every):
+        command.add_argument(
+            "--timeout", type=float, metavar="SECONDS", help="for all cells of a notebook together"
+        )
+    return parser
+
+
+def _run_one(options: argparse.Namespace) -> int:
+    given = {} if options.yaml is None else runs.read_parameter_file(options.yaml)
+    declared = runs.declared_parameters(options.notebook)
+    given |= runs.read_assignments(declared, options.parameter)
+    parameters = runs.check_parameters(options.notebook, given, Path.cwd())
+    output = options.out or OUTPUTS / runs.output_name(options.notebook, parameters)
+    _check_output(output, options.notebook)
+    run = _run(options.notebook, output, parameters, options.timeout, echo=options.echo)
+    return 0 if run.ok else 1
+
+
+def _run_all(options: argparse.Namespace) -> int:
+    finished = [_run_defaults(notebook, options) for notebook in _notebooks(options.folder)]
+    index = gallery.write_index(finished, options.out)
+    failures = sum(not run.ok for run in finished)
+    print(f"{len(finished) - failures} of {len(finished)} notebooks finished; see {index}")
+    return 1 if failures else 0
+
+
+def _notebooks(folder: Path) -> list[Path]:
+    found = [path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts]
+    if not found:
+        raise runs.Refused(f"{folder}: there is no notebook in this folder")
+    return sorted(found)
+
+
+def _run_defaults(notebook: Path, options: argparse.Namespace) -> runs.Run:
+    """Run one of many: what would be refused alone is reported, and the others go on."""
+    try:
+        runs.check_parameters(notebook, {}, Path.cwd())
+    except runs.Refused as problem:
+        run = runs.Run(notebook, notebook, 0.0, f"refused: {problem}")
+        _report(run)
+        return run
+    output = options.out / notebook.relative_to(options.folder)
+    return _run(notebook, output, {}, options.timeout, index=options.out / "index.html")
+
+
+def _run(
+    notebook: Path,
+    output: Path,
+    parameters: dict[str, object],
+    timeout: float | None,
+    *,
+    echo: bool = False,
+    index: Path | None = None,
+) -> runs.Run:
+    with _Progress(notebook.stem) as progress:
+        run = runs.run_notebook(
+            notebook,
+            output,
+            parameters,
+            timeout=timeout,
+            on_progress=progress.show,
+            prints=sys.stdout if echo else None,
+        )
+    page = gallery.write_page(run.output, index)
+    if run.ok:
+        gallery.page_of(runs.failed_output(run.output)).unlink(missing_ok=True)
+    _report(run, page)
+    return run
+
+
+def _report(run: runs.Run, page: Path | None = None) -> None:
+    state = "ok" if run.ok else f"FAILED {run.error}"
+    print(f"{run.notebook.stem}  {run.seconds:.1f} s  {state}  {page or ''}".rstrip(), flush=True)
+
+
+def _check_output(output: Path, notebook: Path) -> None:
+    if output.suffix != ".ipynb":
+        raise runs.Refused(f"--out must name an .ipynb file, got {output}")
+    if output.absolute() == notebook.absolute():
+        raise runs.Refused(f"--out must not be the notebook itself, got {output}")
+
+
+class _Progress:
+    """Cells done: a bar on a terminal, and a line every few seconds in a log."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar = tqdm(desc=name, unit="cell", leave=False, disable=not sys.stderr.isatty())
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, done: int, cells: int) -> None:
+        self.bar.total = cells
+        self.bar.update(done - self.bar.n)
+        if self.bar.disable and time.monotonic() - self.last_line > LOG_EVERY_SECONDS:
+            self.last_line = time.monotonic()
+            print(f"{self.name}  cell {done + 1} of {cells}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

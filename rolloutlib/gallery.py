@@ -1,0 +1,281 @@
+"""Show executed notebooks as pages that need neither Jupyter nor a network.
+
+Each notebook becomes one HTML file that opens from the disk: formulas are MathML, which browsers
+draw themselves, and figures are inside the file. `write_index` puts a card for each on one page.
+"""
+
+import base64
+import functools
+import html
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import latex2mathml.converter
+import nbformat
+from nbconvert.exporters import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
+from pygments.formatters import HtmlFormatter
+
+from rolloutlib.runs import Run
+
+THUMBNAIL_SIZE = (640, 400)
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0;
+  --paper: #ffffff; --box: #f6f8fa; --link: #0969da; --good: #1a7f37; --bad: #d1242f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d;
+  --paper: #0d1117; --box: #151b23; --link: #4493f8; --good: #3fb950; --bad: #f85149; } }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 52rem; color: var(--ink);
+  background: var(--paper); font: 1rem/1.6 system-ui, sans-serif; }
+body.gallery { max-width: 76rem; }
+a { color: var(--link); }
+h1, h2, h3 { line-height: 1.25; }
+.anchor-link { visibility: hidden; margin-left: 0.3em; text-decoration: none; }
+:hover > .anchor-link { visibility: visible; }
+img { max-width: 100%; height: auto; background: white; }
+math[display="block"] { overflow-x: auto; overflow-y: hidden; padding: 0.2rem 0; }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+th, td { border: 1px solid var(--line); padding: 0.2rem 0.7rem; }
+pre { overflow-x: auto; margin: 0; }
+pre, code { font: 0.82rem/1.5 ui-monospace, monospace; }
+details.code { margin: 0.8rem 0; border: 1px solid var(--line); border-radius: 6px;
+  background: var(--box); padding: 0.4rem 0.8rem; }
+details.code > summary { color: var(--soft); font-size: 0.75rem; cursor: pointer; }
+.output { margin: 0.5rem 0 1rem; overflow-x: auto; }
+.output_stderr pre { color: var(--soft); }
+.output_error pre { border-left: 3px solid var(--bad); padding-left: 0.8rem; }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
+.card { border: 1px solid var(--line); border-radius: 8px; overflow: hidden;
+  background: var(--box); }
+.card a { color: inherit; text-decoration: none; }
+.card img { display: block; width: 100%; height: 11rem; object-fit: contain; }
+.card h2 { font-size: 1.05rem; margin: 0.8rem 1rem 0.3rem; }
+.card p { color: var(--soft); font-size: 0.85rem; margin: 0.3rem 1rem 0.9rem; }
+.ok { color: var(--good); } .failed { color: var(--bad); overflow-wrap: anywhere; }
+"""
+
+HEAD = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title | e }}</title>
+<style>{{ style }}</style>
+</head>
+"""
+
+PAGE = (
+    "{%- extends 'basic/index.html.j2' -%}\n"
+    "{%- block header -%}{%- set title = resources.page_title -%}"
+    "{%- set style = resources.page_style -%}\n"
+    + HEAD
+    + """{%- endblock header -%}
+{%- block body_header -%}<body>
+{% if resources.index_link %}
+<p><a href="{{ resources.index_link }}">All notebooks</a></p>
+{% endif %}
+{%- endblock body_header -%}
+{%- block body_footer -%}</body></html>{%- endblock body_footer -%}
+{%- block input_group -%}
+<details class="code" open><summary>In [{{ cell.execution_count or ' ' }}]</summary>
+{{ cell.source | highlight_code(metadata=cell.metadata) }}
+</details>
+{%- endblock input_group -%}
+{%- block output_area_prompt -%}{%- endblock output_area_prompt -%}
+{%- block empty_in_prompt -%}{%- endblock empty_in_prompt -%}
+"""
+)
+
+INDEX = (
+    HEAD
+    + """<body class="gallery">
+<h1>{{ title | e }}</h1>
+<p>{{ cards | selectattr("ok") | list | length }} of {{ cards | length }} finished.</p>
+<div class="cards">
+{%- for card in cards %}
+<article class="card">
+<a{% if card.page %} href="{{ card.page | e }}"{% endif %}>
+{%- if card.picture %}<img src="{{ card.picture | e }}" alt="">{% endif %}
+<h2>{{ card.title | e }}</h2></a>
+<p>{{ card.name | e }} · {{ "%.1f" % card.seconds }} s ·
+{% if card.ok %}<span class="ok">ok</span>
+{%- else %}<span class="failed">failed: {{ card.error | e }}</span>{% endif %}</p>
+</article>
+{%- endfor %}
+</div>
+</body>
+</html>
+"""
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the index shows of one run; links are relative to the index."""
+
+    name: str
+    title: str
+    page: str
+    picture: str
+    seconds: float
+    error: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.error
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """Draw a formula without a script; one that cannot be converted stays visible as source.
+
+    >>> print(mathml("r"))
+    <math display="inline"><mrow><mi>r</mi></mrow></math>
+    """
+    try:
+        formula = latex2mathml.converter.convert(latex, display=display)
+        return formula.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+    except Exception:  # the converter raises whatever an unknown construct runs into
+        return f"<code>{html.escape(latex)}</code>"
+
+
+def title_of(notebook: nbformat.NotebookNode) -> str:
+    """The first heading's words, or nothing."""
+    for cell in notebook.cells:
+        heading = cell.cell_type == "markdown" and re.search(r"^#+\s+(.+)$", cell.source, re.M)
+        if heading:
+            return re.sub(r"[*`$]", "", heading[1]).strip()
+    return ""
+
+
+def first_figure(notebook: nbformat.NotebookNode) -> bytes | None:
+    """The first PNG among the outputs."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                return base64.b64decode(output.data["image/png"])
+    return None
+
+
+def page_of(notebook: Path) -> Path:
+    """Where `write_page` puts the page of an executed notebook."""
+    return notebook.with_suffix(".html")
+
+
+def write_page(executed: Path, index: Path | None = None) -> Path:
+    """Write an executed notebook as a page beside it, with a link back to the index if any."""
+    notebook = nbformat.read(executed, as_version=4)
+    _describe_figures(notebook)
+    resources = {
+        "page_title": title_of(notebook) or executed.stem,
+        "page_style": STYLE + _code_colours(),
+        "index_link": index and _relative(index, executed.parent),
+    }
+    text, _ = _exporter().from_notebook_node(notebook, resources)
+    page = page_of(executed)
+    _write(page, text.encode())
+    return page
+
+
+def write_index(runs: Sequence[Run], folder: Path) -> Path:
+    """Write `index.html` with a card for each run, and the cards' pictures beside it."""
+    cards = [_card(run, folder) for run in runs]
+    text = jinja2.Template(INDEX).render(title="Notebooks", style=STYLE, cards=cards)
+    index = folder / "index.html"
+    _write(index, text.encode())
+    return index
+
+
+class _PageRenderer(IPythonRenderer):
+    """Markdown with formulas as MathML, and links to notebooks as links to their pages."""
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        if "://" not in url:
+            url = re.sub(r"\.ipynb(?=$|#)", ".html", url)
+        return super().link(text, url, title)
+
+
+class _PageExporter(HTMLExporter):
+    """nbconvert's exporter without any script of its own."""
+
+    @property
+    def default_config(self):
+        config = super().default_config
+        # Widgets and scripts would need JavaScript from a network: show their still forms.
+        still = config.NbConvertBase.display_data_priority[2:]
+        config.NbConvertBase.display_data_priority = still
+        return config
+
+    def markdown2html(self, source: str) -> str:
+        return MarkdownWithMath(renderer=_PageRenderer(escape=False)).render(source)
+
+
+@functools.cache
+def _exporter() -> _PageExporter:
+    return _PageExporter(template_name="basic", raw_template=PAGE)
+
+
+@functools.cache
+def _code_colours() -> str:
+    light = HtmlFormatter(style="default").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
+    background = ".highlight { background: none; }"
+    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{background}"
+
+
+def _describe_figures(notebook: nbformat.NotebookNode) -> None:
+    """Give each picture the alternative text that readers of the page without sight get."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for kind in ("image/png", "image/jpeg"):
+                if kind in output.get("data", {}):
+                    described = output.metadata.setdefault(kind, {})
+                    described.setdefault("alt", f"Figure of In [{cell.execution_count}]")
+
+
+def _card(run: Run, folder: Path) -> Card:
+    notebook = nbformat.read(run.output, as_version=4)
+    page = page_of(run.output)
+    return Card(
+        name=run.notebook.stem,
+        title=title_of(notebook) or run.notebook.stem,
+        page=_relative(page, folder) if page.exists() else "",
+        picture=_picture(notebook, page, folder) if page.exists() else "",
+        seconds=run.seconds,
+        error=run.error,
+    )
+
+
+def _picture(notebook: nbformat.NotebookNode, page: Path, folder: Path) -> str:
+    figure = first_figure(notebook)
+    if figure is None:
+        return ""
+    picture = Image.open(io.BytesIO(figure)).convert("RGBA")
+    picture.thumbnail(THUMBNAIL_SIZE)
+    picture.save(page.with_suffix(".png"))
+    return _relative(page.with_suffix(".png"), folder)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step, so that an interrupt leaves no half of it."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
