@@ -1,0 +1,38 @@
+"""NumPy and torch arrays through one algorithm: NumPy in gives NumPy out."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+Array = np.ndarray | torch.Tensor
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type to accumulate in: float64 stays, everything narrower becomes float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """The same numbers as a torch tensor, copied only where torch must."""
+    if isinstance(array, np.ndarray):
+        array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    if not isinstance(array, torch.Tensor):
+        raise ValueError(f"expected a NumPy array or a torch tensor, got {type(array).__name__}")
+    return array
+
+
+def numpy_too(function: Callable) -> Callable:
+    """Let a function of one torch tensor take a NumPy array as well, and answer in kind.
+
+    The function gets at least float32: half types are too coarse to add up in.
+    """
+
+    @functools.wraps(function)
+    def either(array: Array, *args, **kwargs) -> Array:
+        tensor = as_tensor(array)
+        result = function(tensor.to(working_dtype(tensor.dtype)), *args, **kwargs)
+        return result.numpy() if isinstance(array, np.ndarray) else result
+
+    return either

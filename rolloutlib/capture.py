@@ -1,0 +1,253 @@
+"""Record what every attention layer of a model saw: queries, keys and mask, never attention.
+
+Every model of transformers that dispatches its attention through `AttentionInterface` is
+recorded by one function, which notes its arguments and lets the stock SDPA function compute the
+output. So the model runs as it always does, and probabilities are recomputed when asked for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rolloutlib.arrays import working_dtype
+from rolloutlib.attention import require_fusion
+
+INTERFACE = "rolloutlib"
+
+_active: ContextVar[tuple["Recording", ...]] = ContextVar("active recordings", default=())
+
+
+@dataclass(frozen=True)
+class RecordedLayer:
+    """One attention layer of one pass: everything its probabilities follow from.
+
+    Queries and keys are those after the rotary embedding. With grouped-query attention there are
+    fewer key heads than query heads: each key head serves `heads // key_heads` of them in turn.
+    """
+
+    name: str
+    query: Float[torch.Tensor, "batch head query width"]
+    key: Float[torch.Tensor, "batch key_head key width"]
+    mask: Bool[torch.Tensor, "_ _ query key"] | Float[torch.Tensor, "_ _ query key"] | None
+    causal: bool
+    scaling: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.query.shape[0], self.query.shape[2], self.key.shape[2]
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """softmax(QKᵀ · scaling + mask) of these query rows (all of them by default), in float32.
+
+        Vaswani et al. 2017, equation 1. Float64 queries stay float64.
+        """
+        rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
+        groups = range(self.key.shape[1])
+        return torch.cat([self._group_probabilities(group, rows) for group in groups], 1)
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows, one group of heads in memory at a time."""
+        require_fusion(how)
+        total = None
+        for group in range(self.key.shape[1]):
+            heads = self._group_probabilities(group, rows)
+            if how == "mean":
+                part = heads.sum(1)
+                total = part if total is None else total.add_(part)
+            else:
+                part = heads.amax(1) if how == "max" else heads.amin(1)
+                extreme = torch.maximum if how == "max" else torch.minimum
+                total = part if total is None else extreme(total, part)
+        return total / self.query.shape[1] if how == "mean" else total
+
+    def _group_probabilities(
+        self, group: int, rows: torch.Tensor
+    ) -> Float[torch.Tensor, "batch group_head row key"]:
+        """Probabilities of the query heads that share key head number `group`."""
+        rows = rows.to(self.query.device)
+        size = self.query.shape[1] // self.key.shape[1]
+        heads = slice(group * size, (group + 1) * size)
+        dtype = working_dtype(self.query.dtype)
+        query = self.query[:, heads, rows].to(dtype)
+        key = self.key[:, group : group + 1].to(dtype)
+        scores = (query @ key.mT) * self.scaling
+        lowest = torch.finfo(dtype).min  # not -inf: a row with nothing to see must not become NaN
+        if self.mask is not None:
+            mask = self.mask if self.mask.shape[1] == 1 else self.mask[:, heads]
+            mask = mask[:, :, rows]
+            if mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask, lowest)
+            else:
+                scores = (scores + mask.to(dtype)).clamp(min=lowest)
+        elif self.causal:
+            future = torch.arange(key.shape[2], device=rows.device) > rows[:, None]
+            scores = scores.masked_fill(future, lowest)
+        return scores.softmax(-1)
+
+
+class Recording:
+    """What was recorded of a model: `recording["vision"]`, `recording["language"]`, or a path.
+
+    Each gives a list of `RecordedLayer`, first layer first.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self._model = model
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._calls: dict[str, list[RecordedLayer]] = {}
+
+    def note(self, module: torch.nn.Module, **call) -> None:
+        """Keep one attention call of a module of this model; calls of other models pass by."""
+        name = self._names.get(id(module))
+        if name is not None:
+            self._calls.setdefault(name, []).append(RecordedLayer(name=name, **call))
+
+    @property
+    def names(self) -> list[str]:
+        """The recorded attention modules, in the order in which they ran."""
+        return list(self._calls)
+
+    def __getitem__(self, part: str) -> list[RecordedLayer]:
+        """The layers of a part: "vision", "language" or the path of a module.
+
+        Raises KeyError where nothing was recorded under that name, ValueError where a layer ran
+        more than once, as in generation with a cache.
+        """
+        if part in ("vision", "language"):
+            names = [name for name in self._calls if modality(self._model, name) == part]
+        else:
+            names = [n for n in self._calls if n == part or n.startswith(f"{part}.")]
+        if not names:
+            raise KeyError(
+                f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}"
+            )
+        for name in names:
+            if len(self._calls[name]) > 1:
+                raise ValueError(
+                    f"{name} ran {len(self._calls[name])} times while recording, expected once: "
+                    "record one pass over the whole sequence, after generation and not during it"
+                )
+        return [self._calls[name][0] for name in names]
+
+    def require_complete(self) -> None:
+        """Raise a RuntimeError that names the attention modules that were not captured."""
+        missing = [name for name in attention_modules(self._model) if name not in self._calls]
+        if missing or not self._calls:
+            raise RuntimeError(
+                f"captured {len(self._calls)} attention modules, missing {len(missing)}: "
+                f"{', '.join(missing[:5]) or 'the model has none that could be told by its name'}"
+                f"{' …' if len(missing) > 5 else ''}. They did not run, or compute attention "
+                "outside of transformers' AttentionInterface. To record a part of a model, pass "
+                "that submodule to record_attention."
+            )
+
+
+def attention_modules(model: torch.nn.Module) -> list[str]:
+    """Paths of the modules that compute attention: innermost classes called …Attention."""
+    named = [n for n, module in model.named_modules() if "Attention" in type(module).__name__]
+    return [name for name in named if not any(other.startswith(f"{name}.") for other in named)]
+
+
+def modality(model: torch.nn.Module, name: str) -> str:
+    """Is this module part of the "vision" or of the "language" side of a model?
+
+    The innermost transformers model around it says what it takes in.
+    """
+    path = name.split(".")
+    for length in range(len(path), -1, -1):
+        module = model.get_submodule(".".join(path[:length]))
+        takes = getattr(module, "input_modalities", None)
+        if takes is not None and isinstance(getattr(module, "config", None), PreTrainedConfig):
+            return "language" if "text" in takes else "vision"
+    return "language"
+
+
+@contextmanager
+def record_attention(model: torch.nn.Module) -> Iterator[Recording]:
+    """What did each layer attend to? Record every attention call of `model` inside the block.
+
+    ```
+    with record_attention(model) as recording:
+        model(**inputs)
+    rollout(recording["language"])
+    ```
+
+    The model computes as under SDPA, whatever its own implementation is; on leaving, also by an
+    exception, each part gets its own implementation back. Recorded tensors are detached, not
+    copied, and stay where the model put them.
+
+    Raises ValueError where the model, or a part of it, is in training mode (dropout would be
+    recorded as attention), RuntimeError on leaving where an attention module was not captured.
+    """
+    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
+    if training:
+        raise ValueError(f"expected a model in eval mode, got {training[0]} in training mode")
+    recording = Recording(model)
+    configs = _attention_configs(model)
+    implementations = [config._attn_implementation_internal for config in configs]
+    token = _active.set((*_active.get(), recording))
+    try:
+        # The public setter would write one implementation over parts that differ.
+        for config in configs:
+            config._attn_implementation_internal = INTERFACE
+        yield recording
+    finally:
+        for config, implementation in zip(configs, implementations, strict=True):
+            config._attn_implementation_internal = implementation
+        _active.reset(token)
+    recording.require_complete()
+
+
+def _attention_configs(model: torch.nn.Module) -> list[PreTrainedConfig]:
+    """Every distinct configuration object that tells a part of the model how to attend."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
+
+
+def _recording_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Note the call in every active recording; the stock SDPA function computes the output."""
+    unsupported = [n for n in ("position_bias", "s_aux", "softcap") if kwargs.get(n) is not None]
+    if unsupported:
+        raise NotImplementedError(
+            f"{type(module).__name__} attends with {unsupported[0]}, which recording cannot "
+            "reproduce; expected softmax(QKᵀ · scaling + mask)"
+        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = causal and attention_mask is None and query.shape[2] > 1
+    for recording in _active.get():
+        recording.note(
+            module,
+            query=query.detach(),
+            # Under SDPA's causal rule keys beyond the last query are empty places of a cache.
+            key=key.detach()[:, :, : query.shape[2]] if causal else key.detach(),
+            mask=None if attention_mask is None else attention_mask.detach(),
+            causal=causal,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        )
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+
+
+AttentionInterface.register(INTERFACE, _recording_attention)
+# Without a mask function under the same name padding would silently be ignored.
+AttentionMaskInterface.register(INTERFACE, sdpa_mask)

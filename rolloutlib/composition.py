@@ -1,0 +1,264 @@
+"""Layers composed: attention rollout, whole or only the rows that are wanted."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from rolloutlib.arrays import Array, as_tensor
+from rolloutlib.attention import (
+    discard_lowest,
+    fuse_heads,
+    mix_identity,
+    require_attention,
+    require_fusion,
+    require_share,
+)
+
+CHUNK = 256  # query rows handled at once: large enough for fast products, small in memory
+
+
+class Layer(Protocol):
+    """One layer's attention, however it is kept: it answers for the query rows it is asked for."""
+
+    shape: tuple[int, int, int]  # batch, queries, keys
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+
+
+class DenseLayer:
+    """A layer whose attention is kept whole: `[query key]`, `[head query key]` or with a batch."""
+
+    def __init__(self, attention: Array):
+        tensor = as_tensor(attention)
+        if not 2 <= tensor.ndim <= 4:
+            raise ValueError(
+                "expected attention [query key], [head query key] or [batch head query key], "
+                f"got shape {tuple(tensor.shape)}"
+            )
+        require_attention(tensor)
+        self.heads = tensor[(None,) * (4 - tensor.ndim)]
+        self.shape = (self.heads.shape[0], *self.heads.shape[2:])
+        self.numpy = isinstance(attention, np.ndarray)
+        self.batched = tensor.ndim == 4
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        every_row = len(rows) == self.shape[1]  # then asked for in order: no copy is needed
+        return fuse_heads(self.heads if every_row else self.heads[:, :, rows], how)
+
+    def answer(self, result: Float[torch.Tensor, "batch row key"]) -> Array:
+        """A result in the form in which the attention came."""
+        result = result if self.batched else result[0]
+        return result.numpy() if self.numpy else result
+
+
+class Transition:
+    """One layer's step from its inputs to its outputs: rows of Ā, that is fused attention with
+    the residual mixed in and the lowest entries discarded, in that order."""
+
+    def __init__(self, layer: Layer, head_fusion: str, residual: float, discard_ratio: float):
+        self.layer, self.head_fusion, self.residual = layer, head_fusion, residual
+        # The threshold of a discard needs the whole matrix, so it is made once.
+        self.whole = None
+        if discard_ratio > 0:
+            every_row = torch.arange(layer.shape[1])
+            chunks = [self.mixed(rows) for rows in every_row.split(CHUNK)]
+            self.whole = discard_lowest(torch.cat(chunks, 1), discard_ratio)
+
+    def mixed(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
+        """Rows of the fused attention with the residual mixed in."""
+        fused = self.layer.fused(rows, self.head_fusion)
+        return mix_identity(fused, rows.to(fused.device), self.residual)
+
+    def rows(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
+        """Rows of Ā."""
+        return self.mixed(rows) if self.whole is None else self.whole[:, rows]
+
+    def after(
+        self, product: Float[torch.Tensor, "batch query key"] | None
+    ) -> Float[torch.Tensor, "batch query key"]:
+        """Ā · product: the rollout one layer further on; Ā itself where there is none before."""
+        parts = []
+        for rows in torch.arange(self.layer.shape[1]).split(CHUNK):
+            part = self.rows(rows)
+            parts.append(part if product is None else part @ product.to(part))
+        return torch.cat(parts, 1)
+
+    def before(
+        self, relevance: Float[torch.Tensor, "batch row query"]
+    ) -> Float[torch.Tensor, "batch row key"]:
+        """relevance · Ā: rows of the rollout one layer further back."""
+        total = torch.zeros_like(relevance)
+        for rows in torch.arange(self.layer.shape[1]).split(CHUNK):
+            share = relevance[..., rows]
+            if share.any():  # below a causal layer no row after the last wanted one has any share
+                part = self.rows(rows)
+                total = total.to(part) + share.to(part) @ part
+        return total
+
+
+def rollout(
+    layers: Iterable[Array | Layer],
+    *,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+) -> Float[Array, "*batch query key"]:
+    """Through all layers together, how much of each input is in each output?
+
+    Ā_L · … · Ā_1, where Ā is a layer's attention with its heads fused, the residual mixed in
+    and the lowest entries discarded (Abnar & Zuidema 2020, "Quantifying Attention Flow in
+    Transformers"). Rows of every Ā sum to 1, so rows of the product do too; nothing is normalised
+    after the product.
+
+    layers: first layer first, each `[head query key]`, `[batch head query key]`, `[query key]`
+    or a recorded layer. They may come from a generator: each is used once and let go.
+    head_fusion: "mean", "max" or "min".  residual: share of the identity, in [0, 1].
+    discard_ratio: share of the smallest entries set to 0, in [0, 1).
+    start_layer: the first layer to take part, counted from 0.
+
+    Raises ValueError where there are no layers, where shapes differ or are not square, where
+    attention is negative or not finite, and where a setting is out of its range.
+
+    >>> first = np.array([[1.0, 0.0], [0.5, 0.5]])
+    >>> second = np.array([[1.0, 0.0], [1.0, 0.0]])
+    >>> rollout([first, second], residual=0.5)
+    array([[1.   , 0.   ],
+           [0.625, 0.375]])
+    """
+    product = None
+    for step in _products(layers, head_fusion, residual, discard_ratio, start_layer):
+        product = step
+    return product
+
+
+def rollout_by_layer(
+    layers: Iterable[Array | Layer],
+    *,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+) -> list[Float[Array, "*batch query key"]]:
+    """How does the rollout grow? The product after each layer, as `rollout` would give it.
+
+    >>> layers = [np.full((3, 3), 1 / 3)] * 4
+    >>> [round(float(product[0, 0]), 3) for product in rollout_by_layer(layers)]
+    [0.667, 0.5, 0.417, 0.375]
+    """
+    return list(_products(layers, head_fusion, residual, discard_ratio, start_layer))
+
+
+def _products(
+    layers: Iterable[Array | Layer],
+    head_fusion: str,
+    residual: float,
+    discard_ratio: float,
+    start_layer: int,
+) -> Iterator[Float[Array, "*batch query key"]]:
+    """The rollout after each layer from `start_layer` on."""
+    make = transition_maker(head_fusion, residual, discard_ratio)
+    product = None
+    for layer in layers_from(layers, start_layer):
+        product = make(layer).after(product)
+        yield answer_like(layer, product)
+
+
+def rollout_rows(
+    layers: Iterable[Array | Layer],
+    rows: Sequence[int] | Array,
+    *,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+) -> Float[Array, "*batch row key"]:
+    """What is in these outputs? Only the wanted rows of `rollout`, at a fraction of its cost.
+
+    The product is composed from the last layer down, r ← r · Ā, so that no layer costs more
+    than a pass over its attention. `rows` are query positions; negative ones count from the end.
+
+    Raises ValueError as `rollout` does, and for rows that are none or out of range.
+
+    >>> layers = [np.full((4, 4), 0.25)] * 2
+    >>> rollout_rows(layers, [3])
+    array([[0.1875, 0.1875, 0.1875, 0.4375]])
+    """
+    make = transition_maker(head_fusion, residual, discard_ratio)
+    *below, last = layers_from(layers, start_layer)
+    relevance = make(last).rows(_positions(rows, last.shape[1]))
+    for layer in reversed(below):
+        relevance = make(layer).before(relevance)
+    return answer_like(last, relevance)
+
+
+def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch key"]:
+    """How much attention does each key get? Summed over queries, averaged over heads and layers.
+
+    The average key gets 1. No residual and no composition take part.
+
+    >>> attention_received([np.array([[[1.0, 0.0], [0.5, 0.5]]])])
+    array([1.5, 0.5])
+    """
+    total = 0
+    for count, layer in enumerate(layers_from(layers, 0, square=False), start=1):
+        chunks = torch.arange(layer.shape[1]).split(CHUNK)
+        received = sum(layer.fused(rows, "mean").sum(1, keepdim=True) for rows in chunks)
+        total = total + (received - total) / count
+    return answer_like(layer, total)[..., 0, :]
+
+
+def transition_maker(
+    head_fusion: str, residual: float, discard_ratio: float
+) -> Callable[[Layer], Transition]:
+    """Check the settings before any layer is touched; then one transition for each layer."""
+    require_fusion(head_fusion)
+    require_share("residual", residual)
+    require_share("discard ratio", discard_ratio, below_one=True)
+    return lambda layer: Transition(layer, head_fusion, residual, discard_ratio)
+
+
+def layers_from(
+    layers: Iterable[Array | Layer], start_layer: int, *, square: bool = True
+) -> Iterator[Layer]:
+    """The layers from `start_layer` on, each checked against the first one's shape."""
+    expected, number = None, -1
+    for number, given in enumerate(layers):
+        layer = given if hasattr(given, "fused") else DenseLayer(given)
+        if square and layer.shape[1] != layer.shape[2]:
+            raise ValueError(
+                f"layer {number} has {layer.shape[1]} queries and {layer.shape[2]} keys; a rollout "
+                "needs square attention (of one pass over the whole sequence, without a cache)"
+            )
+        expected = expected or layer.shape
+        if layer.shape != expected:
+            raise ValueError(
+                f"layer {number} has shape [batch query key] {layer.shape}, expected {expected} "
+                "as in the first layer"
+            )
+        if number >= start_layer:
+            yield layer
+    if number < 0:
+        raise ValueError("expected at least one layer, got none")
+    if not 0 <= start_layer <= number:
+        raise ValueError(f"start_layer must be in [0, {number}], got {start_layer}")
+
+
+def _positions(rows: Sequence[int] | Array, size: int) -> torch.Tensor:
+    """Query positions as a tensor of indices from 0, checked against the number of queries."""
+    positions = torch.as_tensor(rows).cpu()
+    if positions.ndim != 1 or len(positions) == 0 or positions.is_floating_point():
+        raise ValueError(f"expected a list of row numbers, at least one, got {rows!r}")
+    if positions.min() < -size or positions.max() >= size:
+        raise ValueError(f"rows must be in [{-size}, {size - 1}], got {positions.tolist()}")
+    return positions % size
+
+
+def answer_like(layer: Layer, result: torch.Tensor) -> Array:
+    """A result in the form in which the layers came; recorded layers are batched torch."""
+    return layer.answer(result) if isinstance(layer, DenseLayer) else result

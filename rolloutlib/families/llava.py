@@ -1,0 +1,68 @@
+"""LLaVA 1.5: a square of the picture through a vision tower, one token for each patch."""
+
+from PIL import Image
+from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+from rolloutlib.grid import View
+
+Size = tuple[int, int]
+
+
+class Llava:
+    """`LlavaForConditionalGeneration`: resize, perhaps pad to a square, cut out the centre."""
+
+    model_type = "llava"
+    prompt_template = "USER: <image>\n{prompt} ASSISTANT:"
+
+    def views(
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaProcessor,
+        inputs: BatchFeature,
+        pictures: list[Image.Image],
+    ) -> list[View]:
+        """One view for each picture, from the settings of the image processor."""
+        window = tuple(inputs["pixel_values"].shape[-2:])
+        return [self._view(processor, (p.height, p.width), window) for p in pictures]
+
+    @staticmethod
+    def _view(processor: LlavaProcessor, picture: Size, window: Size) -> View:
+        settings, patch = processor.image_processor, processor.patch_size
+        drops_first = processor.vision_feature_select_strategy == "default"
+        padded = (max(picture),) * 2 if getattr(settings, "do_pad", False) else picture
+        resized = resized_size(settings, padded) if settings.do_resize else padded
+        scale = [after / before for after, before in zip(resized, padded, strict=True)]
+        # Padding comes before resizing: half of it, rounded down, lies above and left.
+        before = [
+            (side - length) // 2 * s for side, length, s in zip(padded, picture, scale, strict=True)
+        ]
+        cut = [centre_offset(full, kept) for full, kept in zip(resized, window, strict=True)]
+        return View(
+            picture=picture,
+            resized=tuple(length * s for length, s in zip(picture, scale, strict=True)),
+            offset=tuple(c - b for c, b in zip(cut, before, strict=True)),
+            window=window,
+            token=patch,
+            grid=(window[0] // patch, window[1] // patch),
+            leading=0 if drops_first else processor.num_additional_image_tokens,
+        )
+
+
+def resized_size(settings, picture: Size) -> Size:
+    """The (height, width) to which an image processor resizes a picture of this size."""
+    size = settings.size
+    if size.get("height") and size.get("width"):
+        return size["height"], size["width"]
+    short, longest = size.get("shortest_edge"), size.get("longest_edge")
+    if not short:
+        raise ValueError(f"expected a size by its edges or by height and width, got {size}")
+    if longest:
+        return get_size_with_aspect_ratio(picture, short, longest)
+    long = int(short * max(picture) / min(picture))
+    return (short, long) if picture[0] <= picture[1] else (long, short)
+
+
+def centre_offset(full: int, kept: int) -> int:
+    """Where a centre crop begins; negative where it has to pad first."""
+    return (full - kept) // 2 if full >= kept else -((kept - full) // 2)

@@ -1,0 +1,213 @@
+"""Load a checkpoint, let it answer, and replay the answer in one pass that can be recorded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from rolloutlib.capture import Recording, record_attention
+from rolloutlib.families import FAMILIES, Family
+from rolloutlib.grid import ImageTokens, image_tokens
+from rolloutlib.pictures import upright_rgb
+
+# What a processor gives for every token of the prompt, and its value for a generated one.
+PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model was asked, what it answered, and where in the sequence all of it stands.
+
+    inputs: what the processor made of the prompt and its pictures.
+    sequence: the prompt's S token ids and the T generated ones, without the closing token.
+    tokens: the T generated tokens as text.  text: the answer as it reads.
+    images: for each picture of the prompt its tokens' positions and pixels.
+    """
+
+    prompt: str
+    inputs: BatchFeature
+    sequence: Int[torch.Tensor, " token"]
+    tokens: list[str]
+    text: str
+    images: list[ImageTokens]
+
+    @property
+    def image(self) -> ImageTokens:
+        """The only picture of the prompt. Raises ValueError where there are several."""
+        if len(self.images) != 1:
+            raise ValueError(f"expected one picture in the prompt, got {len(self.images)}")
+        return self.images[0]
+
+    @property
+    def rows(self) -> Int[torch.Tensor, " token"]:
+        """The query rows that predicted the generated tokens: for each, the one before it."""
+        end = len(self.sequence) - 1
+        return torch.arange(end - len(self.tokens), end)
+
+
+@dataclass(frozen=True)
+class MultimodalModel:
+    """A checkpoint ready to be asked: transformers' model and processor, and their family."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    family: Family
+
+    def generate(
+        self,
+        pictures: Image.Image | list[Image.Image],
+        prompt: str,
+        *,
+        max_new_tokens: int = 32,
+        **generation,
+    ) -> Answer:
+        """What does the model say about the pictures?
+
+        prompt: a question, put into the checkpoint's chat template; or the whole text, which is
+        taken as it is where it already has image tokens.  generation: anything that
+        transformers' `generate` takes (beams, sampling, …), for one answer.
+
+        Raises ValueError where the prompt has no room for its image tokens or the context none
+        for the answer, and where the model generates nothing.
+        """
+        pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+        inputs = self.prepare(pictures, prompt)
+        length = inputs["input_ids"].shape[1]
+        self._require_room(length, max_new_tokens)
+        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
+        return self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
+
+    def prepare(self, pictures: list[Image.Image], prompt: str) -> BatchFeature:
+        """The model's inputs for a prompt about these pictures, on the model's device."""
+        pictures = [upright_rgb(picture) for picture in pictures]
+        text = self._full_prompt(prompt, len(pictures))
+        inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+        return inputs.to(self.model.device, self.model.dtype)
+
+    def answer(
+        self,
+        pictures: list[Image.Image],
+        prompt: str,
+        inputs: BatchFeature,
+        sequences: Int[torch.Tensor, "one token"],
+    ) -> Answer:
+        """Read one generated sequence, prompt included, however it was generated."""
+        if sequences.shape[0] != 1:
+            raise ValueError(f"expected one generated sequence, got {sequences.shape[0]}")
+        pictures = [upright_rgb(picture) for picture in pictures]
+        views = self.family.views(self.model, self.processor, inputs, pictures)
+        length = inputs["input_ids"].shape[1]
+        generated = self._without_ending(sequences[0, length:])
+        if len(generated) == 0:
+            raise ValueError("expected at least one generated token, got none")
+        tokenizer = self.processor.tokenizer
+        return Answer(
+            prompt=prompt,
+            inputs=inputs,
+            sequence=torch.cat([sequences[0, :length], generated]),
+            tokens=[tokenizer.decode([token]) for token in generated.tolist()],
+            text=tokenizer.decode(generated, skip_special_tokens=True).strip(),
+            images=image_tokens(
+                pictures, views, inputs["input_ids"][0], self.model.config.image_token_id
+            ),
+        )
+
+    def record(self, answer: Answer) -> Recording:
+        """What did every layer attend to while answering?
+
+        One replay pass over prompt and answer: the same attention as in generation, whatever
+        way the tokens were chosen, without a cache to follow.
+        """
+        inputs = dict(answer.inputs)
+        inputs["input_ids"] = answer.sequence[None]
+        for name, value in PER_TOKEN.items():
+            if name in inputs:
+                extra = len(answer.sequence) - inputs[name].shape[1]
+                inputs[name] = torch.nn.functional.pad(inputs[name], (0, extra), value=value)
+        with torch.no_grad(), record_attention(self.model) as recording:
+            self.model(**inputs, use_cache=False, logits_to_keep=1)
+        return recording
+
+    def _full_prompt(self, prompt: str, pictures: int) -> str:
+        """The text that the processor takes, with one image token for each picture."""
+        image_token = getattr(self.processor, "image_token", None)
+        if image_token and image_token in prompt:
+            return prompt
+        if self.processor.chat_template is None:
+            return self.family.prompt_template.format(prompt=prompt)
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
+        conversation = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(conversation, add_generation_prompt=True)
+
+    def _require_room(self, length: int, new: int) -> None:
+        if new < 1:
+            raise ValueError(f"max_new_tokens must be 1 or more, got {new}")
+        context = self.model.config.get_text_config().max_position_embeddings
+        if length + new > context:
+            raise ValueError(
+                f"the prompt with its image tokens is {length} tokens long and the answer up to "
+                f"{new}; expected at most {context} together, the model's context"
+            )
+
+    def _without_ending(
+        self, generated: Int[torch.Tensor, " token"]
+    ) -> Int[torch.Tensor, " token"]:
+        """The generated tokens up to the one that closes the answer."""
+        ending = self.model.generation_config.eos_token_id
+        ending = [ending] if isinstance(ending, int) else ending or []
+        closing = torch.isin(generated, torch.tensor(ending, device=generated.device))
+        return generated[: int(closing.int().argmax())] if closing.any() else generated
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    revision: str = "main",
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict | None = None,
+) -> MultimodalModel:
+    """Load a checkpoint by a folder's path or a Hugging Face id, ready to be asked.
+
+    revision, dtype, device_map: as in transformers. Only safetensors are read, and no code that
+    comes with a checkpoint is run.
+
+    Raises ValueError for a family that the package does not know; FileNotFoundError where the
+    folder, the download or its safetensors are not to be had.
+    """
+    source = str(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if config.model_type not in FAMILIES:
+            raise ValueError(
+                f"expected a checkpoint of {', '.join(FAMILIES)}, got model_type "
+                f"{config.model_type!r} in {source}"
+            )
+        processor = AutoProcessor.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+        model = AutoModelForImageTextToText.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"cannot load the checkpoint {source}: expected a folder or Hugging Face id with "
+            "config, processor and safetensors weights (pickled weights are refused). Without a "
+            "network use a folder, such as the default data/checkpoints/tiny-llava. "
+            f"transformers says: {error}"
+        ) from error
+    return MultimodalModel(model.eval(), processor, FAMILIES[config.model_type])

@@ -1,0 +1,162 @@
+"""From a grid of relevance back to the pixels of the original picture, one step a function."""
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from rolloutlib.arrays import Array
+from rolloutlib.grid import View
+
+Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
+
+
+def upscale(heatmap: Float[Array, "rows columns"], view: View) -> Heatmap:
+    """The grid at the resolution of the model's input: every token a square of equal pixels.
+
+    Raises ValueError for a heatmap that is not of the view's grid, negative or not finite.
+    """
+    grid = heatmap.cpu().numpy() if isinstance(heatmap, torch.Tensor) else heatmap
+    if grid.shape != view.grid:
+        raise ValueError(f"expected a heatmap on the grid {view.grid}, got shape {grid.shape}")
+    if not (np.isfinite(grid).all() and (grid >= 0).all()):
+        raise ValueError("expected a heatmap of finite numbers, 0 or more, got others")
+    tiles = grid.repeat(view.token, axis=0).repeat(view.token, axis=1)
+    pixels = np.full(view.window, np.nan, dtype=grid.dtype)
+    pixels[: tiles.shape[0], : tiles.shape[1]] = tiles
+    return pixels
+
+
+def undo_crop(pixels: Heatmap, view: View) -> Heatmap:
+    """The model's input laid where it was cut out of the resized picture; padding falls away.
+
+    What the crop removed is NaN: the model never saw it.
+    """
+    size = [max(round(length), 1) for length in view.resized]
+    centres = [(np.arange(n) + 0.5) * full / n for n, full in zip(size, view.resized, strict=True)]
+    return _sample(pixels, *(c - start for c, start in zip(centres, view.offset, strict=True)))
+
+
+def undo_resize(pixels: Heatmap, view: View) -> Heatmap:
+    """The resized picture's map at the size of the original, by nearest neighbour."""
+    centres = [
+        (np.arange(length) + 0.5) * now / length
+        for length, now in zip(view.picture, pixels.shape, strict=True)
+    ]
+    return _sample(pixels, *centres)
+
+
+def _sample(
+    pixels: Heatmap, ys: Float[np.ndarray, " rows"], xs: Float[np.ndarray, " columns"]
+) -> Float[np.ndarray, "rows columns"]:
+    """The values at these points, in pixels from the top left corner; NaN outside."""
+    rows, columns = np.floor(ys).astype(int), np.floor(xs).astype(int)
+    inside = _within(rows, pixels.shape[0])[:, None] & _within(columns, pixels.shape[1])[None, :]
+    near = np.ix_(rows.clip(0, pixels.shape[0] - 1), columns.clip(0, pixels.shape[1] - 1))
+    return np.where(inside, pixels[near], np.nan)
+
+
+def _within(index: np.ndarray, size: int) -> Bool[np.ndarray, " n"]:
+    return (index >= 0) & (index < size)
+
+
+def to_picture(heatmap: Float[Array, "rows columns"], view: View) -> Heatmap:
+    """The grid laid on the original picture: `upscale`, `undo_crop`, `undo_resize`."""
+    return undo_resize(undo_crop(upscale(heatmap, view), view), view)
+
+
+def blur(heatmap: Heatmap, sigma: float) -> Heatmap:
+    """Gaussian blur with a standard deviation of `sigma` pixels; 0 leaves the map as it is.
+
+    What the model did not see stays NaN and lends nothing to its neighbours. Wide blurs are
+    computed on a coarser canvas, where a quarter of sigma is one pixel.
+    """
+    if sigma < 0:
+        raise ValueError(f"sigma must be 0 or more pixels, got {sigma}")
+    if sigma == 0:
+        return heatmap
+    seen = ~np.isnan(heatmap)
+    weights = _blurred(seen.astype(np.float32), sigma)
+    values = _blurred(np.where(seen, heatmap, 0).astype(np.float32), sigma)
+    return np.where(seen, values / np.maximum(weights, 1e-6), np.nan)
+
+
+def _blurred(values: Float[np.ndarray, "height width"], sigma: float) -> np.ndarray:
+    step = max(int(sigma // 4), 1)
+    if step == 1:
+        return gaussian_filter(values, sigma, mode="constant")
+    height, width = values.shape
+    small = (max(width // step, 1), max(height // step, 1))
+    coarse = np.asarray(Image.fromarray(values).resize(small, Image.Resampling.BOX))
+    smooth = gaussian_filter(coarse, sigma / step, mode="constant")
+    fine = Image.fromarray(smooth).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(fine)
+
+
+def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heatmap:
+    """Scale a map to [0, 1] and raise it to `power`: above 1 only the peaks stay bright.
+
+    clip: the percentile that becomes 1; below 100 it keeps one extreme pixel from making the
+    rest dark. A constant map becomes 0.
+
+    >>> emphasize(np.array([[0.0, 1.0, 2.0]]), power=2)
+    array([[0.  , 0.25, 1.  ]])
+    """
+    if power <= 0:
+        raise ValueError(f"power must be above 0, got {power}")
+    if not 0 < clip <= 100:
+        raise ValueError(f"clip must be a percentile in (0, 100], got {clip}")
+    if np.isnan(heatmap).all():
+        return heatmap
+    low = np.nanmin(heatmap)
+    height = (np.nanmax(heatmap) if clip == 100 else np.nanpercentile(heatmap, clip)) - low
+    scaled = np.minimum((heatmap - low) / (height if height > 0 else 1), 1)
+    return scaled**power
+
+
+def colour(heatmap: Heatmap, colours: str = "turbo") -> Float[np.ndarray, "height width 4"]:
+    """A map in [0, 1] as red, green, blue and opacity in [0, 1]: blue is low and red is high.
+
+    colours: any name that matplotlib knows. What the model did not see is fully transparent.
+    """
+    painted = mpl.colormaps[colours](np.nan_to_num(heatmap))
+    painted[..., 3] = ~np.isnan(heatmap)
+    return painted
+
+
+def blend(
+    picture: Image.Image, coloured: Float[np.ndarray, "height width 4"], opacity: float = 0.5
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Lay the coloured map over the picture. Raises ValueError where their sizes differ."""
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be in [0, 1], got {opacity}")
+    pixels = np.asarray(picture.convert("RGB"), dtype=float)
+    if pixels.shape[:2] != coloured.shape[:2]:
+        raise ValueError(
+            f"expected a map of the picture's {pixels.shape[:2]} pixels, got {coloured.shape[:2]}"
+        )
+    share = coloured[..., 3:] * opacity
+    return np.rint(pixels * (1 - share) + coloured[..., :3] * 255 * share).astype(np.uint8)
+
+
+def overlay(
+    picture: Image.Image,
+    heatmap: Float[Array, "rows columns"],
+    view: View,
+    *,
+    blur_tokens: float = 0.5,
+    power: float = 1.0,
+    clip: float = 100.0,
+    colours: str = "turbo",
+    opacity: float = 0.5,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Where in the picture does the relevance lie? All steps of this module, in order.
+
+    blur_tokens: the blur's standard deviation, in widths of a token on the picture.
+    The other settings are those of `emphasize`, `colour` and `blend`.
+    """
+    width = view.token * view.picture[1] / view.resized[1]
+    smooth = blur(to_picture(heatmap, view), blur_tokens * width)
+    return blend(picture, colour(emphasize(smooth, power, clip), colours), opacity)

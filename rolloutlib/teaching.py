@@ -1,0 +1,138 @@
+"""Attention rollout as a class with figures, in the form in which courses know it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from rolloutlib.arrays import Array
+from rolloutlib.attention import HEAD_FUSIONS, require_fusion, require_share
+from rolloutlib.composition import rollout, rollout_by_layer
+from rolloutlib.plots import plot_matrices
+
+Layers = Sequence[Array]
+
+
+class AttentionRollout:
+    """Rollout with its settings kept together, and the figures that go with it.
+
+    discard_ratio: share of the smallest entries of each layer set to 0, in [0, 1).
+    head_fusion: "mean", "max" or "min".
+    include_residual: mix each layer half and half with the identity.
+
+    Raises ValueError for settings out of range.
+
+    >>> import numpy as np
+    >>> layers = [np.full((2, 3, 3), 1 / 3)] * 2
+    >>> AttentionRollout(discard_ratio=0).compute_rollout(layers).sum(axis=-1)
+    array([1., 1., 1.])
+    """
+
+    def __init__(
+        self, discard_ratio: float = 0.1, head_fusion: str = "mean", include_residual: bool = True
+    ):
+        require_share("discard_ratio", discard_ratio, below_one=True)
+        require_fusion(head_fusion)
+        self.discard_ratio = discard_ratio
+        self.head_fusion = head_fusion
+        self.include_residual = include_residual
+
+    @property
+    def _settings(self) -> dict:
+        return {
+            "discard_ratio": self.discard_ratio,
+            "head_fusion": self.head_fusion,
+            "residual": 0.5 if self.include_residual else 0.0,
+        }
+
+    def compute_rollout(self, attention_layers: Layers) -> Float[Array, "*batch query key"]:
+        """The rollout of all layers: see `rolloutlib.rollout`. A batch is rolled out whole."""
+        return rollout(attention_layers, **self._settings)
+
+    def compute_rollout_by_layer(
+        self, attention_layers: Layers
+    ) -> list[Float[Array, "*batch query key"]]:
+        """The rollout after each layer: see `rolloutlib.rollout_by_layer`."""
+        return rollout_by_layer(attention_layers, **self._settings)
+
+    def visualize(
+        self,
+        rollout: Float[Array, "*batch query key"],
+        tokens: Sequence[str],
+        title: str = "Attention Rollout",
+        save_path: str | Path | None = None,
+    ) -> Figure:
+        """Draw one rollout with its tokens; with `save_path`, also into that file."""
+        figure = plot_matrices([rollout], tokens, [""], title=title)
+        if save_path:
+            figure.savefig(save_path, dpi=150)
+        return figure
+
+    def compare_with_single_layer(
+        self, attention_layers: Layers, tokens: Sequence[str], layer_idx: int = -1
+    ) -> Figure:
+        """Draw one layer's fused attention beside the rollout of all layers.
+
+        Raises ValueError for a layer that is not there.
+        """
+        count = len(attention_layers)
+        if not -count <= layer_idx < count:
+            raise ValueError(f"layer_idx must be in [{-count}, {count - 1}], got {layer_idx}")
+        chosen = attention_layers[layer_idx]
+        single = rollout([chosen], head_fusion=self.head_fusion, residual=0)
+        return plot_matrices(
+            [single, self.compute_rollout(attention_layers)],
+            tokens,
+            [f"Layer {layer_idx % count} alone", "Rollout of all layers"],
+            label="Attention",
+        )
+
+    def visualize_evolution(
+        self,
+        attention_layers: Layers,
+        tokens: Sequence[str],
+        layers_to_show: Sequence[int] | None = None,
+    ) -> Figure:
+        """Draw how the rollout grows: after these layers, or after about five spread evenly.
+
+        Raises ValueError for layers that are not there.
+        """
+        products = self.compute_rollout_by_layer(attention_layers)
+        count = len(products)
+        if layers_to_show is None:
+            step = 1 if count <= 6 else count // 4
+            layers_to_show = sorted({*range(0, count, step), count - 1})
+        if not layers_to_show or not all(0 <= number < count for number in layers_to_show):
+            raise ValueError(f"layers_to_show must be in [0, {count - 1}], got {layers_to_show}")
+        return plot_matrices(
+            [products[number] for number in layers_to_show],
+            tokens,
+            [f"After layer {number}" for number in layers_to_show],
+            columns=3,
+        )
+
+
+def compare_discard_ratios(
+    attention_layers: Layers,
+    tokens: Sequence[str],
+    ratios: Sequence[float] = (0.0, 0.1, 0.3, 0.5),
+) -> Figure:
+    """Draw the rollout with each of these discard ratios, on one colour scale."""
+    return plot_matrices(
+        [AttentionRollout(discard_ratio=r).compute_rollout(attention_layers) for r in ratios],
+        tokens,
+        [f"Discard ratio {ratio}" for ratio in ratios],
+    )
+
+
+def compare_head_fusion(attention_layers: Layers, tokens: Sequence[str]) -> Figure:
+    """Draw the rollout with the mean, the maximum and the minimum of the heads."""
+    return plot_matrices(
+        [
+            AttentionRollout(head_fusion=how).compute_rollout(attention_layers)
+            for how in HEAD_FUSIONS
+        ],
+        tokens,
+        [f"Head fusion: {how}" for how in HEAD_FUSIONS],
+    )

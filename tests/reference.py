@@ -1,0 +1,35 @@
+"""Rollout in float64 NumPy, written from its definition, for the package to be compared with."""
+
+import numpy as np
+
+
+def transition(layer, head_fusion="mean", residual=0.5, discard_ratio=0.0):
+    """Ā of one layer `[head query key]`."""
+    fused = getattr(np.asarray(layer, dtype=np.float64), head_fusion)(axis=0)
+    size = len(fused)
+    if residual > 0:
+        fused = (1 - residual) * fused + residual * np.eye(size)
+        fused = rows_to_one(fused)
+    if discard_ratio > 0:
+        threshold = np.sort(fused.ravel())[int(fused.size * discard_ratio)]
+        fused = np.where(fused < threshold * (1 - 1e-12), 0, fused)
+        fused = rows_to_one(fused)
+    return fused
+
+
+def rows_to_one(matrix):
+    """Each row divided by its sum; rows of zeros stay."""
+    matrix = matrix.copy()
+    for row in matrix:
+        if row.sum() > 0:
+            row /= row.sum()
+    return matrix
+
+
+def products(layers, start_layer=0, **settings):
+    """The rollout after each layer: Ā_l · (what came before)."""
+    results = []
+    for layer in layers[start_layer:]:
+        step = transition(layer, **settings)
+        results.append(step if not results else step @ results[-1])
+    return results

@@ -1,0 +1,329 @@
+import threading
+from contextvars import copy_context
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from small_llava import WORDS, small_llava
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    TimesformerConfig,
+    TimesformerModel,
+)
+
+from rolloutlib import record_attention, rollout_rows
+from rolloutlib.composition import rollout
+
+
+@pytest.fixture
+def llava():
+    return small_llava()
+
+
+@pytest.fixture
+def inputs():
+    return prompt(words=5)
+
+
+def prompt(words, batch=1):
+    torch.manual_seed(1)
+    text = torch.randint(4, len(WORDS), (batch, words))
+    image = torch.full((batch, 16), WORDS.index("<image>"))
+    return {
+        "input_ids": torch.cat([text[:, :2], image, text[:, 2:]], 1),
+        "attention_mask": torch.ones(batch, words + 16, dtype=torch.long),
+        "pixel_values": torch.randn(batch, 3, 56, 56),
+    }
+
+
+def eager_attention(model, inputs):
+    """What the model itself reports as attention: text layers, vision layers."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        text = model(**inputs, output_attentions=True).attentions
+        tower = next(module for module in model.modules() if isinstance(module, CLIPVisionModel))
+        vision = tower(inputs["pixel_values"], output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    return text, vision
+
+
+def assert_recorded(layers, attentions, **tolerance):
+    assert len(layers) == len(attentions)
+    for layer, expected in zip(layers, attentions, strict=True):
+        torch.testing.assert_close(layer.probabilities(), expected, **tolerance)
+
+
+def record(model, inputs):
+    with torch.no_grad(), record_attention(model) as recording:
+        output = model(**inputs)
+    return recording, output
+
+
+def test_recorded_attention_equals_eager_attention(llava, inputs):
+    text, vision = eager_attention(llava, inputs)
+    recording, _ = record(llava, inputs)
+    assert_recorded(recording["language"], text, atol=1e-6, rtol=0)
+    assert_recorded(recording["vision"], vision, atol=1e-6, rtol=0)
+    assert max(float(layer.max()) for layer in text) > 0.2  # not just an even spread
+
+
+def test_recorded_attention_equals_eager_attention_with_padding(llava):
+    inputs = prompt(words=5, batch=3)
+    inputs["attention_mask"][0, :3] = 0
+    inputs["input_ids"][0] = inputs["input_ids"][0].roll(3)
+    text, vision = eager_attention(llava, inputs)
+    recording, _ = record(llava, inputs)
+    for layer, expected in zip(recording["language"], text, strict=True):
+        seen = inputs["attention_mask"][:, None, :, None].bool()
+        torch.testing.assert_close(layer.probabilities() * seen, expected * seen, atol=1e-6, rtol=0)
+    assert_recorded(recording["vision"], vision, atol=1e-6, rtol=0)
+
+
+def test_float64_stays_float64_and_half_is_answered_in_float32(llava, inputs):
+    for dtype, answered in [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)]:
+        cast = inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
+        recording, _ = record(llava.to(dtype), cast)
+        probabilities = recording["language"][0].probabilities()
+        assert probabilities.dtype == answered
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones_like(probabilities[..., 0]))
+
+
+@pytest.mark.parametrize("scale", [100, 400])
+def test_large_scores_stay_exact(llava, inputs, scale):
+    recording, _ = record(llava, inputs)
+    layer = recording["language"][1]
+    largest = float((layer.query @ layer.key.repeat_interleave(2, 1).mT).abs().max())
+    loud = type(layer)(**(vars(layer) | {"scaling": scale / largest}))
+    query, key = layer.query.double(), layer.key.double().repeat_interleave(2, 1)
+    scores = query @ key.mT * loud.scaling
+    scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+    expected = scores.softmax(-1).float()
+    torch.testing.assert_close(loud.probabilities(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_some_rows_are_rows_of_all(llava, inputs):
+    recording, _ = record(llava, inputs)
+    for layer in recording["language"] + recording["vision"]:
+        torch.testing.assert_close(
+            layer.probabilities(rows=[3, 0, 11]), layer.probabilities()[:, :, [3, 0, 11]]
+        )
+
+
+@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("discard_ratio", [0.0, 0.2])
+def test_rollout_takes_recorded_and_dense_layers_alike(llava, inputs, head_fusion, discard_ratio):
+    recording, _ = record(llava, inputs)
+    how = {"head_fusion": head_fusion, "discard_ratio": discard_ratio}
+    for part in ("language", "vision"):
+        layers = recording[part]
+        dense = [layer.probabilities() for layer in layers]
+        torch.testing.assert_close(rollout(layers, **how), rollout(dense, **how))
+        torch.testing.assert_close(
+            rollout_rows(layers, [4, 15], **how), rollout_rows(dense, [4, 15], **how)
+        )
+
+
+def test_the_model_computes_as_under_sdpa(llava, inputs):
+    with torch.no_grad():
+        expected = llava(**inputs).logits
+    _, output = record(llava, inputs)
+    assert (output.logits - expected).abs().max() == 0
+
+
+def test_replay_equals_attention_during_generation(llava, inputs):
+    llava.set_attn_implementation("eager")
+    generated = llava.generate(
+        **inputs,
+        max_new_tokens=6,
+        min_new_tokens=6,
+        output_attentions=True,
+        return_dict_in_generate=True,
+    )
+    llava.set_attn_implementation("sdpa")
+    replay = inputs | {
+        "input_ids": generated.sequences,
+        "attention_mask": torch.ones_like(generated.sequences),
+    }
+    recording, _ = record(llava, replay)
+    length = inputs["input_ids"].shape[1]
+    for number, layer in enumerate(recording["language"]):
+        whole = layer.probabilities()
+        for step, attentions in enumerate(generated.attentions[1:]):
+            row = length + step
+            torch.testing.assert_close(
+                whole[:, :, row, : row + 1], attentions[number][:, :, 0], atol=1e-6, rtol=0
+            )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"do_sample": True, "temperature": 1.5},
+        {"num_beams": 3},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+    ],
+    ids=lambda how: next(iter(how)),
+)
+def test_recording_works_after_any_kind_of_generate(llava, inputs, how):
+    torch.manual_seed(0)
+    how = how | {"max_new_tokens": 4, "min_new_tokens": 4}
+    sequence = llava.generate(**inputs, suppress_tokens=[WORDS.index("<image>")], **how)
+    replay = inputs | {"input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
+    text, _ = eager_attention(llava, replay)
+    recording, _ = record(llava, replay)
+    assert_recorded(recording["language"], text, atol=1e-6, rtol=0)
+
+
+def implementations(model):
+    return {
+        name: module.config._attn_implementation
+        for name, module in model.named_modules()
+        if hasattr(module, "config")
+    }
+
+
+def mixed(model):
+    model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
+    return implementations(model)
+
+
+def test_mixed_implementations_come_back(llava, inputs):
+    before = mixed(llava)
+    assert len(set(before.values())) == 2
+    record(llava, inputs)
+    assert implementations(llava) == before
+
+
+def test_implementations_come_back_after_an_exception(llava, inputs):
+    before = mixed(llava)
+    with pytest.raises(ZeroDivisionError), record_attention(llava):
+        llava(**inputs)
+        raise ZeroDivisionError
+    assert implementations(llava) == before
+
+
+def test_recordings_nest(llava, inputs):
+    before = mixed(llava)
+    with torch.no_grad(), record_attention(llava) as outer:
+        with record_attention(llava.model.vision_tower) as inner:
+            llava(**inputs)
+    assert implementations(llava) == before
+    assert len(inner["vision"]) == 3 and len(outer.names) == 7
+    torch.testing.assert_close(
+        inner["vision"][0].probabilities(), outer["vision"][0].probabilities()
+    )
+
+
+def test_a_recording_ignores_other_models(llava, inputs):
+    other = small_llava()
+    with torch.no_grad(), record_attention(llava) as recording:
+        other.set_attn_implementation("sdpa")
+        other(**inputs)
+        llava(**inputs)
+    assert len(recording["language"]) == 4
+
+
+def test_worker_threads_record_with_a_copied_context(llava, inputs):
+    with torch.no_grad(), record_attention(llava) as recording:
+        worker = threading.Thread(target=copy_context().run, args=(lambda: llava(**inputs),))
+        worker.start()
+        worker.join()
+    assert len(recording["language"]) == 4
+
+
+def test_lora_wrapped_models_are_recorded(llava, inputs):
+    torch.manual_seed(0)
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(llava, lora).eval()
+    text, _ = eager_attention(wrapped, inputs)
+    recording, _ = record(wrapped, inputs)
+    assert recording.names[0].startswith("base_model.model.")
+    assert_recorded(recording["language"], text, atol=1e-5, rtol=0)
+    assert len(recording["vision"]) == 3
+
+
+def test_a_path_names_a_part(llava, inputs):
+    recording, _ = record(llava, inputs)
+    assert len(recording["model.language_model"]) == 4
+    assert [layer.name for layer in recording["model.language_model.layers.1"]] == [
+        "model.language_model.layers.1.self_attn"
+    ]
+    with pytest.raises(KeyError, match="nothing_here"):
+        recording["nothing_here"]
+
+
+def small_bert():
+    """A text encoder and its inputs."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = BertModel(BertConfig(vocab_size=100, intermediate_size=64, **sizes))
+    return model, {"input_ids": torch.arange(9)[None]}, "language"
+
+
+def small_dinov2():
+    """A picture encoder and its inputs."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = Dinov2Model(Dinov2Config(image_size=56, **sizes))
+    return model, {"pixel_values": torch.randn(2, 3, 56, 56)}, "vision"
+
+
+@pytest.mark.parametrize("make", [small_bert, small_dinov2])
+def test_other_transformers_are_recorded(make):
+    model, inputs, part = make()
+    model.eval().set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(**inputs, output_attentions=True).attentions
+    recording, _ = record(model, inputs)
+    assert_recorded(recording[part], expected, atol=1e-6, rtol=0)
+
+
+def test_training_mode_is_refused(llava, inputs):
+    llava.model.vision_tower.train()
+    with pytest.raises(ValueError, match=r"eval mode.*vision_tower"), record_attention(llava):
+        llava(**inputs)
+
+
+def test_nothing_recorded_is_an_error(llava):
+    with pytest.raises(RuntimeError, match="captured 0 attention modules, missing 7"):
+        with record_attention(llava):
+            pass
+
+
+def test_modules_outside_of_the_interface_are_an_error():
+    model = TimesformerModel(
+        TimesformerConfig(
+            image_size=32,
+            patch_size=16,
+            num_frames=2,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+    ).eval()
+    with pytest.raises(RuntimeError, match="captured 0"), record_attention(model):
+        model(torch.randn(1, 2, 3, 32, 32))
+    layers = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
+    with pytest.raises(RuntimeError, match="self_attn"), record_attention(layers):
+        layers(torch.randn(1, 3, 8))
+
+
+def test_generating_while_recording_is_an_error_that_says_what_to_do(llava, inputs):
+    with record_attention(llava) as recording:
+        llava.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
+    with pytest.raises(ValueError, match=r"ran 3 times.*one pass over the whole sequence"):
+        recording["language"]
+
+
+def test_recording_keeps_no_attention_tensor(llava, inputs):
+    recording, _ = record(llava, inputs)
+    layer = recording["language"][0]
+    assert layer.key.shape[1] == 2  # key heads are not repeated
+    kept = sum(value.numel() for value in (layer.query, layer.key))
+    assert kept < np.prod(layer.probabilities().shape)
+    assert not layer.query.requires_grad

@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rolloutlib import attention_received, rollout, rollout_by_layer, rollout_rows
+
+
+def random_layers(seed, depth, heads, size, batch=None):
+    """Softmax attention with some peaks, float64, `[batch head query key]` or without batch."""
+    rng = np.random.default_rng(seed)
+    shape = (depth, *([] if batch is None else [batch]), heads, size, size)
+    scores = np.exp(rng.normal(scale=2, size=shape))
+    return list(scores / scores.sum(-1, keepdims=True))
+
+
+@st.composite
+def cases(draw):
+    """Layers and settings for one rollout."""
+    depth = draw(st.integers(1, 5))
+    layers = random_layers(
+        draw(st.integers(0, 2**32 - 1)),
+        depth,
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 9)),
+        draw(st.sampled_from([None, 1, 3])),
+    )
+    how = {
+        "head_fusion": draw(st.sampled_from(["mean", "max", "min"])),
+        "residual": draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])),
+        "discard_ratio": draw(st.sampled_from([0.0, 0.1, 0.5, 0.9])),
+        "start_layer": draw(st.integers(0, depth - 1)),
+    }
+    return layers, how
+
+
+def expected_products(layers, how):
+    """The float64 reference, whatever batch the layers have."""
+    if layers[0].ndim == 3:
+        return reference.products(layers, **how)
+    items = [
+        reference.products([layer[i] for layer in layers], **how) for i in range(len(layers[0]))
+    ]
+    return [np.stack(step) for step in zip(*items, strict=True)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_rollout_equals_the_definition(case):
+    layers, how = case
+    expected = expected_products(layers, how)
+    np.testing.assert_allclose(rollout(layers, **how), expected[-1], rtol=1e-6, atol=1e-12)
+    for step, reference_step in zip(rollout_by_layer(layers, **how), expected, strict=True):
+        np.testing.assert_allclose(step, reference_step, rtol=1e-6, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.data())
+def test_rollout_rows_are_rows_of_the_rollout(case, data):
+    layers, how = case
+    size = layers[0].shape[-1]
+    rows = data.draw(st.lists(st.integers(-size, size - 1), min_size=1, max_size=5))
+    expected = expected_products(layers, how)[-1][..., rows, :]
+    np.testing.assert_allclose(rollout_rows(layers, rows, **how), expected, rtol=1e-6, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_torch_and_numpy_agree(case):
+    layers, how = case
+    tensors = [torch.from_numpy(layer) for layer in layers]
+    result = rollout(tensors, **how)
+    assert isinstance(result, torch.Tensor) and result.dtype == torch.float64
+    np.testing.assert_array_equal(result.numpy(), rollout(layers, **how))
+
+
+@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("discard_ratio", [0.0, 0.3, 0.9])
+def test_rows_sum_to_one_after_every_layer(head_fusion, discard_ratio):
+    layers = random_layers(1, depth=6, heads=3, size=12, batch=2)
+    settings = {"head_fusion": head_fusion, "discard_ratio": discard_ratio}
+    for product in rollout_by_layer(layers, **settings):
+        np.testing.assert_allclose(product.sum(-1), 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_accumulate_in_float32(dtype):
+    layers = [torch.from_numpy(layer).to(dtype) for layer in random_layers(2, 12, 4, 50)]
+    result = rollout(layers)
+    assert result.dtype == torch.float32
+    expected = reference.products([layer.double().numpy() for layer in layers])[-1]
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-6)
+
+
+def test_layers_longer_than_a_chunk():
+    layers = random_layers(3, depth=3, heads=2, size=300)
+    expected = reference.products(layers)[-1]
+    np.testing.assert_allclose(rollout(layers), expected, rtol=1e-6)
+    np.testing.assert_allclose(rollout_rows(layers, [299, 7]), expected[[299, 7]], rtol=1e-6)
+
+
+def test_layers_may_come_from_a_generator():
+    layers = random_layers(4, depth=3, heads=2, size=5)
+    np.testing.assert_array_equal(rollout(layer for layer in layers), rollout(layers))
+
+
+def test_the_order_of_layers_matters():
+    layers = random_layers(5, depth=3, heads=2, size=5)
+    assert np.abs(rollout(layers) - rollout(layers[::-1])).max() > 0.01
+
+
+def test_tied_entries_are_discarded_together_also_in_float32():
+    offsets = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+    layer = np.exp(-offsets / 3.0)[None]
+    layer /= layer.sum(-1, keepdims=True)
+    expected = reference.products([layer] * 3, discard_ratio=0.3)[-1]
+    result = rollout([layer.astype(np.float32)] * 3, discard_ratio=0.3)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_attention_received_is_the_mean_column_sum():
+    layers = random_layers(6, depth=3, heads=2, size=7, batch=2)
+    expected = np.mean([layer.mean(1).sum(1) for layer in layers], axis=0)
+    np.testing.assert_allclose(attention_received(layers), expected, rtol=1e-12)
+
+
+GOOD = np.full((2, 3, 3), 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "how", "message"),
+    [
+        ([], {}, "at least one layer"),
+        ([GOOD, GOOD[:, :2, :2]], {}, "layer 1 has shape"),
+        ([GOOD[:, :2]], {}, "2 queries and 3 keys"),
+        ([GOOD * np.nan], {}, "must be 0 or more, got a smallest entry of nan"),
+        ([GOOD - 0.5], {}, "must be 0 or more"),
+        ([GOOD + np.inf], {}, "finite"),
+        ([GOOD[:0]], {}, "empty"),
+        ([GOOD[0, 0]], {}, "got shape"),
+        ([[[1.0]]], {}, "got list"),
+        ([GOOD], {"residual": 1.4}, r"residual must be in \[0, 1\], got 1.4"),
+        ([GOOD], {"discard_ratio": 1.0}, r"discard ratio must be in \[0, 1\), got 1.0"),
+        ([GOOD], {"head_fusion": "median"}, "got 'median'"),
+        ([GOOD], {"start_layer": 1}, r"start_layer must be in \[0, 0\], got 1"),
+        ([GOOD], {"start_layer": -1}, "start_layer"),
+    ],
+)
+def test_bad_input_is_named(layers, how, message):
+    for function in (rollout, rollout_by_layer, lambda *a, **k: rollout_rows(*a, [0], **k)):
+        with pytest.raises(ValueError, match=message):
+            function(layers, **how)
+
+
+@pytest.mark.parametrize("rows", [[], [3], [-4], [0.5], [[0]]])
+def test_rows_out_of_range_are_named(rows):
+    with pytest.raises(ValueError, match="row"):
+        rollout_rows([GOOD], rows)
