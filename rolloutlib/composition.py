@@ -1,7 +1,7 @@
 """Layers composed: attention rollout, whole or only the rows that are wanted."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from rolloutlib.attention import (
 CHUNK = 256  # query rows handled at once: large enough for fast products, small in memory
 
 
+@runtime_checkable
 class Layer(Protocol):
     """One layer's attention, however it is kept: it answers for the query rows it is asked for."""
 

@@ -1,6 +1,6 @@
 """What the package has to know of a model family."""
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
@@ -8,6 +8,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from rolloutlib.grid import View
 
 
+@runtime_checkable
 class Family(Protocol):
     """A model family: everything that differs from one to the next."""
 
