@@ -19,7 +19,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def declared_parameters(notebook: Path) -> dict[str, Parameter]:
 
 
 def read_assignments(
-    declared: Mapping[str, Parameter], assignments: list[tuple[str, str]]
+    declared: Mapping[str, Parameter], assignments: Iterable[Sequence[str]]
 ) -> dict[str, object]:
     """Turn the command line's names and texts into values of the declared types.
 
@@ -160,7 +160,7 @@ def output_name(notebook: Path, parameters: Mapping[str, object]) -> str:
     >>> output_name(Path("notebooks/02_llava.ipynb"), {})
     '02_llava.ipynb'
     >>> output_name(Path("notebooks/02_llava.ipynb"), {"prompt": "What is this?"})
-    '02_llava-5b2a4b5c.ipynb'
+    '02_llava-924f9e12.ipynb'
     """
     if not parameters:
         return f"{notebook.stem}.ipynb"

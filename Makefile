@@ -1,0 +1,42 @@
+# make notebooks   run every notebook with its defaults; the results are in outputs/index.html
+# make test        lint, format, doctests and tests
+# make lab         open JupyterLab on the notebooks
+# make checkpoints train the small checkpoints in data/checkpoints again (about an hour)
+# Each makes .venv first where it is missing or older than what it installs.
+
+PYTHON ?= python3
+# Seconds that one notebook may take.
+TIMEOUT ?= 900
+
+BIN := .venv/bin
+READY := .venv/.ready
+STRIPPED := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: notebooks test lab checkpoints
+
+notebooks: $(READY)
+	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT)
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find notebooks -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
+	$(BIN)/pytest
+
+lab: $(READY)
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks
+
+checkpoints: $(READY)
+	set -e; for notebook in notebooks/training/*.ipynb; do \
+	  name=$$(basename $$notebook .ipynb | tr _ -); \
+	  $(BIN)/rollout run $$notebook --echo \
+	    -p scale 1.0 -p checkpoint_path data/checkpoints/$$name; \
+	done
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Installing into .venv: a few minutes and about 6 GB"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@

@@ -1,0 +1,156 @@
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from PIL import Image
+from small_notebooks import write_notebook
+
+from rolloutlib import cli, gallery
+from rolloutlib.gallery import mathml, title_of, write_page
+
+DRAW = "import matplotlib.pyplot as plt; plt.figure(figsize=(12, 3)); plt.plot([1, 3]);"
+
+
+def page_with(tmp_path, *cells):
+    """The page of a notebook of these cells, as a browser would read it."""
+    executed = tmp_path / "page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), executed)
+    return BeautifulSoup(write_page(executed).read_text(), "html.parser")
+
+
+def markdown(text):
+    return nbformat.v4.new_markdown_cell(text)
+
+
+def code_with(data):
+    output = nbformat.v4.new_output("display_data", data=data)
+    return nbformat.v4.new_code_cell("show()", outputs=[output])
+
+
+def requests_of(page):
+    """What a browser would ask the network for by itself."""
+    asked = [tag.get("src") or tag.get("href") for tag in page.select("[src], link, script")]
+    asked += re.findall(r"url\(|@import|import\(", str(page))
+    return [address for address in asked if not (address or "").startswith("data:")]
+
+
+# Formulas
+
+
+@pytest.mark.parametrize(
+    ("source", "formulas"),
+    [
+        ("$r$", 1),
+        ("so $r_1 * s$ and $r_2 * s$", 2),
+        ("$$\nR = \\prod_\\ell \\bar{A}_\\ell\n$$", 1),
+        ("# Attention $A_\\ell$", 1),
+        ("\\begin{align} a &= b \\\\ c &= d \\end{align}", 1),
+        ("`$code$`", 0),
+        ("```\n$code$\n```", 0),
+        ("| a |\n|---|\n| $r$ |", 1),
+        ("costs \\$3 and \\$4", 0),
+    ],
+)
+def test_formulas_become_mathml_and_code_does_not(tmp_path, source, formulas):
+    page = page_with(tmp_path, markdown(source))
+    assert len(page.find_all("math")) == formulas
+    assert ("$code$" in page.text) == ("$code$" in source)
+    assert not page.select("math em")
+
+
+def test_formula_that_cannot_be_converted_stays_visible():
+    assert mathml(r"\foo{") == r"<code>\foo{</code>"
+    assert mathml(r"\left( <a") == r"<code>\left( &lt;a</code>"
+
+
+# Pages
+
+
+def test_page_asks_nothing_of_the_network(tmp_path):
+    widget = {
+        "application/vnd.jupyter.widget-view+json": {"model_id": "1", "version_major": 2},
+        "text/plain": "IntSlider()",
+    }
+    script = {"application/javascript": "alert(1)", "text/plain": "<script>"}
+    page = page_with(tmp_path, markdown("# Look\n\n$r$"), code_with(widget), code_with(script))
+    assert requests_of(page) == []
+    assert not page.find_all("script")
+    assert "IntSlider()" in page.text
+
+
+def test_links_to_notebooks_lead_to_their_pages(tmp_path):
+    links = "[a](02.ipynb) [b](training/x.ipynb#y) [c](https://example.org/n.ipynb)"
+    page = page_with(tmp_path, markdown(links))
+    found = [link["href"] for link in page.select("p a")]
+    assert found == ["02.html", "training/x.html#y", "https://example.org/n.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("source", "title"),
+    [
+        ("# See *where* it `looks`", "See where it looks"),
+        ("words\n\n## Later", "Later"),
+        ("no heading", ""),
+    ],
+)
+def test_title_is_the_first_headings_words(source, title):
+    notebook = nbformat.v4.new_notebook(cells=[markdown(source)])
+    assert title_of(notebook) == title
+
+
+def test_interrupted_page_leaves_the_finished_one(tmp_path, monkeypatch):
+    page_with(tmp_path, markdown("# First"))
+
+    def break_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gallery.os, "replace", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        page_with(tmp_path, markdown("# Second"))
+    assert "First" in (tmp_path / "page.html").read_text()
+
+
+# The index; this test starts two kernels
+
+
+def test_index_has_a_card_for_each_notebook(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_notebook(tmp_path, "01_draw", DRAW, title="# Draw <a> line")
+    write_notebook(tmp_path, "training/02_fail", "raise ValueError('no & more')", title="# Train")
+    write_notebook(tmp_path, "03_refused", "print()", parameters="image_path: str = 'lost.png'\n")
+    draft = tmp_path / "notebooks" / ".ipynb_checkpoints" / "draft.ipynb"
+    draft.parent.mkdir()
+    draft.write_text("")
+
+    assert cli.main(["run-all", "notebooks", "--out", "pages"]) == 1
+
+    printed = capsys.readouterr().out
+    assert re.search(r"^01_draw  [\d.]+ s  ok  ", printed, re.M)
+    assert re.search(r"^02_fail  [\d.]+ s  FAILED In \[1\]: ValueError: no & more", printed, re.M)
+    assert re.search(r"^03_refused  0.0 s  FAILED refused: image_path: there is no", printed, re.M)
+
+    folder = tmp_path / "pages"
+    index = BeautifulSoup((folder / "index.html").read_text(), "html.parser")
+    cards = {card.h2.text: card for card in index.select(".card")}
+    assert list(cards) == ["Draw <a> line", "03_refused", "Train"]
+    assert cards["Draw <a> line"].select_one(".ok")
+    assert cards["Train"].select_one(".failed").text == "failed: In [1]: ValueError: no & more"
+    assert "refused" in cards["03_refused"].text and not cards["03_refused"].a.get("href")
+
+    pages = [link["href"] for link in index.select("a[href]")]
+    assert pages == ["01_draw.html", "training/02_fail.failed.html"]
+    for page in pages:
+        shown = BeautifulSoup((folder / page).read_text(), "html.parser")
+        back = Path(folder / page).parent / shown.select_one("body > p > a")["href"]
+        assert back.resolve() == folder / "index.html"
+        assert requests_of(shown) == []
+
+    [picture] = [image["src"] for image in index.select("img")]
+    assert Image.open(folder / picture).width <= gallery.THUMBNAIL_SIZE[0]
+
+
+def test_folder_without_notebooks_is_refused(tmp_path, capsys):
+    assert cli.main(["run-all", str(tmp_path)]) == 2
+    assert "no notebook" in capsys.readouterr().err
