@@ -105,7 +105,7 @@ class MultimodalModel:
         if sequences.shape[0] != 1:
             raise ValueError(f"expected one generated sequence, got {sequences.shape[0]}")
         pictures = [upright_rgb(picture) for picture in pictures]
-        views = self.family.views(self.model, self.processor, inputs, pictures)
+        views = self.family.views(self.processor, inputs, pictures)
         length = inputs["input_ids"].shape[1]
         generated = self._without_ending(sequences[0, length:])
         if len(generated) == 0:

@@ -3,7 +3,7 @@
 from typing import ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from rolloutlib.grid import View
 
@@ -17,7 +17,6 @@ class Family(Protocol):
 
     def views(
         self,
-        model: PreTrainedModel,
         processor: ProcessorMixin,
         inputs: BatchFeature,
         pictures: list[Image.Image],

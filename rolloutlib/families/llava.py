@@ -1,7 +1,7 @@
 """LLaVA 1.5: a square of the picture through a vision tower, one token for each patch."""
 
 from PIL import Image
-from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import BatchFeature, LlavaProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from rolloutlib.grid import View
@@ -10,14 +10,13 @@ Size = tuple[int, int]
 
 
 class Llava:
-    """`LlavaForConditionalGeneration`: resize, perhaps pad to a square, cut out the centre."""
+    """transformers' `LlavaForConditionalGeneration`: resize, perhaps pad to a square, cut out the centre."""
 
     model_type = "llava"
     prompt_template = "USER: <image>\n{prompt} ASSISTANT:"
 
     def views(
         self,
-        model: LlavaForConditionalGeneration,
         processor: LlavaProcessor,
         inputs: BatchFeature,
         pictures: list[Image.Image],

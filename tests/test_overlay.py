@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from rolloutlib.grid import View
+from rolloutlib.overlay import (
+    blend,
+    blur,
+    colour,
+    emphasize,
+    overlay,
+    to_picture,
+    undo_crop,
+    undo_resize,
+    upscale,
+)
+
+
+def crop_view():
+    """A 100x200 picture resized to 50x100, of which the model sees the middle 48x48."""
+    return View((100, 200), (50, 100), (1, 26), (48, 48), 12, (4, 4))
+
+
+def test_upscaling_repeats_every_token():
+    heatmap = np.arange(16.0).reshape(4, 4)
+    np.testing.assert_array_equal(
+        upscale(heatmap, crop_view()), heatmap.repeat(12, 0).repeat(12, 1)
+    )
+
+
+def test_undoing_the_crop_puts_the_window_back():
+    window = np.random.default_rng(0).random((48, 48))
+    whole = undo_crop(window, crop_view())
+    assert whole.shape == (50, 100)
+    np.testing.assert_array_equal(whole[1:49, 26:74], window)
+    assert np.isnan(whole[0]).all() and np.isnan(whole[:, :26]).all()
+
+
+def test_undoing_padding_drops_what_is_beyond_the_picture():
+    view = View((30, 60), (30, 60), (-15, 0), (60, 60), 15, (4, 4))
+    window = np.arange(60.0)[:, None].repeat(60, 1)
+    np.testing.assert_array_equal(undo_crop(window, view), window[15:45])
+
+
+def test_undoing_the_resize_by_nearest_neighbour():
+    small = np.array([[1.0, 2.0], [3.0, np.nan]])
+    view = View((4, 6), (2, 2), (0, 0), (2, 2), 1, (2, 2))
+    np.testing.assert_array_equal(undo_resize(small, view), small.repeat(2, 0).repeat(3, 1))
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_a_constant_map_stays_constant_on_every_picture_size(height, width):
+    view = View((height, width), (24, 24), (0, 0), (24, 24), 6, (4, 4))
+    pixels = to_picture(np.full((4, 4), 0.3), view)
+    np.testing.assert_array_equal(pixels, np.full((height, width), 0.3))
+    np.testing.assert_allclose(blur(pixels, 2), 0.3, atol=1e-6)
+
+
+def test_blur_is_gaussian_where_everything_was_seen():
+    heatmap = np.zeros((41, 61))
+    heatmap[20, 30] = 1
+    np.testing.assert_allclose(blur(heatmap, 3), gaussian_filter(heatmap, 3), atol=1e-6)
+
+
+def test_a_wide_blur_is_close_to_the_gaussian():
+    heatmap = np.zeros((400, 600))
+    heatmap[150:250, 250:330] = 1
+    assert np.abs(blur(heatmap, 20) - gaussian_filter(heatmap, 20)).max() < 0.02
+
+
+def test_blur_keeps_the_unseen_unseen_and_draws_nothing_from_it():
+    heatmap = np.ones((20, 30))
+    heatmap[:, :10] = np.nan
+    blurred = blur(heatmap, 4)
+    np.testing.assert_array_equal(np.isnan(blurred), np.isnan(heatmap))
+    np.testing.assert_allclose(blurred[:, 10:], 1, atol=1e-6)
+
+
+def test_emphasis_scales_and_raises_to_a_power():
+    heatmap = np.array([[2.0, 3.0, 4.0, np.nan]])
+    np.testing.assert_allclose(emphasize(heatmap, 2)[0, :3], [0, 0.25, 1])
+    assert np.isnan(emphasize(heatmap, 2)[0, 3])
+    np.testing.assert_array_equal(emphasize(np.full((2, 2), 7.0)), 0)
+
+
+def test_clipping_keeps_one_extreme_from_darkening_the_rest():
+    heatmap = np.append(np.linspace(0, 1, 99), 1000.0).reshape(10, 10)
+    assert emphasize(heatmap).flat[98] < 0.01
+    assert emphasize(heatmap, clip=95).flat[98] == 1
+
+
+def test_low_is_blue_high_is_red_unseen_is_transparent():
+    painted = colour(np.array([[0.05, 0.95, np.nan]]))
+    assert painted[0, 0, 2] > painted[0, 0, 0] and painted[0, 1, 0] > painted[0, 1, 2]
+    np.testing.assert_array_equal(painted[..., 3], [[1, 1, 0]])
+
+
+def test_unseen_pixels_are_left_as_they_were():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 200, 3), np.uint8))
+    shown = overlay(picture, np.random.default_rng(0).random((4, 4)), crop_view())
+    assert shown.shape == (100, 200, 3) and shown.dtype == np.uint8
+    np.testing.assert_array_equal(shown[:, :50], np.asarray(picture)[:, :50])
+    assert (shown[20:80, 60:140] != np.asarray(picture)[20:80, 60:140]).any()
+
+
+def test_opacity_runs_from_picture_to_map():
+    picture = Image.new("RGB", (2, 1), (10, 20, 30))
+    red = np.array([[[1.0, 0, 0, 1], [1, 0, 0, 0]]])
+    np.testing.assert_array_equal(blend(picture, red, 0)[0], [[10, 20, 30]] * 2)
+    np.testing.assert_array_equal(blend(picture, red, 1)[0], [[255, 0, 0], [10, 20, 30]])
+
+
+def test_torch_heatmaps_are_taken():
+    heatmap = torch.rand(4, 4)
+    np.testing.assert_array_equal(
+        to_picture(heatmap, crop_view()), to_picture(heatmap.numpy(), crop_view())
+    )
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: upscale(np.ones((4, 5)), crop_view()), r"grid \(4, 4\), got shape \(4, 5\)"),
+        (lambda: upscale(np.full((4, 4), np.nan), crop_view()), "finite"),
+        (lambda: upscale(np.full((4, 4), -1.0), crop_view()), "0 or more"),
+        (lambda: blur(np.ones((2, 2)), -1), "sigma"),
+        (lambda: emphasize(np.ones((2, 2)), 0), "power must be above 0, got 0"),
+        (lambda: emphasize(np.ones((2, 2)), 1, 0), "clip"),
+        (lambda: blend(Image.new("RGB", (2, 2)), np.ones((3, 2, 4))), "got"),
+        (lambda: blend(Image.new("RGB", (2, 2)), np.ones((2, 2, 4)), 2), "opacity"),
+        (lambda: View((9, 9), (9, 9), (0, 0), (9, 9), 4, (3, 3)), "fits"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
