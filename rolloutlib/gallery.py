@@ -40,7 +40,7 @@ h1, h2, h3 { line-height: 1.25; }
 :hover > .anchor-link { visibility: visible; }
 img { max-width: 100%; height: auto; background: white; }
 math[display="block"] { overflow-x: auto; overflow-y: hidden; padding: 0.2rem 0; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
+table { border: 0; border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { border: 1px solid var(--line); padding: 0.2rem 0.7rem; }
 pre { overflow-x: auto; margin: 0; }
 pre, code { font: 0.82rem/1.5 ui-monospace, monospace; }
@@ -48,8 +48,11 @@ details.code { margin: 0.8rem 0; border: 1px solid var(--line); border-radius: 6
   background: var(--box); padding: 0.4rem 0.8rem; }
 details.code > summary { color: var(--soft); font-size: 0.75rem; cursor: pointer; }
 .output { margin: 0.5rem 0 1rem; overflow-x: auto; }
+.output pre { white-space: pre-wrap; }
 .output_stderr pre { color: var(--soft); }
 .output_error pre { border-left: 3px solid var(--bad); padding-left: 0.8rem; }
+.ansi-red-fg { color: var(--bad); } .ansi-green-fg { color: var(--good); }
+.ansi-blue-fg, .ansi-cyan-fg { color: var(--link); }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); }
 .card { border: 1px solid var(--line); border-radius: 8px; overflow: hidden;
   background: var(--box); }

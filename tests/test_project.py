@@ -114,6 +114,10 @@ def code_lines(cell):
     return [line for line in cell.source.splitlines() if line.strip()]
 
 
+def test_readme_has_a_line_and_a_link_for_every_notebook(path):
+    assert f"({path.relative_to(ROOT).as_posix()})" in (ROOT / "README.md").read_text()
+
+
 def test_notebook_is_committed_without_outputs(notebook):
     assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(notebook))
 
