@@ -115,16 +115,16 @@ def _run(
             on_progress=progress.show,
             prints=sys.stdout if echo else None,
         )
-    page = gallery.write_page(run.output, index)
+    _report(run, str(gallery.page_of(run.output)))
+    gallery.write_page(run.output, index)
     if run.ok:
         gallery.page_of(runs.failed_output(run.output)).unlink(missing_ok=True)
-    _report(run, page)
     return run
 
 
-def _report(run: runs.Run, page: Path | None = None) -> None:
+def _report(run: runs.Run, page: str = "") -> None:
     state = "ok" if run.ok else f"FAILED {run.error}"
-    print(f"{run.notebook.stem}  {run.seconds:.1f} s  {state}  {page or ''}".rstrip(), flush=True)
+    print(f"{run.notebook.stem}  {run.seconds:.1f} s  {state}  {page}".rstrip(), flush=True)
 
 
 def _check_output(output: Path, notebook: Path) -> None:

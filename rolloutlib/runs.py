@@ -89,7 +89,7 @@ def declared_parameters(notebook: Path) -> dict[str, Parameter]:
     """
     _read(notebook)
     try:
-        inspected = papermill.inspect_notebook(notebook)
+        inspected = papermill.inspect_notebook(_literal(notebook))
     except ValueError as problem:
         raise Refused(f"{notebook}: {problem}") from problem
     return {name: _declared(found) for name, found in inspected.items()}
@@ -253,8 +253,8 @@ def _execute(
     deadline = None if timeout is None else time.monotonic() + timeout
     with _private_sockets() as settings:
         papermill.execute_notebook(
-            notebook,
-            part,
+            _literal(notebook),
+            _literal(part),
             parameters,
             kernel_name="python3",
             language="python",
@@ -334,6 +334,11 @@ def _read(path: Path) -> nbformat.NotebookNode:
     except Exception as problem:  # nbformat raises whatever the broken content runs into
         raise Refused(f"{path}: not a notebook: {problem}") from problem
     return notebook
+
+
+def _literal(path: Path) -> str:
+    """A path in which papermill fills in nothing: to it, braces are places for parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _declared(inspected: Mapping[str, str]) -> Parameter:

@@ -197,10 +197,10 @@ def test_success_gives_the_notebook_its_values_and_its_own_folder(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     path = write_notebook(
         tmp_path,
-        "values",
+        "values {of} 3",
         "from pathlib import Path",
         "assert (steps, flag, layers, prompt) == (5, True, [3], '007')",
-        "assert Path(image_path).is_absolute() and Path('values.ipynb').exists()",
+        "assert Path(image_path).is_absolute() and Path('values {of} 3.ipynb').exists()",
         "print('all as given')",
         parameters="steps: int = 2\nflag: bool = False\nlayers: list[int] = [1]\n"
         "prompt: str = ''\nimage_path: str = ''\n",
@@ -213,7 +213,7 @@ def test_success_gives_the_notebook_its_values_and_its_own_folder(tmp_path, monk
     assert cli.main(["run", str(path), *assignments, *files, "--echo"]) == 0
 
     [executed] = (tmp_path / "outputs").glob("*.ipynb")
-    assert executed.name.startswith("values-")
+    assert executed.name.startswith("values {of} 3-")
     assert left_in(executed.parent) == [executed.with_suffix(".html").name, executed.name]
     assert nbformat.read(executed, as_version=4).metadata.papermill.output_path == str(executed)
 
