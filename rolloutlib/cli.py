@@ -149,8 +149,8 @@ class _Progress:
         self.bar.close()
 
     def show(self, done: int, cells: int) -> None:
-        self.bar.total = cells
-        self.bar.update(done - self.bar.n)
+        self.bar.n, self.bar.total = done, cells
+        self.bar.refresh()
         if self.bar.disable and time.monotonic() - self.last_line > LOG_EVERY_SECONDS:
             self.last_line = time.monotonic()
             print(f"{self.name}  cell {done + 1} of {cells}", file=sys.stderr, flush=True)
