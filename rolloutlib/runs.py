@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -126,8 +127,8 @@ def read_parameter_file(path: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise Refused(f"{path}: cannot be read as YAML: {problem}") from problem
-    if not isinstance(values, dict):
+        raise Refused(f"{path}: cannot be read as YAML: {_sentence(problem)}") from problem
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise Refused(f"{path}: expected a mapping of names to values, got {values!r}")
     return values
 
@@ -332,8 +333,13 @@ def _read(path: Path) -> nbformat.NotebookNode:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
     except Exception as problem:  # nbformat raises whatever the broken content runs into
-        raise Refused(f"{path}: not a notebook: {problem}") from problem
+        raise Refused(f"{path}: not a notebook: {_sentence(problem)}") from problem
     return notebook
+
+
+def _sentence(problem: Exception) -> str:
+    """An error's words on one line; those of parsers quote half the file."""
+    return textwrap.shorten(str(problem), 200)
 
 
 def _literal(path: Path) -> str:

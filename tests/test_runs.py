@@ -95,7 +95,8 @@ def test_what_is_no_notebook_is_refused(tmp_path, no_kernel, capsys, content):
     if content is not None:
         path.write_bytes(content)
     assert cli.main(["run", str(path)]) == 2
-    assert str(path) in capsys.readouterr().err
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert str(path) in sentence
 
 
 def test_default_that_is_no_literal_is_refused(tmp_path):
@@ -104,7 +105,7 @@ def test_default_that_is_no_literal_is_refused(tmp_path):
         declared_parameters(path)
 
 
-@pytest.mark.parametrize("content", ["- 1\n", "just text", "a: [1", ""])
+@pytest.mark.parametrize("content", ["- 1\n", "just text", "a: [1", "1: 2", ""])
 def test_parameter_file_must_hold_a_mapping(tmp_path, content):
     path = tmp_path / "parameters.yaml"
     path.write_text(content)
