@@ -159,9 +159,7 @@ class MultimodalModel:
                 f"{new}; expected at most {context} together, the model's context"
             )
 
-    def _without_ending(
-        self, generated: Int[torch.Tensor, " token"]
-    ) -> Int[torch.Tensor, " token"]:
+    def _without_ending(self, generated: Int[torch.Tensor, " token"]) -> Int[torch.Tensor, " kept"]:
         """The generated tokens up to the one that closes the answer."""
         ending = self.model.generation_config.eos_token_id
         ending = [ending] if isinstance(ending, int) else ending or []

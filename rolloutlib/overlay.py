@@ -29,9 +29,7 @@ def upscale(heatmap: Float[Array, "rows columns"], view: View) -> Heatmap:
     return pixels
 
 
-def undo_crop(
-    pixels: Heatmap, view: View
-) -> Float[np.ndarray, "resized_height resized_width"]:
+def undo_crop(pixels: Heatmap, view: View) -> Float[np.ndarray, "resized_height resized_width"]:
     """The model's input laid where it was cut out of the resized picture; padding falls away.
 
     What the crop removed is NaN: the model never saw it.
@@ -41,9 +39,7 @@ def undo_crop(
     return _sample(pixels, *(c - start for c, start in zip(centres, view.offset, strict=True)))
 
 
-def undo_resize(
-    pixels: Heatmap, view: View
-) -> Float[np.ndarray, "picture_height picture_width"]:
+def undo_resize(pixels: Heatmap, view: View) -> Float[np.ndarray, "picture_height picture_width"]:
     """The resized picture's map at the size of the original, by nearest neighbour."""
     centres = [
         (np.arange(length) + 0.5) * now / length
