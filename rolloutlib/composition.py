@@ -48,8 +48,8 @@ class DenseLayer:
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
         """The head-fused attention of these query rows."""
-        every_row = len(rows) == self.shape[1]  # then asked for in order: no copy is needed
-        return fuse_heads(self.heads if every_row else self.heads[:, :, rows], how)
+        in_order = torch.equal(rows, torch.arange(self.shape[1]))  # then no copy is needed
+        return fuse_heads(self.heads if in_order else self.heads[:, :, rows], how)
 
     def answer(self, result: Float[torch.Tensor, "batch row key"]) -> Array:
         """A result in the form in which the attention came."""

@@ -56,7 +56,7 @@ def test_rollout_equals_the_definition(case):
         np.testing.assert_allclose(step, reference_step, rtol=1e-6, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases(), st.data())
 def test_rollout_rows_are_rows_of_the_rollout(case, data):
     layers, how = case
@@ -152,6 +152,11 @@ def test_bad_input_is_named(layers, how, message):
     for function in (rollout, rollout_by_layer, lambda *a, **k: rollout_rows(*a, [0], **k)):
         with pytest.raises(ValueError, match=message):
             function(layers, **how)
+
+
+def test_as_many_rows_as_there_are_need_not_be_in_order():
+    layers = random_layers(7, depth=2, heads=2, size=3)
+    np.testing.assert_allclose(rollout_rows(layers, [2, 0, 0]), rollout(layers)[[2, 0, 0]])
 
 
 @pytest.mark.parametrize("rows", [[], [3], [-4], np.array([0.5]), np.array([[0]])])

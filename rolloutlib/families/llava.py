@@ -10,7 +10,7 @@ Size = tuple[int, int]
 
 
 class Llava:
-    """transformers' `LlavaForConditionalGeneration`: resize, perhaps pad to a square, cut out the centre."""
+    """How `LlavaForConditionalGeneration` sees: resized, perhaps padded, cut to a square."""
 
     model_type = "llava"
     prompt_template = "USER: <image>\n{prompt} ASSISTANT:"
