@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 from tqdm import tqdm
@@ -307,6 +308,37 @@ def answered_exactly(
     """Which answers would greedy generation give word for word, closing token included?"""
     right = (logits.argmax(-1) == pack.targets) | (pack.targets == -100)
     return right.all(-1)
+
+
+@torch.no_grad()
+def generate_answers(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    asked: Sequence[tuple[Image.Image, str]],
+    *,
+    batch_size: int = 10,
+    max_new_tokens: int = 8,
+) -> list[str]:
+    """What does the model answer to each (picture, question), by its own `generate`?
+
+    Each question is put into the processor's chat template; decoding is greedy.
+    """
+    answers = []
+    for first in tqdm(range(0, len(asked), batch_size), desc="ask", mininterval=5, ncols=80):
+        pictures, questions = zip(*asked[first : first + batch_size], strict=True)
+        prompts = [_chat_prompt(processor, question) for question in questions]
+        inputs = processor(images=list(pictures), text=prompts, padding=True, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+    return answers
+
+
+def _chat_prompt(processor: ProcessorMixin, question: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
 
 
 # --- saving ---------------------------------------------------------------------------------
