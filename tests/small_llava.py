@@ -32,19 +32,22 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def small_llava(
-    *, image_size: int = 56, patch: int = 14, text: dict | None = None
+    *,
+    image_size: int = 56,
+    patch: int = 14,
+    vision: dict | None = None,
+    text: dict | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> LlavaForConditionalGeneration:
     """A model whose vision tower has 3 layers and whose Llama has 4, with grouped queries."""
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=image_size,
-        patch_size=patch,
-        projection_dim=32,
-    )
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "projection_dim": 32,
+    } | (vision or {})
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -54,11 +57,11 @@ def small_llava(
         "max_position_embeddings": 1024,
     } | (text or {})
     config = LlavaConfig(
-        vision_config=vision,
+        vision_config=CLIPVisionConfig(image_size=image_size, patch_size=patch, **tower),
         text_config=LlamaConfig(vocab_size=len(WORDS), **sizes),
         image_token_index=WORDS.index("<image>"),
     )
-    model = LlavaForConditionalGeneration(config).eval()
+    model = LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
     with torch.no_grad():  # random weights this small attend evenly; larger ones do not
         for name, weight in model.named_parameters():
             if "q_proj" in name or "k_proj" in name:

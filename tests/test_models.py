@@ -101,19 +101,32 @@ def test_a_chat_template_is_used_where_there_is_one(folder, tmp_path, picture):
     assert [WORDS[i] for i in ids if i != WORDS.index("<image>")] == ["colour", "star", "?"]
 
 
-def test_sharded_weights_of_another_size_load(tmp_path, picture):
+def test_a_folder_of_the_7b_shape_loads(tmp_path, picture):
     model = small_llava(
-        image_size=84,
-        patch=14,
-        text={"hidden_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 4},
+        vision={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 16,
+        },
+        text={
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 4096,
+        },
+        dtype=torch.bfloat16,
     )
-    model.save_pretrained(tmp_path, max_shard_size="100KB")
-    small_processor(image_size=84).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, max_shard_size="200MB")
+    small_processor().save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    llava = load_model(tmp_path, dtype="float32")
-    answer = llava.generate(picture, QUESTION, max_new_tokens=2, min_new_tokens=2)
-    assert answer.image.view.grid == (6, 6)
-    assert len(llava.record(answer)["language"]) == 2
+    del model
+    llava = load_model(tmp_path)
+    answer = llava.generate(picture, QUESTION, max_new_tokens=1, min_new_tokens=1)
+    relevance = rollout_rows(llava.record(answer)["language"], answer.rows)
+    torch.testing.assert_close(relevance.sum(-1), torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("strategy", ["default", "full"])
@@ -187,7 +200,7 @@ def test_several_sequences_are_refused(llava, picture):
 
 
 def test_a_missing_checkpoint_names_itself_and_the_offline_default(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"nobody/no-such-model.*tiny-llava"):
         load_model("nobody/no-such-model")
 
