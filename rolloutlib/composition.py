@@ -58,11 +58,20 @@ class DenseLayer:
 
 
 class Transition:
-    """One layer's step from its inputs to its outputs: rows of Ā, that is fused attention with
-    the residual mixed in and the lowest entries discarded, in that order."""
+    """One layer's step from its inputs to its outputs: rows of Ā, that is fused attention,
+    divided by its receptive field if so wanted, with the residual mixed in and the lowest entries
+    discarded, in that order."""
 
-    def __init__(self, layer: Layer, head_fusion: str, residual: float, discard_ratio: float):
+    def __init__(
+        self,
+        layer: Layer,
+        head_fusion: str,
+        residual: float,
+        discard_ratio: float,
+        receptive_field: bool,
+    ):
         self.layer, self.head_fusion, self.residual = layer, head_fusion, residual
+        self.receptive_field = receptive_field
         # The threshold of a discard needs the whole matrix, so it is made once.
         self.whole = None
         if discard_ratio > 0:
@@ -73,7 +82,10 @@ class Transition:
     def mixed(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
         """Rows of the fused attention with the residual mixed in."""
         fused = self.layer.fused(rows, self.head_fusion)
-        return mix_identity(fused, rows.to(fused.device), self.residual)
+        rows = rows.to(fused.device)
+        if self.receptive_field:
+            fused = divide_by_receptive_field(fused, rows)
+        return mix_identity(fused, rows, self.residual)
 
     def rows(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
         """Rows of Ā."""
@@ -102,6 +114,20 @@ class Transition:
         return total
 
 
+def divide_by_receptive_field(
+    fused: Float[torch.Tensor, "batch row key"], rows: torch.Tensor
+) -> Float[torch.Tensor, "batch row key"]:
+    """Each row of a causal attention divided by how many keys it can see: i + 1 in row i."""
+    future = torch.arange(fused.shape[-1], device=rows.device) > rows[:, None]
+    ahead = fused.masked_fill(~future, 0).amax()
+    if ahead > 0:
+        raise ValueError(
+            "expected causal attention, of which alone the receptive field is known to grow with "
+            f"the position, got {ahead:.3g} on a later token"
+        )
+    return fused / (rows[:, None] + 1)
+
+
 def rollout(
     layers: Iterable[Array | Layer],
     *,
@@ -109,22 +135,31 @@ def rollout(
     residual: float = 0.5,
     discard_ratio: float = 0.0,
     start_layer: int = 0,
+    receptive_field: bool = False,
 ) -> Float[Array, "*batch query key"]:
     """Through all layers together, how much of each input is in each output?
 
     Ā_L · … · Ā_1, where Ā is a layer's attention with its heads fused, the residual mixed in
     and the lowest entries discarded (Abnar & Zuidema 2020, "Quantifying Attention Flow in
-    Transformers"). Rows of every Ā sum to 1, so rows of the product do too; nothing is normalised
-    after the product.
+    Transformers"). Where rows of every Ā sum to 1, rows of the product do too; nothing is
+    normalised after the product.
 
     layers: first layer first, each `[head query key]`, `[batch head query key]`, `[query key]`
     or a recorded layer. They may come from a generator: each is used once and let go.
-    head_fusion: "mean", "max" or "min".  residual: share of the identity, in [0, 1].
+    head_fusion: "mean", "max" or "min".  residual: share of the identity, in [0, 1]. Mixing it in
+    normalises rows; with 0, rows of a maximum or minimum keep their sums.
     discard_ratio: share of the smallest entries set to 0, in [0, 1).
     start_layer: the first layer to take part, counted from 0.
+    receptive_field: for causal attention, divide row i of the fused attention by the i + 1 tokens
+    that it can see, before the residual: Ā[i] ∝ (1-r)·A[i] / (i+1) + r·I[i]. Abnar & Zuidema
+    (2020, section 5) name this for decoders, where paths through many layers end on early tokens.
+    Rows of Ā are normalised when the residual is mixed in, so what changes is the share of the
+    skip connection: from r to r·(i+1) / (r·(i+1) + 1-r), near 1 for late tokens. Without a
+    residual nothing is normalised, rows sum to less than 1, and the first tokens gain instead.
 
     Raises ValueError where there are no layers, where shapes differ or are not square, where
-    attention is negative or not finite, and where a setting is out of its range.
+    attention is negative or not finite, where a setting is out of its range, and for
+    `receptive_field` where attention is not causal.
 
     >>> first = np.array([[1.0, 0.0], [0.5, 0.5]])
     >>> second = np.array([[1.0, 0.0], [1.0, 0.0]])
@@ -133,7 +168,9 @@ def rollout(
            [0.625, 0.375]])
     """
     product = None
-    for step in _products(layers, head_fusion, residual, discard_ratio, start_layer):
+    for step in _products(
+        layers, head_fusion, residual, discard_ratio, start_layer, receptive_field
+    ):
         product = step
     return product
 
@@ -145,6 +182,7 @@ def rollout_by_layer(
     residual: float = 0.5,
     discard_ratio: float = 0.0,
     start_layer: int = 0,
+    receptive_field: bool = False,
 ) -> list[Float[Array, "*batch query key"]]:
     """How does the rollout grow? The product after each layer, as `rollout` would give it.
 
@@ -152,7 +190,9 @@ def rollout_by_layer(
     >>> [round(float(product[0, 0]), 3) for product in rollout_by_layer(layers)]
     [0.667, 0.5, 0.417, 0.375]
     """
-    return list(_products(layers, head_fusion, residual, discard_ratio, start_layer))
+    return list(
+        _products(layers, head_fusion, residual, discard_ratio, start_layer, receptive_field)
+    )
 
 
 def _products(
@@ -161,9 +201,10 @@ def _products(
     residual: float,
     discard_ratio: float,
     start_layer: int,
+    receptive_field: bool,
 ) -> Iterator[Float[Array, "*batch query key"]]:
     """The rollout after each layer from `start_layer` on."""
-    make = transition_maker(head_fusion, residual, discard_ratio)
+    make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
     product = None
     for layer in layers_from(layers, start_layer):
         product = make(layer).after(product)
@@ -178,6 +219,7 @@ def rollout_rows(
     residual: float = 0.5,
     discard_ratio: float = 0.0,
     start_layer: int = 0,
+    receptive_field: bool = False,
 ) -> Float[Array, "*batch row key"]:
     """What is in these outputs? Only the wanted rows of `rollout`, at a fraction of its cost.
 
@@ -190,7 +232,7 @@ def rollout_rows(
     >>> rollout_rows(layers, [3])
     array([[0.1875, 0.1875, 0.1875, 0.4375]])
     """
-    make = transition_maker(head_fusion, residual, discard_ratio)
+    make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
     *below, last = layers_from(layers, start_layer)
     relevance = make(last).rows(_positions(rows, last.shape[1]))
     for layer in reversed(below):
@@ -215,13 +257,13 @@ def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch 
 
 
 def transition_maker(
-    head_fusion: str, residual: float, discard_ratio: float
+    head_fusion: str, residual: float, discard_ratio: float, receptive_field: bool
 ) -> Callable[[Layer], Transition]:
     """Check the settings before any layer is touched; then one transition for each layer."""
     require_fusion(head_fusion)
     require_share("residual", residual)
     require_share("discard ratio", discard_ratio, below_one=True)
-    return lambda layer: Transition(layer, head_fusion, residual, discard_ratio)
+    return lambda layer: Transition(layer, head_fusion, residual, discard_ratio, receptive_field)
 
 
 def layers_from(

@@ -21,6 +21,7 @@ def attention_flow(
     residual: float = 0.5,
     discard_ratio: float = 0.0,
     start_layer: int = 0,
+    receptive_field: bool = False,
 ) -> Float[Array, "*batch query key"]:
     """How much of each input can flow to each output, if attention weights are capacities?
 
@@ -36,7 +37,7 @@ def attention_flow(
     array([[0.25, 0.75],
            [0.75, 0.25]])
     """
-    make = transition_maker(head_fusion, residual, discard_ratio)
+    make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
     stack = []
     for layer in layers_from(layers, start_layer):
         stack.append(make(layer).after(None).double().cpu().numpy())

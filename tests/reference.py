@@ -3,10 +3,12 @@
 import numpy as np
 
 
-def transition(layer, head_fusion="mean", residual=0.5, discard_ratio=0.0):
+def transition(layer, head_fusion="mean", residual=0.5, discard_ratio=0.0, receptive_field=False):
     """Ā of one layer `[head query key]`."""
     fused = getattr(np.asarray(layer, dtype=np.float64), head_fusion)(axis=0)
     size = len(fused)
+    if receptive_field:
+        fused = np.array([row / (seen + 1) for seen, row in enumerate(fused)])
     if residual > 0:
         fused = (1 - residual) * fused + residual * np.eye(size)
         fused = rows_to_one(fused)

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from rolloutlib import attention_received, rollout, rollout_by_layer, rollout_rows
 
 
-def random_layers(seed, depth, heads, size, batch=None):
+def random_layers(seed, depth, heads, size, batch=None, causal=False):
     """Softmax attention with some peaks, float64, `[batch head query key]` or without batch."""
     rng = np.random.default_rng(seed)
     shape = (depth, *([] if batch is None else [batch]), heads, size, size)
     scores = np.exp(rng.normal(scale=2, size=shape))
+    scores = np.tril(scores) if causal else scores
     return list(scores / scores.sum(-1, keepdims=True))
 
 
@@ -20,18 +21,21 @@ def random_layers(seed, depth, heads, size, batch=None):
 def cases(draw):
     """Layers and settings for one rollout."""
     depth = draw(st.integers(1, 5))
+    causal = draw(st.booleans())
     layers = random_layers(
         draw(st.integers(0, 2**32 - 1)),
         depth,
         draw(st.integers(1, 4)),
         draw(st.integers(1, 9)),
         draw(st.sampled_from([None, 1, 3])),
+        causal,
     )
     how = {
         "head_fusion": draw(st.sampled_from(["mean", "max", "min"])),
         "residual": draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])),
         "discard_ratio": draw(st.sampled_from([0.0, 0.1, 0.5, 0.9])),
         "start_layer": draw(st.integers(0, depth - 1)),
+        "receptive_field": causal and draw(st.booleans()),
     }
     return layers, how
 
@@ -120,6 +124,30 @@ def test_tied_entries_are_discarded_together_also_in_float32():
     np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
+def test_receptive_field_makes_the_residual_grow_with_the_position():
+    [layer] = random_layers(8, depth=1, heads=2, size=6, causal=True)
+    share = 0.3 * np.arange(1, 7) / (0.3 * np.arange(1, 7) + 0.7)
+    expected = (1 - share[:, None]) * layer.mean(0) + np.diag(share)
+    result = rollout([layer], residual=0.3, receptive_field=True)
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
+
+
+def test_receptive_field_without_a_residual_leaves_rows_unnormalized():
+    layers = random_layers(9, depth=2, heads=2, size=4, causal=True)
+    sums = rollout(layers[:1], residual=0, receptive_field=True).sum(-1)
+    np.testing.assert_allclose(sums, [1, 1 / 2, 1 / 3, 1 / 4], rtol=1e-12)
+    assert (rollout(layers, residual=0, receptive_field=True).sum(-1)[1:] < sums[1:]).all()
+
+
+def test_receptive_field_takes_early_bias_away_from_even_attention():
+    size = 40
+    even = [np.tril(np.ones((size, size))) / np.arange(1, size + 1)[:, None]] * 6
+    others = [rollout(even, receptive_field=option)[-1, :-1] for option in (False, True)]
+    plain, normalized = (row / row.sum() for row in others)
+    assert plain[0] > 10 / size
+    assert normalized[0] < 3 / size
+
+
 def test_attention_received_is_the_mean_column_sum():
     layers = random_layers(6, depth=3, heads=2, size=7, batch=2)
     expected = np.mean([layer.mean(1).sum(1) for layer in layers], axis=0)
@@ -145,6 +173,7 @@ GOOD = np.full((2, 3, 3), 1 / 3)
         ([GOOD], {"head_fusion": "median"}, "got 'median'"),
         ([GOOD], {"start_layer": 1}, r"start_layer must be in \[0, 0\], got 1"),
         ([GOOD], {"start_layer": -1}, "start_layer"),
+        ([GOOD], {"receptive_field": True}, "expected causal attention, .* got 0.333 on a later"),
     ],
 )
 @pytest.mark.usefixtures("without_type_checks")
