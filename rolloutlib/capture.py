@@ -1,12 +1,16 @@
-"""Record what every attention layer of a model saw: queries, keys and mask, never attention.
+"""Record what every attention layer of a model saw: queries, keys and mask, not attention.
 
 Every model of transformers that dispatches its attention through `AttentionInterface` is
 recorded by one function, which notes its arguments and lets the stock SDPA function compute the
 output. So the model runs as it always does, and probabilities are recomputed when asked for.
+
+PyTorch's own `nn.MultiheadAttention` knows no such interface. Hooks ask it for its weights, head
+by head, and give the caller what the caller had asked for; these weights are kept.
 """
 
+import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -17,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rolloutlib.arrays import working_dtype
-from rolloutlib.attention import require_fusion
+from rolloutlib.attention import fuse_heads, require_fusion
 
 INTERFACE = "rolloutlib"
 
@@ -95,29 +99,57 @@ class RecordedLayer:
         return scores.softmax(-1)
 
 
+@dataclass(frozen=True)
+class RecordedWeights:
+    """One `nn.MultiheadAttention` of one pass: the weights that it computed, head by head."""
+
+    name: str
+    weights: Float[torch.Tensor, "batch head query key"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.weights.shape[0], self.weights.shape[2], self.weights.shape[3]
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """The weights of these query rows (all of them by default), in float32.
+
+        Float64 weights stay float64.
+        """
+        chosen = self.weights if rows is None else self.weights[:, :, torch.as_tensor(rows)]
+        return chosen.to(working_dtype(chosen.dtype))
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return fuse_heads(self.probabilities(rows), how)
+
+
 class Recording:
     """What was recorded of a model: `recording["vision"]`, `recording["language"]`, or a path.
 
-    Each gives a list of `RecordedLayer`, first layer first.
+    Each gives a list of `RecordedLayer` or, of `nn.MultiheadAttention`, of `RecordedWeights`,
+    first layer first.
     """
 
     def __init__(self, model: torch.nn.Module):
         self._model = model
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._calls: dict[str, list[RecordedLayer]] = {}
+        self._calls: dict[str, list[RecordedLayer | RecordedWeights]] = {}
 
-    def note(self, module: torch.nn.Module, **call) -> None:
+    def note(self, module: torch.nn.Module, kind: type = RecordedLayer, **call) -> None:
         """Keep one attention call of a module of this model; calls of other models pass by."""
         name = self._names.get(id(module))
         if name is not None:
-            self._calls.setdefault(name, []).append(RecordedLayer(name=name, **call))
+            self._calls.setdefault(name, []).append(kind(name=name, **call))
 
     @property
     def names(self) -> list[str]:
         """The recorded attention modules, in the order in which they ran."""
         return list(self._calls)
 
-    def __getitem__(self, part: str) -> list[RecordedLayer]:
+    def __getitem__(self, part: str) -> list[RecordedLayer | RecordedWeights]:
         """The layers of a part: "vision", "language" or the path of a module.
 
         Raises KeyError where nothing was recorded under that name, ValueError where a layer ran
@@ -147,8 +179,8 @@ class Recording:
                 f"captured {len(self._calls)} attention modules, missing {len(missing)}: "
                 f"{', '.join(missing[:5]) or 'the model has none that could be told by its name'}"
                 f"{' …' if len(missing) > 5 else ''}. They did not run, or compute attention "
-                "outside of transformers' AttentionInterface. To record a part of a model, pass "
-                "that submodule to record_attention."
+                "outside of transformers' AttentionInterface and nn.MultiheadAttention. To record "
+                "a part of a model, pass that submodule to record_attention."
             )
 
 
@@ -184,7 +216,8 @@ def record_attention(model: torch.nn.Module) -> Iterator[Recording]:
 
     The model computes as under SDPA, whatever its own implementation is; on leaving, also by an
     exception, each part gets its own implementation back. Recorded tensors are detached, not
-    copied, and stay where the model put them.
+    copied, and stay where the model put them. Modules of `nn.MultiheadAttention` compute their
+    weights openly, which may change the last digits of their output, and keep them.
 
     Raises ValueError where the model, or a part of it, is in training mode (dropout would be
     recorded as attention), RuntimeError on leaving where an attention module was not captured.
@@ -200,7 +233,8 @@ def record_attention(model: torch.nn.Module) -> Iterator[Recording]:
         # The public setter would write one implementation over parts that differ.
         for config in configs:
             config._attn_implementation_internal = INTERFACE
-        yield recording
+        with _weights_noted(model, recording):
+            yield recording
     finally:
         for config, implementation in zip(configs, implementations, strict=True):
             config._attn_implementation_internal = implementation
@@ -212,6 +246,46 @@ def _attention_configs(model: torch.nn.Module) -> list[PreTrainedConfig]:
     """Every distinct configuration object that tells a part of the model how to attend."""
     configs = (getattr(module, "config", None) for module in model.modules())
     return list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
+
+
+@contextmanager
+def _weights_noted(model: torch.nn.Module, recording: Recording) -> Iterator[None]:
+    """Inside the block every `nn.MultiheadAttention` of the model notes its weights."""
+    modules = [m for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as hooks:
+        if modules:  # the fast path of a TransformerEncoderLayer computes no weights
+            hooks.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            torch.backends.mha.set_fastpath_enabled(False)
+        for module in modules:
+            _note_weights(module, recording, hooks)
+        yield
+
+
+def _note_weights(
+    module: torch.nn.MultiheadAttention, recording: Recording, hooks: ExitStack
+) -> None:
+    """Ask the module for the weights of each head, note them, and answer as the caller asked."""
+    signature, asked = inspect.signature(module.forward), {}
+
+    def ask(module, args, kwargs):
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        asked.update(call.arguments)
+        return (), call.arguments | {"need_weights": True, "average_attn_weights": False}
+
+    def answer(module, args, kwargs, output):
+        result, weights = output
+        batched = weights.detach() if weights.ndim == 4 else weights.detach()[None]
+        recording.note(module, RecordedWeights, weights=batched)
+        if not asked["need_weights"]:
+            return result, None
+        return result, weights.mean(-3) if asked["average_attn_weights"] else weights
+
+    hooks.callback(module.register_forward_pre_hook(ask, with_kwargs=True).remove)
+    # First of all hooks: those of the user, or of an outer recording, see what they asked for.
+    hook = module.register_forward_hook(answer, with_kwargs=True, prepend=True)
+    hooks.callback(hook.remove)
 
 
 def _recording_attention(

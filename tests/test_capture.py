@@ -308,9 +308,104 @@ def test_modules_outside_of_the_interface_are_an_error():
     ).eval()
     with pytest.raises(RuntimeError, match="captured 0"), record_attention(model):
         model(torch.randn(1, 2, 3, 32, 32))
-    layers = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True).eval()
-    with pytest.raises(RuntimeError, match="self_attn"), record_attention(layers):
-        layers(torch.randn(1, 3, 8))
+
+
+def attend(batch_first=False, **how):
+    """A `nn.MultiheadAttention` over 5 queries and 7 keys, and what it is called with."""
+    torch.manual_seed(3)
+    module = torch.nn.MultiheadAttention(8, 2, batch_first=batch_first).eval()
+    sizes = [(3, 5, 8), (3, 7, 8)] if batch_first else [(5, 3, 8), (7, 3, 8)]
+    query, key = (torch.randn(size) for size in sizes)
+    return module, (query, key, key), how
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"need_weights": False},
+        {"average_attn_weights": False},
+        {"need_weights": False, "average_attn_weights": False},
+        {"key_padding_mask": torch.arange(7).expand(3, -1) > 4},
+        {"attn_mask": torch.ones(5, 7).triu(3).bool()},
+    ],
+    ids=lambda how: " ".join(how) or "defaults",
+)
+@pytest.mark.parametrize("batch_first", [False, True])
+@torch.no_grad()
+def test_multihead_attention_is_recorded_per_head_and_answers_as_asked(how, batch_first):
+    module, inputs, how = attend(batch_first, **how)
+    open_weights = {"need_weights": True, "average_attn_weights": False}
+    expected = module(*inputs, **how | open_weights)[1]
+    result, weights = module(*inputs, **how)
+    with record_attention(module) as recording:
+        recorded_result, recorded_weights = module(*inputs, **how)
+    [layer] = recording[""]
+    assert layer.shape == (3, 5, 7)
+    torch.testing.assert_close(layer.probabilities(), expected, atol=0, rtol=0)
+    torch.testing.assert_close(layer.probabilities([4, 0]), expected[:, :, [4, 0]])
+    torch.testing.assert_close(layer.fused(torch.arange(5), "max"), expected.amax(1))
+    torch.testing.assert_close(recorded_result, result, atol=1e-6, rtol=0)
+    assert (recorded_weights is None) == (weights is None)
+    if weights is not None:
+        torch.testing.assert_close(recorded_weights, weights, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_multihead_attention_takes_positions_and_no_batch():
+    module, (query, key, value), _ = attend()
+    with record_attention(module) as recording:
+        result, weights = module(query[:, 0], key[:, 0], value[:, 0], None, False)
+    assert result.shape == (5, 8) and weights is None
+    assert recording[""][0].probabilities().shape == (1, 2, 5, 7)
+
+
+@torch.no_grad()
+def test_recordings_of_multihead_attention_nest():
+    module, inputs, _ = attend()
+    with record_attention(module) as outer, record_attention(module) as inner:
+        assert module(*inputs, need_weights=False)[1] is None
+    torch.testing.assert_close(inner[""][0].weights, outer[""][0].weights, atol=0, rtol=0)
+
+
+def encoder():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    return torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+
+
+@torch.no_grad()
+def test_encoders_of_torch_are_recorded_off_the_fast_path_and_rolled_out():
+    model, inputs = encoder(), torch.randn(4, 6, 8)
+    expected = model(inputs)
+    with record_attention(model) as recording:
+        output = model(inputs)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=0)
+    layers = recording["layers"]
+    assert [layer.name for layer in layers] == ["layers.0.self_attn", "layers.1.self_attn"]
+    dense = [layer.probabilities() for layer in layers]
+    torch.testing.assert_close(rollout(layers), rollout(dense))
+    torch.testing.assert_close(rollout_rows(layers, [5, 1]), rollout_rows(dense, [5, 1]))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_hooks_and_fast_path_are_restored_after_an_exception(fast):
+    model, before = encoder(), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast)
+    try:
+        with pytest.raises(ZeroDivisionError), record_attention(model):
+            assert not torch.backends.mha.get_fastpath_enabled()
+            raise ZeroDivisionError
+        assert torch.backends.mha.get_fastpath_enabled() == fast
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_multihead_attention_that_does_not_run_is_an_error():
+    model = encoder()
+    with pytest.raises(RuntimeError, match=r"missing 1: layers\.1\.self_attn"):
+        with record_attention(model):
+            model.layers[0](torch.randn(1, 3, 8))
 
 
 def test_generating_while_recording_is_an_error_that_says_what_to_do(llava, inputs):
