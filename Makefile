@@ -34,9 +34,10 @@ checkpoints: $(READY)
 	    -p scale 1.0 -p checkpoint_path data/checkpoints/$$name; \
 	done
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt no-deps.txt
 	@echo "Installing into .venv: a few minutes and about 6 GB"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps -r no-deps.txt
 	touch $@

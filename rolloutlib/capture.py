@@ -150,7 +150,7 @@ class Recording:
         return list(self._calls)
 
     def __getitem__(self, part: str) -> list[RecordedLayer | RecordedWeights]:
-        """The layers of a part: "vision", "language" or the path of a module.
+        """The layers of a part: "vision", "language", the path of a module, or "" for all.
 
         Raises KeyError where nothing was recorded under that name, ValueError where a layer ran
         more than once, as in generation with a cache.
@@ -158,7 +158,7 @@ class Recording:
         if part in ("vision", "language"):
             names = [name for name in self._calls if modality(self._model, name) == part]
         else:
-            names = [n for n in self._calls if n == part or n.startswith(f"{part}.")]
+            names = [n for n in self._calls if part in ("", n) or n.startswith(f"{part}.")]
         if not names:
             raise KeyError(
                 f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}"
