@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
@@ -34,7 +34,24 @@ QUESTION = (
     "yes",
     "no",
 )
-VOCABULARY = (*SPECIAL, *PROMPT, *QUESTION, *COLOURS, *SHAPES, *ROWS, *COLUMNS)
+NAMES = (*COLOURS, *SHAPES, *ROWS, *COLUMNS)
+VOCABULARY = (*SPECIAL, *PROMPT, *QUESTION, *NAMES)
+# What Fuyu's processor writes: picture, end of a row, end of the picture, begin of the answer.
+FUYU_SPECIAL = ("<pad>", "<unk>", "</s>", "<s>", "|SPEAKER|", "|NEWLINE|", "<0x04>", "▁", "\n", "?")
+# (height, width) of the pictures that the small Fuyu is trained on, and of those it is tested on.
+FUYU_SIZES = {
+    "seen": (
+        (240, 360),
+        (300, 300),
+        (300, 420),
+        (390, 300),
+        (270, 400),
+        (390, 510),
+        (255, 345),
+        (365, 320),
+    ),
+    "unseen": ((270, 360), (330, 330), (360, 300), (345, 465), (285, 315), (345, 405)),
+}
 SILHOUETTE = 7  # an object's outline as a patch is asked for it: this many cells a side
 OFFSET_UNIT = 48.0  # pixels; offsets to an object's centre are learned in this unit
 
@@ -56,6 +73,32 @@ def scene_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         additional_special_tokens=["<image>"],
         padding_side="left",  # so that a batch of prompts ends where its answers begin
+    )
+
+
+def fuyu_tokenizer() -> PreTrainedTokenizerFast:
+    """The same words between Fuyu's signs; every text begins with "▁", which its processor cuts.
+
+    >>> fuyu_tokenizer().tokenize("|SPEAKER||NEWLINE|Where is it?\\n<0x04>")
+    ['▁', '|SPEAKER|', '|NEWLINE|', 'where', 'is', '<unk>', '?', '\\n', '<0x04>']
+    """
+    numbers = {word: number for number, word in enumerate((*FUYU_SPECIAL, *QUESTION, *NAMES))}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    signs = ("|SPEAKER|", "|NEWLINE|")
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Lowercase()]
+        + [normalizers.Replace(sign.lower(), sign) for sign in signs]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"▁|\|\w+\||<0x04>|\n|[^\W▁_]+|[^\w\s]"), behavior="removed", invert=True
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
     )
 
 
@@ -90,9 +133,13 @@ def stack_labels(labels: Iterable[PatchLabels]) -> PatchLabels:
 
 
 def patch_labels(scene: Scene, patch: int) -> PatchLabels:
-    """What does each patch show? An object, where a sixth of the patch or more is covered by it."""
+    """What does each patch show? An object, where a sixth of the patch or more is covered by it.
+
+    Patches are squares of `patch` pixels; the last ones may reach beyond the picture.
+    """
     width, height = scene.picture.size
-    rows, columns = height // patch, width // patch
+    rows, columns = -(-height // patch), -(-width // patch)
+    beyond = ((0, rows * patch - height), (0, columns * patch - width))
     ys, xs = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     centres = (np.stack([xs, ys], -1).reshape(-1, 2) + 0.5) * patch
     count = rows * columns
@@ -101,7 +148,7 @@ def patch_labels(scene: Scene, patch: int) -> PatchLabels:
     offset = np.zeros((count, 2), np.float32)
     silhouette = np.zeros((count, SILHOUETTE**2), np.float32)
     for thing in scene.objects:
-        tiles = thing.mask[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch)
+        tiles = np.pad(thing.mask, beyond).reshape(rows, patch, columns, patch)
         shown = tiles.mean((1, 3)).ravel() > 1 / 6
         classes["shape"][shown] = SHAPES.index(thing.shape)
         classes["colour"][shown] = list(COLOURS).index(thing.colour)
@@ -125,6 +172,24 @@ def _outline(mask: Bool[np.ndarray, "height width"]) -> tuple[np.ndarray, np.nda
     at_x = (middle[0] + steps * reach).astype(int).clip(0, mask.shape[1] - 1)
     at_y = (middle[1] + steps * reach).astype(int).clip(0, mask.shape[0] - 1)
     return middle, mask[np.ix_(at_y, at_x)].ravel()
+
+
+def once_half_seen(labels: PatchLabels) -> PatchLabels:
+    """Labels for a reader in raster order: of an object's patches, only the second half keeps them.
+
+    Before, nobody could tell; there the shape is -100, which no loss counts, and the colour stays.
+    """
+    shown = labels.on_object
+    cell = (labels.row * len(COLUMNS) + labels.column).clamp(min=0)
+    patches = nn.functional.one_hot(cell, len(ROWS) * len(COLUMNS)) * shown[..., None]
+    share = patches.cumsum(-2) / patches.sum(-2, keepdim=True).clamp(min=1)
+    known = shown & (share.gather(-1, cell[..., None]).squeeze(-1) >= 0.5)
+    return replace(
+        labels,
+        shape=labels.shape.where(known | ~shown, -100),
+        row=labels.row.where(known, -1),
+        column=labels.column.where(known, -1),
+    )
 
 
 class PatchHeads(nn.Module):
@@ -269,15 +334,20 @@ class Pack:
 
 
 def pack_questions(
-    questions: Sequence[Sequence[Question]], tokenizer: PreTrainedTokenizerFast, length: int = 12
+    questions: Sequence[Sequence[Question]],
+    tokenizer: PreTrainedTokenizerFast,
+    length: int = 12,
+    *,
+    template: str = "{question} ASSISTANT:",
 ) -> Pack:
     """Questions with their answers and the closing token; only answers are to be predicted."""
     ids = torch.full((len(questions), len(questions[0]), length), tokenizer.pad_token_id)
     targets = torch.full_like(ids, -100)
     for scene, asked in enumerate(questions):
         for number, question in enumerate(asked):
-            prompt = tokenizer.encode(f"{question.text} ASSISTANT:")
-            reply = [*tokenizer.encode(question.answer), tokenizer.eos_token_id]
+            prompt = tokenizer.encode(template.format(question=question.text))
+            words = tokenizer.convert_tokens_to_ids(question.answer.split())
+            reply = [*words, tokenizer.eos_token_id]
             end = len(prompt) + len(reply)
             ids[scene, number, :end] = torch.tensor(prompt + reply)
             targets[scene, number, len(prompt) - 1 : end - 1] = torch.tensor(reply)

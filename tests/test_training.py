@@ -66,6 +66,29 @@ def test_silhouettes_tell_a_ring_from_a_circle():
             assert labels.silhouette[patch][middle] == (not ring)
 
 
+def test_patches_beyond_the_picture_are_labelled_too():
+    scene = make_scene(np.random.default_rng(2), GREY, size=(100, 130))
+    shown = training.patch_labels(scene, patch=30).on_object.reshape(4, 5)
+    for thing in scene.objects:
+        ys, xs = np.nonzero(thing.mask)
+        assert shown[int(ys.mean()) // 30, int(xs.mean()) // 30] or thing.shape == "ring"
+
+
+def test_a_reader_in_raster_order_is_asked_once_half_of_an_object_is_read(scene):
+    labels = training.patch_labels(scene, patch=14)
+    known = training.once_half_seen(labels)
+    for thing in scene.objects:
+        patches = ((labels.row == thing.row) & (labels.column == thing.column)).nonzero()[:, 0]
+        half = (len(patches) - 1) // 2  # with this one, half of them are read
+        early, late = patches[:half], patches[half:]
+        assert (known.shape[early] == -100).all() and not known.on_object[early].any()
+        assert (known.shape[late] == labels.shape[late]).all()
+        assert (known.row[late] == thing.row).all() and (known.column[late] == thing.column).all()
+    assert (known.colour == labels.colour).all()
+    background = ~labels.on_object
+    assert (known.shape[background] == labels.shape[background]).all()
+
+
 def test_perfect_guesses_have_no_mistakes_and_hardly_a_loss(scene):
     labels = training.stack_labels([training.patch_labels(scene, patch=14)])
     sizes = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "row": 3, "column": 3}
