@@ -128,8 +128,11 @@ def make_scenes(
     photos: Sequence[Image.Image],
     *,
     size: tuple[int, int] = (336, 336),
+    objects: tuple[int, int] = (2, 4),
 ) -> list[Scene]:
     """`count` scenes of `size` (height, width) pixels; the same for the same seed.
+
+    objects: how many shapes a scene has, at least and at most.
 
     >>> photo = Image.new("RGB", (400, 300))
     >>> [len(scene.objects) for scene in make_scenes(0, 4, [photo], size=(60, 90))]
@@ -140,7 +143,7 @@ def make_scenes(
     if count < 0:
         raise ValueError(f"count must be 0 or more, got {count}")
     rng = np.random.default_rng(seed)
-    return [make_scene(rng, photos, size=size) for _ in range(count)]
+    return [make_scene(rng, photos, size=size, objects=objects) for _ in range(count)]
 
 
 def make_scene(
@@ -148,11 +151,12 @@ def make_scene(
     photos: Sequence[Image.Image],
     *,
     size: tuple[int, int] = (336, 336),
+    objects: tuple[int, int] = (2, 4),
 ) -> Scene:
-    """Two to four shapes of random kind, colour, size and turn, in cells of their own.
+    """Some shapes of random kind, colour, size and turn, in cells of their own.
 
     No two objects have both shape and colour in common, so "the red star" is always one. `size`
-    is (height, width) in pixels, each at least 48.
+    is (height, width) in pixels, each at least 48; `objects` are the fewest and the most shapes.
 
     >>> photo = Image.new("RGB", (400, 300))
     >>> scene = make_scene(np.random.default_rng(0), [photo], size=(96, 160))
@@ -161,23 +165,27 @@ def make_scene(
     >>> scene.questions[0].kind, scene.questions[0].text, scene.questions[0].answer
     ('shape', 'what shape is the pink object?', 'star')
 
-    Raises ValueError for a size too small to tell shapes, or where there are no photos.
+    Raises ValueError for a size too small to tell shapes, for a number of objects that the nine
+    cells cannot hold, or where there are no photos.
     """
+    fewest, most = objects
+    if not 1 <= fewest <= most <= 9:
+        raise ValueError(f"expected 1 to 9 objects, the fewest first, got {objects}")
     if min(size) < 48:
         raise ValueError(f"a scene must be at least 48 pixels high and wide, got {size}")
     if not photos:
         raise ValueError("expected at least one photo, got none")
     pixels = random_crop(rng, photos[rng.integers(len(photos))], size)
-    objects = []
-    cells = rng.permutation(9)[: rng.integers(2, 5)]
+    things = []
+    cells = rng.permutation(9)[: rng.integers(fewest, most + 1)]
     for cell, (colour, shape) in zip(cells, choose_looks(rng, len(cells)), strict=True):
         row, column = divmod(int(cell), 3)
         cover = draw_shape(rng, shape, (row, column), size)
         paint = np.array(COLOURS[colour]) + rng.integers(-10, 11, 3)
         pixels = pixels * (1 - cover[..., None]) + paint.clip(0, 255) * cover[..., None]
-        objects.append(SceneObject(shape, colour, row, column, cover > 0.5))
+        things.append(SceneObject(shape, colour, row, column, cover > 0.5))
     picture = Image.fromarray(np.rint(pixels).astype(np.uint8))
-    return Scene(picture, tuple(objects), tuple(questions(rng, objects)))
+    return Scene(picture, tuple(things), tuple(questions(rng, things)))
 
 
 def random_crop(

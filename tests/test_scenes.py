@@ -150,3 +150,16 @@ def test_bad_input_is_named(tmp_path):
         load_photos(IMAGES, "dev")
     with pytest.raises(FileNotFoundError):
         load_photos(tmp_path, "train")
+
+
+@pytest.mark.parametrize("objects", [(1, 1), (2, 4), (9, 9)])
+def test_a_scene_has_as_many_objects_as_asked_for(objects):
+    photo = Image.new("RGB", (300, 300), "grey")
+    for scene in make_scenes(0, 5, [photo], size=(90, 120), objects=objects):
+        assert objects[0] <= len(scene.objects) <= objects[1]
+
+
+@pytest.mark.parametrize("objects", [(0, 2), (3, 2), (1, 10)])
+def test_a_number_of_objects_that_cannot_be_is_named(objects):
+    with pytest.raises(ValueError, match="expected 1 to 9 objects"):
+        make_scenes(0, 1, [Image.new("RGB", (300, 300))], objects=objects)
