@@ -8,14 +8,18 @@ import seaborn as sns
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
 from rolloutlib.arrays import Array
 
+PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
+LABEL_PITCH = 1.35 / 72  # inches from one token label to the next, for each point of its size
+
 
 def plot_matrices(
-    matrices: Sequence[Float[Array, "query key"]],
+    matrices: Sequence[Float[Array, "*one query key"]],
     tokens: Sequence[str],
     titles: Sequence[str],
     *,
@@ -23,35 +27,49 @@ def plot_matrices(
     label: str = "Cumulative attention",
     axis_labels: tuple[str, str] = ("Input tokens", "Output tokens"),
     title: str = "",
+    gamma: float = 1.0,
 ) -> Figure:
     """Which output drew on which input? Matrices side by side, on one colour scale.
 
-    Raises ValueError where a matrix does not fit the tokens.
+    gamma: colours follow value ** gamma; below 1 small values can be told apart beside large ones.
+    Panels grow with the number of tokens, so that every label can be read; then fewer than
+    `columns` stand side by side.
+
+    Raises ValueError where a matrix does not fit the tokens, or titles do not fit the matrices.
     """
     arrays = [_one_matrix(matrix, len(tokens)) for matrix in matrices]
-    columns = min(columns, len(arrays))
-    lines = -(-len(arrays) // columns)
-    side = min(max(3.2, 0.22 * len(tokens)), 14)
+    if not arrays or len(arrays) != len(titles):
+        raise ValueError(f"expected a title for each matrix, got {len(titles)} for {len(arrays)}")
+    points = 9 if len(tokens) <= 20 else 7
+    side = max(2.4, LABEL_PITCH * points * len(tokens))
+    margin = 0.7 + 0.6 * points / 72 * max(len(token) for token in tokens)
+    lines, columns = _balanced(len(arrays), min(columns, max(1, int(PAGE_WIDTH // side))))
     figure, axes = plt.subplots(
         lines,
         columns,
-        figsize=(side * columns + 1.5, side * lines + 1.2),
+        figsize=(side * columns + margin + 1.2, (side + margin) * lines),
         squeeze=False,
+        sharey=True,
         layout="constrained",
     )
-    highest = max(array.max() for array in arrays)
+    norm = PowerNorm(gamma, vmin=0, vmax=max(array.max() for array in arrays))
     for axis, array, name in zip(axes.flat, arrays, titles, strict=False):
-        _draw_matrix(axis, array, tokens, highest)
-        axis.set_title(name)
+        _draw_matrix(axis, array, tokens, norm, points)
+        axis.set(title=name, xlabel=axis_labels[0])
     for axis in axes.flat[len(arrays) :]:
         axis.set_visible(False)
-    for axis in axes[-1]:
-        axis.set_xlabel(axis_labels[0])
     for axis in axes[:, 0]:
         axis.set_ylabel(axis_labels[1])
     figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label, shrink=0.7)
-    figure.suptitle(title)
+    if title:
+        figure.suptitle(title)
     return figure
+
+
+def _balanced(count: int, most: int) -> tuple[int, int]:
+    """Lines and columns for `count` panels, at most so many columns, lines as full as can be."""
+    lines = -(-count // most)
+    return lines, -(-count // lines)
 
 
 def _one_matrix(matrix: Array, tokens: int) -> np.ndarray:
@@ -64,21 +82,21 @@ def _one_matrix(matrix: Array, tokens: int) -> np.ndarray:
     return array
 
 
-def _draw_matrix(axis: Axes, array: np.ndarray, tokens: Sequence[str], highest: float) -> None:
+def _draw_matrix(
+    axis: Axes, array: np.ndarray, tokens: Sequence[str], norm: PowerNorm, points: int
+) -> None:
     sns.heatmap(
         array,
         ax=axis,
         cmap="viridis",
-        vmin=0,
-        vmax=highest,
+        norm=norm,
         square=True,
         cbar=False,
         xticklabels=tokens,
         yticklabels=tokens,
     )
-    size = 10 if len(tokens) <= 20 else 7  # 60 labels of 7 points still stand side by side
-    axis.tick_params(axis="x", rotation=90, labelsize=size)
-    axis.tick_params(axis="y", rotation=0, labelsize=size)
+    axis.tick_params(axis="x", rotation=90, labelsize=points)
+    axis.tick_params(axis="y", rotation=0, labelsize=points)
 
 
 def plot_pictures(

@@ -127,7 +127,11 @@ def compare_discard_ratios(
 
 
 def compare_head_fusion(attention_layers: Layers, tokens: Sequence[str]) -> Figure:
-    """Draw the rollout with the mean, the maximum and the minimum of the heads."""
+    """Draw the rollout with the mean, the maximum and the minimum of the heads.
+
+    On one colour scale that follows the square root: a minimum keeps little but the diagonal, and
+    would leave the other panels dark.
+    """
     return plot_matrices(
         [
             AttentionRollout(head_fusion=how).compute_rollout(attention_layers)
@@ -135,4 +139,5 @@ def compare_head_fusion(attention_layers: Layers, tokens: Sequence[str]) -> Figu
         ],
         tokens,
         [f"Head fusion: {how}" for how in HEAD_FUSIONS],
+        gamma=0.5,
     )
