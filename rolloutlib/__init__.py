@@ -15,5 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "models": ["Answer", "MultimodalModel", "load_model"],
         "pictures": ["load_picture"],
         "teaching": ["AttentionRollout", "compare_discard_ratios", "compare_head_fusion"],
+        "text": ["load_minilm", "record_sentence"],
     },
 )
