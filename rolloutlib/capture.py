@@ -42,6 +42,7 @@ class RecordedLayer:
     mask: Bool[torch.Tensor, "_ _ query key"] | Float[torch.Tensor, "_ _ query key"] | None
     causal: bool
     scaling: float
+    softcap: float | None = None  # keeps scores s within ±c as c · tanh(s / c)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,6 +86,8 @@ class RecordedLayer:
         query = self.query[:, heads, rows].to(dtype)
         key = self.key[:, group : group + 1].to(dtype)
         scores = (query @ key.mT) * self.scaling
+        if self.softcap is not None:
+            scores = self.softcap * (scores / self.softcap).tanh()
         lowest = torch.finfo(dtype).min  # not -inf: a row with nothing to see must not become NaN
         if self.mask is not None:
             mask = self.mask if self.mask.shape[1] == 1 else self.mask[:, heads]
@@ -298,8 +301,11 @@ def _recording_attention(
     is_causal: bool | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Note the call in every active recording; the stock SDPA function computes the output."""
-    unsupported = [n for n in ("position_bias", "s_aux", "softcap") if kwargs.get(n) is not None]
+    """Note the call in every active recording; the stock SDPA function computes the output.
+
+    Where scores are capped, which that function cannot do, the noted probabilities compute it.
+    """
+    unsupported = [n for n in ("position_bias", "s_aux") if kwargs.get(n) is not None]
     if unsupported:
         raise NotImplementedError(
             f"{type(module).__name__} attends with {unsupported[0]}, which recording cannot "
@@ -307,19 +313,31 @@ def _recording_attention(
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and attention_mask is None and query.shape[2] > 1
+    call = {
+        "query": query.detach(),
+        # Under SDPA's causal rule keys beyond the last query are empty places of a cache.
+        "key": key.detach()[:, :, : query.shape[2]] if causal else key.detach(),
+        "mask": None if attention_mask is None else attention_mask.detach(),
+        "causal": causal,
+        "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+        "softcap": kwargs.get("softcap"),
+    }
     for recording in _active.get():
-        recording.note(
-            module,
-            query=query.detach(),
-            # Under SDPA's causal rule keys beyond the last query are empty places of a cache.
-            key=key.detach()[:, :, : query.shape[2]] if causal else key.detach(),
-            mask=None if attention_mask is None else attention_mask.detach(),
-            causal=causal,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        )
+        recording.note(module, **call)
+    if call["softcap"] is not None:
+        return _attend(RecordedLayer("", **call), value), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
     )
+
+
+def _attend(
+    layer: RecordedLayer, value: Float[torch.Tensor, "batch key_head key width"]
+) -> Float[torch.Tensor, "batch query head width"]:
+    """What the layer gathers from these values."""
+    each = value.repeat_interleave(layer.query.shape[1] // value.shape[1], dim=1)
+    gathered = layer.probabilities().to(value.dtype) @ each[:, :, : layer.shape[2]]
+    return gathered.transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(INTERFACE, _recording_attention)

@@ -108,7 +108,7 @@ def _layers_found(folder: Path, video: str) -> dict[tuple[int, int], dict[int, P
             stretch = int(name["first"]), int(name["last"])
             found.setdefault(stretch, {})[int(name["layer"])] = path
     if not found:
-        raise FileNotFoundError(f"expected {dump_path(folder, video, 'ab', 0)}, got no such file")
+        raise FileNotFoundError(f"{folder}: expected video_{video}_frames….npz, got no such file")
     return found
 
 
