@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from rolloutlib.attention import HEAD_FUSIONS
 
-
 # A rollout takes longer than a slider's step: redraw when it is let go.
 LATE = {"continuous_update": False}
 
