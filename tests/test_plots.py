@@ -1,0 +1,82 @@
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rolloutlib.plots import plot_matrices, plot_pictures
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def tokens_of(count):
+    return [f"token{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [4, 12, 20, 60])
+def test_token_labels_do_not_overlap_and_can_be_read(count):
+    figure = plot_matrices([np.eye(count)], tokens_of(count), [""])
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    down = [label.get_window_extent() for label in axis.get_yticklabels()]
+    across = [label.get_window_extent() for label in axis.get_xticklabels()]
+    assert [label.get_text() for label in axis.get_yticklabels()] == tokens_of(count)
+    assert all(lower.y1 <= upper.y0 for upper, lower in itertools.pairwise(down))
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(across))
+    assert axis.get_yticklabels()[0].get_fontsize() >= 7
+    assert figure.get_size_inches()[0] < 14
+
+
+def test_panels_share_one_scale_and_a_page_width():
+    matrices = [np.full((20, 20), value) for value in (0.1, 0.5, 0.9, 0.2)]
+    figure = plot_matrices(matrices, tokens_of(20), list("abcd"))
+    drawn = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in drawn] == list("abcd")
+    assert {axis.collections[0].get_clim() for axis in drawn} == {(0, 0.9)}
+    assert drawn[0].get_subplotspec().get_gridspec().get_geometry() == (2, 2)
+
+
+def test_gamma_lightens_small_values_and_keeps_the_scale():
+    plain, light = (
+        plot_matrices([np.diag([1, 0.04])], ["a", "b"], [""], gamma=gamma).axes[0].collections[0]
+        for gamma in (1.0, 0.5)
+    )
+    assert plain.norm(0.04) == pytest.approx(0.04)
+    assert light.norm(0.04) == pytest.approx(0.2)
+    assert plain.get_clim() == light.get_clim()
+
+
+def test_a_batch_of_one_is_drawn_torch_or_not():
+    figure = plot_matrices([torch.eye(3)[None]], ["a", "b", "c"], [""])
+    np.testing.assert_array_equal(figure.axes[0].collections[0].get_array(), np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("matrices", "titles", "message"),
+    [
+        ([np.eye(3)], ["a"], r"expected one matrix of 2 x 2 for 2 tokens, got \(3, 3\)"),
+        ([np.zeros((2, 2, 2))], ["a"], r"got \(2, 2, 2\)"),
+        ([np.eye(2)], ["a", "b"], "expected a title for each matrix, got 2 for 1"),
+        ([], [], "expected a title for each matrix, got 0 for 0"),
+    ],
+)
+def test_what_does_not_fit_is_named(matrices, titles, message):
+    with pytest.raises(ValueError, match=message):
+        plot_matrices(matrices, ["x", "y"], titles)
+
+
+def test_pictures_keep_their_shapes_and_regions_are_outlined():
+    picture, heatmap = Image.new("RGB", (60, 30)), np.random.default_rng(0).random((4, 4))
+    region = np.zeros((30, 60), dtype=bool)
+    region[5:10, 5:20] = True
+    figure = plot_pictures([picture, heatmap], ["photo", "map"], regions=[region, region[:4, :4]])
+    photo, drawn = figure.axes
+    assert (photo.get_title(), drawn.get_title()) == ("photo", "map")
+    assert photo.images[0].get_array().shape[:2] == (30, 60)
+    assert len(photo.collections) == 2 and not drawn.collections
