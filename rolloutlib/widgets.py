@@ -56,7 +56,7 @@ class RolloutPanel(ipywidgets.VBox):
             discard_ratio=self.discard_ratio.value,
         )
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=80)
+        figure.savefig(file, format="png", dpi=100)
         plt.close(figure)  # or the notebook would show it once more below the cell
         self.figure.value = file.getvalue()
 

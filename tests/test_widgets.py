@@ -37,7 +37,7 @@ def panel():
 )
 def test_turning_a_control_redraws_the_figure(panel, control, value):
     before = panel.figure.value
-    assert Image.open(io.BytesIO(before)).size == (240, 160)
+    assert Image.open(io.BytesIO(before)).size == (300, 200)
     getattr(panel, control).value = value
     assert panel.figure.value != before
 
