@@ -121,7 +121,9 @@ def _write_mp4(path: Path, frames: Iterator[Frame], rate: Fraction) -> None:
     first = next(frames)
     height, width = first.shape[:2]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "23"})
+        stream = container.add_stream(
+            "libx264", rate=rate, options={"crf": "23", "preset": "veryfast"}
+        )
         stream.width, stream.height = width, height
         # Colour at half resolution is what every player shows, but it needs even sizes.
         stream.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"

@@ -6,6 +6,7 @@ the instances of a frame, attention to the frame's features, and a feed-forward 
 to its input and then normalised.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,18 +22,22 @@ class RefinerConfig(PreTrainedConfig):
 
     model_type = "temporal_refiner"
 
-    width: int = 64
-    heads: int = 4
-    depth: int = 6
-    feed_forward: int = 128
-    colours: int = 8
-    frames: int = 16
-    patch: int = 8
-    grid: list[int] | None = None  # rows and columns of patches
-
-    def __post_init__(self, **kwargs):
-        self.grid = list(self.grid or (6, 8))
-        super().__post_init__(**kwargs)
+    def __init__(
+        self,
+        width: int = 64,
+        heads: int = 4,
+        depth: int = 6,
+        feed_forward: int = 128,
+        colours: int = 8,
+        frames: int = 16,
+        patch: int = 8,
+        grid: Sequence[int] = (6, 8),  # rows and columns of patches
+        **kwargs,
+    ):
+        self.width, self.heads, self.depth = width, heads, depth
+        self.feed_forward, self.colours, self.frames = feed_forward, colours, frames
+        self.patch, self.grid = patch, list(grid)
+        super().__init__(**kwargs)
 
 
 @dataclass(frozen=True)

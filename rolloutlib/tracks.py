@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from rolloutlib.scenes import COLOURS
 
 SIZE = (48, 64)  # height and width of a frame in pixels
-PALETTE = np.array([rgb for rgb in COLOURS.values()], dtype=np.float32) / 255
+PALETTE = np.array(list(COLOURS.values()), dtype=np.float32) / 255
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ class Tracks:
 
     def region(self, clip: int, instance: int) -> Bool[np.ndarray, "frame height width"]:
         """The pixels of a ball; none in the frames in which it is hidden."""
-        centre, radius = self.centre[clip, :, instance].numpy(), self.radius[clip, instance].item()
-        return (
-            _disc(centre, np.float32(radius)) & self.visible[clip, :, instance, None, None].numpy()
-        )
+        centre, radius = self.centre[clip, :, instance], self.radius[clip, instance, None]
+        disc = _disc(centre.numpy(), radius.numpy())
+        return disc & self.visible[clip, :, instance, None, None].numpy()
 
 
 def make_tracks(
@@ -102,4 +101,4 @@ def _disc(centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
     height, width = SIZE
     ys, xs = np.arange(height)[:, None] + 0.5, np.arange(width) + 0.5
     x, y = centre[..., 0, None, None] * width, centre[..., 1, None, None] * height
-    return ((xs - x) ** 2 + (ys - y) ** 2) < np.asarray(radius)[..., None, None] ** 2
+    return ((xs - x) ** 2 + (ys - y) ** 2) < radius[..., None, None] ** 2
