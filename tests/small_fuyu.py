@@ -39,8 +39,8 @@ def small_fuyu(*, text: dict | None = None, dtype: torch.dtype = torch.float32) 
                 weight.mul_(1.5)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    # Random weights would sometimes say that another patch comes.
-    model.generation_config.suppress_tokens = [config.image_token_id]
+    # Random weights would sometimes say that another patch comes, or nothing at all.
+    model.generation_config.suppress_tokens = [config.image_token_id, tokenizer.eos_token_id]
     return model
 
 
