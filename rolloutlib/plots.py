@@ -110,9 +110,10 @@ def plot_pictures(
 ) -> Figure:
     """Pictures, heatmaps and overlays side by side, each in its own shape.
 
-    Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN stays empty.
+    Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
     regions: for each picture a boolean array whose outline is drawn on it.
     """
+    palette = plt.get_cmap(colours).with_extremes(bad="lightgrey")
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
@@ -122,7 +123,7 @@ def plot_pictures(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        axis.imshow(picture, cmap=colours, interpolation="nearest")
+        axis.imshow(picture, cmap=palette, interpolation="nearest")
         axis.set_title(title)
     for axis, region in zip(axes.flat, regions, strict=False):
         if region.any():
