@@ -1,6 +1,6 @@
 """Figures. Every function draws with matplotlib's pyplot and returns the figure it drew."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -129,4 +129,23 @@ def plot_pictures(
         if region.any():
             axis.contour(region, levels=[0.5], colors="white", linewidths=2.5)
             axis.contour(region, levels=[0.5], colors="black", linewidths=1)
+    return figure
+
+
+def plot_scores(
+    scores: Mapping[str, Mapping[str, tuple[float, float, float]]], chance: Mapping[str, float]
+) -> Figure:
+    """Which map scores how? For each score a panel, for each map its mean and interval.
+
+    scores: score → map → (mean, low, high), in [0, 1].  chance: score → what a random map gets.
+    """
+    size = (5 * len(scores), 2.8)
+    figure, axes = plt.subplots(1, len(scores), figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, by_map) in zip(axes[0], scores.items(), strict=True):
+        mean, low, high = np.array(list(by_map.values())).T
+        axis.errorbar(mean, list(by_map), xerr=[mean - low, high - mean], fmt="o", capsize=4)
+        axis.axvline(chance[name], color="grey", linestyle="--", label="chance")
+        axis.set(title=name, xlim=(-0.02, 1.02))
+        axis.invert_yaxis()
+    axes[0, 0].legend()
     return figure

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rolloutlib.plots import plot_matrices, plot_pictures
+from rolloutlib.plots import plot_matrices, plot_pictures, plot_scores
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +80,12 @@ def test_pictures_keep_their_shapes_and_regions_are_outlined():
     assert (photo.get_title(), drawn.get_title()) == ("photo", "map")
     assert photo.images[0].get_array().shape[:2] == (30, 60)
     assert len(photo.collections) == 2 and not drawn.collections
+
+
+def test_scores_have_a_panel_each_and_a_bar_for_every_map():
+    scores = {"AUC": {"rollout": (0.9, 0.8, 0.95), "random": (0.5, 0.4, 0.6)}}
+    figure = plot_scores(scores, {"AUC": 0.5})
+    (axis,) = figure.axes
+    assert axis.get_title() == "AUC"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["rollout", "random"]
+    assert axis.lines[0].get_xdata().tolist() == [0.9, 0.5]
