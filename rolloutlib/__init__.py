@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "capture": ["RecordedLayer", "RecordedWeights", "Recording", "record_attention"],
         "composition": ["attention_received", "rollout", "rollout_by_layer", "rollout_rows"],
         "flow": ["attention_flow"],
+        "metrics": ["report"],
         "models": ["Answer", "MultimodalModel", "load_model"],
         "pictures": ["load_picture"],
         "teaching": ["AttentionRollout", "compare_discard_ratios", "compare_head_fusion"],
