@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "attention": ["add_residual", "discard_lowest", "fuse_heads", "normalize_rows"],
         "capture": ["RecordedLayer", "RecordedWeights", "Recording", "record_attention"],
         "composition": ["attention_received", "rollout", "rollout_by_layer", "rollout_rows"],
+        "explorer": ["explore"],
         "flow": ["attention_flow"],
         "metrics": ["report"],
         "models": ["Answer", "MultimodalModel", "load_model"],

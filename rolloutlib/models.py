@@ -1,6 +1,6 @@
 """Load a checkpoint, let it answer, and replay the answer in one pass that can be recorded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ class Answer:
     sequence: the prompt's S token ids and the T generated ones, without the closing token.
     tokens: the T generated tokens as text.  text: the answer as it reads.
     images: for each picture of the prompt its tokens' positions and pixels.
+    model: who answered, and can replay the answer.
     """
 
     prompt: str
@@ -40,6 +41,7 @@ class Answer:
     tokens: list[str]
     text: str
     images: list[ImageTokens]
+    model: "MultimodalModel" = field(repr=False, compare=False)
 
     @property
     def image(self) -> ImageTokens:
@@ -120,6 +122,7 @@ class MultimodalModel:
             images=image_tokens(
                 pictures, views, inputs["input_ids"][0], self.model.config.image_token_id
             ),
+            model=self,
         )
 
     def record(self, answer: Answer) -> Recording:

@@ -10,6 +10,17 @@ from scipy.ndimage import gaussian_filter
 from rolloutlib.arrays import Array
 from rolloutlib.grid import View
 
+
+def _register_faint(name: str, low: tuple[float, float, float], high: tuple[float, float, float]):
+    """Colours from `low` to `high` whose opacity grows with the value, for maps of one colour."""
+    ends = [(*low, 0.0), (*high, 1.0)]
+    mpl.colormaps.register(mpl.colors.LinearSegmentedColormap.from_list(name, ends), force=True)
+
+
+# Those that the attention visualizer for Qwen3-VL uses: edges in cyan, decisions in red to yellow.
+_register_faint("cyan", (0, 200 / 255, 1), (0, 1, 1))
+_register_faint("red", (1, 0, 0), (1, 180 / 255, 0))
+
 Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
 
 
@@ -119,10 +130,11 @@ def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heat
 def colour(heatmap: Heatmap, colours: str = "turbo") -> Float[np.ndarray, "height width 4"]:
     """A map in [0, 1] as red, green, blue and opacity in [0, 1]: blue is low and red is high.
 
-    colours: any name that matplotlib knows. What the model did not see is fully transparent.
+    colours: any name that matplotlib knows, or "cyan" or "red", which low values leave
+    transparent. What the model did not see is fully transparent.
     """
     painted = mpl.colormaps[colours](np.nan_to_num(heatmap))
-    painted[..., 3] = ~np.isnan(heatmap)
+    painted[..., 3] *= ~np.isnan(heatmap)
     return painted
 
 

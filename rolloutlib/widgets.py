@@ -35,8 +35,8 @@ class RolloutPanel(ipywidgets.VBox):
         self._draw = draw
         self.question = ipywidgets.Dropdown(description="question", options=list(questions))
         self.head_fusion = ipywidgets.ToggleButtons(description="heads", options=HEAD_FUSIONS)
-        self.residual = _slider("residual", 0.5, highest=1.0)
-        self.discard_ratio = _slider("discard", 0.0, highest=0.95)
+        self.residual = share_slider("residual", 0.5, highest=1.0)
+        self.discard_ratio = share_slider("discard", 0.0, highest=0.95)
         self.layers = ipywidgets.IntRangeSlider(
             description="layers", min=0, max=depth - 1, value=(0, depth - 1), **LATE
         )
@@ -66,7 +66,8 @@ class RolloutPanel(ipywidgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | still
 
 
-def _slider(name: str, value: float, *, highest: float) -> ipywidgets.FloatSlider:
+def share_slider(name: str, value: float, *, highest: float) -> ipywidgets.FloatSlider:
+    """A slider from 0 to `highest` that speaks when it is let go."""
     return ipywidgets.FloatSlider(
         description=name, value=value, min=0.0, max=highest, step=0.05, **LATE
     )
