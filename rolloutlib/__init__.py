@@ -9,7 +9,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "attention": ["add_residual", "discard_lowest", "fuse_heads", "normalize_rows"],
-        "capture": ["RecordedLayer", "RecordedWeights", "Recording", "record_attention"],
+        "capture": [
+            "RecordedBlocks",
+            "RecordedLayer",
+            "RecordedWeights",
+            "Recording",
+            "record_attention",
+        ],
         "composition": ["attention_received", "rollout", "rollout_by_layer", "rollout_rows"],
         "explorer": ["explore"],
         "flow": ["attention_flow"],

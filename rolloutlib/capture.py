@@ -9,7 +9,7 @@ by head, and give the caller what the caller had asked for; these weights are ke
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -129,11 +129,56 @@ class RecordedWeights:
         return fuse_heads(self.probabilities(rows), how)
 
 
+@dataclass(frozen=True)
+class RecordedBlocks:
+    """One layer that attends within pieces of its sequence, piece by piece in one pass.
+
+    So Qwen3-VL's vision tower does: each picture, and each step in time of a video, sees itself
+    alone. Together the blocks are one layer whose attention is 0 outside of them; zeros are made
+    for the rows that are asked for, never for the whole matrix.
+    """
+
+    name: str
+    blocks: tuple[RecordedLayer, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        length = sum(block.shape[1] for block in self.blocks)
+        return self.blocks[0].shape[0], length, length
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """softmax(QKᵀ · scaling) within each row's block, 0 outside, as of `RecordedLayer`."""
+        rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
+        return self._gathered(rows, lambda block, own: block.probabilities(own))
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return self._gathered(rows, lambda block, own: block.fused(own, how))
+
+    def _gathered(
+        self, rows: torch.Tensor, answer: Callable[[RecordedLayer, torch.Tensor], torch.Tensor]
+    ) -> Float[torch.Tensor, "*batch row key"]:
+        """What each block answers for its own rows, in its place among zeros."""
+        gathered, start = None, 0
+        for block in self.blocks:
+            ours = ((rows >= start) & (rows < start + block.shape[1])).nonzero().flatten()
+            if len(ours):
+                part = answer(block, rows[ours] - start)
+                if gathered is None:
+                    gathered = part.new_zeros(*part.shape[:-2], len(rows), self.shape[2])
+                gathered[..., ours, start : start + part.shape[-1]] = part
+            start += block.shape[1]
+        return gathered
+
+
 class Recording:
     """What was recorded of a model: `recording["vision"]`, `recording["language"]`, or a path.
 
-    Each gives a list of `RecordedLayer` or, of `nn.MultiheadAttention`, of `RecordedWeights`,
-    first layer first.
+    Each gives a list of layers, first layer first: of `RecordedLayer`; of `RecordedBlocks` where
+    a layer saw several pictures one by one; of `RecordedWeights` for `nn.MultiheadAttention`.
     """
 
     def __init__(self, model: torch.nn.Module):
@@ -152,7 +197,7 @@ class Recording:
         """The recorded attention modules, in the order in which they ran."""
         return list(self._calls)
 
-    def __getitem__(self, part: str) -> list[RecordedLayer | RecordedWeights]:
+    def __getitem__(self, part: str) -> list[RecordedLayer | RecordedBlocks | RecordedWeights]:
         """The layers of a part: "vision", "language", the path of a module, or "" for all.
 
         Raises KeyError where nothing was recorded under that name, ValueError where a layer ran
@@ -166,13 +211,7 @@ class Recording:
             raise KeyError(
                 f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}"
             )
-        for name in names:
-            if len(self._calls[name]) > 1:
-                raise ValueError(
-                    f"{name} ran {len(self._calls[name])} times while recording, expected once: "
-                    "record one pass over the whole sequence, after generation and not during it"
-                )
-        return [self._calls[name][0] for name in names]
+        return [_one_pass(self._calls[name]) for name in names]
 
     def require_complete(self) -> None:
         """Raise a RuntimeError that names the attention modules that were not captured."""
@@ -185,6 +224,26 @@ class Recording:
                 "outside of transformers' AttentionInterface and nn.MultiheadAttention. To record "
                 "a part of a model, pass that submodule to record_attention."
             )
+
+
+def _one_pass(
+    calls: list[RecordedLayer] | list[RecordedWeights],
+) -> RecordedLayer | RecordedBlocks | RecordedWeights:
+    """The layer that these calls of one module make up: one call, or the blocks of one pass.
+
+    A module that attends block by block splits one tensor, so its blocks' queries share their
+    memory; those of another pass lie elsewhere, as all are kept.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    recorded = all(isinstance(call, RecordedLayer) for call in calls)
+    passes = {call.query.untyped_storage().data_ptr() for call in calls} if recorded else calls
+    if len(passes) > 1 or any(call.shape[1] != call.shape[2] for call in calls):
+        raise ValueError(
+            f"{calls[0].name} ran {len(calls)} times while recording, expected once: "
+            "record one pass over the whole sequence, after generation and not during it"
+        )
+    return RecordedBlocks(calls[0].name, tuple(calls))
 
 
 def attention_modules(model: torch.nn.Module) -> list[str]:

@@ -1,6 +1,7 @@
 """Where image tokens are in the sequence, and what pixels of the picture they stand for."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ class View:
     picture: the original.  resized: the whole picture after resizing; not always whole numbers.
     offset: (top, left) of the window in the resized picture; negative where padding comes first.
     window: size of the model's input.  token: side of the square of input pixels of one token.
-    grid: (rows, columns) of tokens, from the window's top left corner.
+    grid: (rows, columns) of tokens, from the window's top left corner; of the frames of a video
+    (time, rows, columns), where a step in time may stand for several frames of one size.
     leading: how many image tokens precede the grid's, such as a class token.
     """
 
@@ -29,25 +31,25 @@ class View:
     offset: tuple[float, float]
     window: tuple[int, int]
     token: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | tuple[int, int, int]
     leading: int = 0
 
     def __post_init__(self):
-        covered = tuple(count * self.token for count in self.grid)
+        covered = tuple(count * self.token for count in self.grid[-2:])
         if min(self.grid) < 1 or covered[0] > self.window[0] or covered[1] > self.window[1]:
             raise ValueError(
                 f"expected a grid of {self.token}-pixel tokens that fits the model's input of "
-                f"{self.window[0]}x{self.window[1]} pixels, got {self.grid[0]}x{self.grid[1]}"
+                f"{self.window[0]}x{self.window[1]} pixels, got {times(self.grid)}"
             )
 
     def boxes(self) -> Float[np.ndarray, "token 4"]:
         """Which rectangle of the original picture does each token stand for?
 
         (left, top, right, bottom) in pixels of the original, row by row. Rectangles reach
-        beyond the picture where the model saw padding.
+        beyond the picture where the model saw padding. Of a video, those of every frame.
         """
         ys, xs = (
-            (self.offset[axis] + np.arange(self.grid[axis] + 1) * self.token)
+            (self.offset[axis] + np.arange(self.grid[axis - 2] + 1) * self.token)
             * (self.picture[axis] / self.resized[axis])
             for axis in (0, 1)
         )
@@ -56,44 +58,92 @@ class View:
         return np.stack([left, top, right, bottom], -1).reshape(-1, 4)
 
 
+def times(grid: tuple[int, ...]) -> str:
+    """A grid in words: 3x4."""
+    return "x".join(map(str, grid))
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The patches of a vision tower behind one picture's image tokens, with shares of its output.
+
+    view: as of the image tokens, with the tower's own patches.
+    layers: how many of the tower's layers they went through.
+    sequence: which of the sequences in the tower's batch holds them.
+    positions: where the patches stand in that sequence, in the order of the view's grid.
+    merged: where the outputs stand that each image token was merged from, in equal shares.
+    """
+
+    view: View
+    layers: int
+    sequence: int
+    positions: Int[torch.Tensor, " patch"]
+    merged: Int[torch.Tensor, "token share"]
+
+    def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
+        """Lay relevance over the tower's sequence on the grid of patches.
+
+        Raises ValueError where the relevance has fewer keys than the last patch needs.
+        """
+        return on_grid(relevance, self.positions, self.view)
+
+
 @dataclass(frozen=True)
 class ImageTokens:
-    """One picture of a prompt: what the model saw of it, and where its tokens stand."""
+    """One picture of a prompt: what the model saw of it, and where its tokens stand.
+
+    picture: the picture itself; of a video its first frame.
+    patches: what lies behind the tokens; None where pixels go straight into the decoder.
+    """
 
     picture: Image.Image
     view: View
     positions: Int[torch.Tensor, " token"]
+    patches: Patches | None = None
 
-    def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row rows columns"]:
+    def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
         """Lay relevance on the grid: of each row, the part that fell on the image tokens.
 
         Raises ValueError where the relevance has fewer keys than the last image token needs.
         """
-        if relevance.shape[-1] <= int(self.positions[-1]):
-            raise ValueError(
-                f"expected relevance over at least {int(self.positions[-1]) + 1} keys, "
-                f"got {relevance.shape[-1]}"
-            )
-        on_image = relevance[..., self.positions.to(getattr(relevance, "device", "cpu"))]
-        return on_image.reshape(*relevance.shape[:-1], *self.view.grid)
+        return on_grid(relevance, self.positions, self.view)
+
+
+def on_grid(
+    relevance: Float[Array, "*row key"], positions: Int[torch.Tensor, " token"], view: View
+) -> Float[Array, "*row_and_grid"]:
+    """The relevance of these positions, in the shape of the view's grid."""
+    last = int(positions.max())
+    if relevance.shape[-1] <= last:
+        raise ValueError(
+            f"expected relevance over at least {last + 1} keys, got {relevance.shape[-1]}"
+        )
+    chosen = relevance[..., positions.to(getattr(relevance, "device", "cpu"))]
+    return chosen.reshape(*relevance.shape[:-1], *view.grid)
 
 
 def image_tokens(
-    pictures: list[Image.Image], views: list[View], ids: Int[torch.Tensor, " token"], token_id: int
+    pictures: list[Image.Image],
+    views: list[View],
+    ids: Int[torch.Tensor, " token"],
+    token_id: int,
+    patches: list[Patches] | list[None],
 ) -> list[ImageTokens]:
     """Find each picture's tokens among the ids of a prompt; the pictures' grids say how many.
 
     Raises ValueError where the prompt has more or fewer image tokens than the grids.
     """
     positions = (ids == token_id).nonzero().flatten().cpu()
-    counts = [view.leading + view.grid[0] * view.grid[1] for view in views]
+    counts = [view.leading + prod(view.grid) for view in views]
     if len(positions) != sum(counts):
-        grids = ", ".join(f"{view.grid[0]}x{view.grid[1]}" for view in views)
+        grids = ", ".join(times(view.grid) for view in views)
         raise ValueError(
             f"expected {sum(counts)} image tokens in the prompt for the grid {grids}, "
             f"got {len(positions)}"
         )
     return [
-        ImageTokens(picture, view, part[view.leading :])
-        for picture, view, part in zip(pictures, views, positions.split(counts), strict=True)
+        ImageTokens(picture, view, part[view.leading :], behind)
+        for picture, view, part, behind in zip(
+            pictures, views, positions.split(counts), patches, strict=True
+        )
     ]

@@ -1,10 +1,13 @@
 """Load a checkpoint, let it answer, and replay the answer in one pass that can be recorded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
+from peft import PeftModel
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -14,7 +17,9 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.video_utils import VideoMetadata
 
+from rolloutlib.adapters import load_adapter
 from rolloutlib.capture import Recording, record_attention
 from rolloutlib.families import FAMILIES, Family
 from rolloutlib.grid import ImageTokens, image_tokens
@@ -31,7 +36,7 @@ class Answer:
     inputs: what the processor made of the prompt and its pictures.
     sequence: the prompt's S token ids and the T generated ones, without the closing token.
     tokens: the T generated tokens as text.  text: the answer as it reads.
-    images: for each picture of the prompt its tokens' positions and pixels.
+    images: for each picture of the prompt its tokens' positions and pixels; one for a video.
     model: who answered, and can replay the answer.
     """
 
@@ -59,9 +64,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class MultimodalModel:
-    """A checkpoint ready to be asked: transformers' model and processor, and their family."""
+    """A checkpoint ready to be asked: transformers' model and processor, and their family.
 
-    model: PreTrainedModel
+    model: with an adapter it is PEFT's, around that of transformers.
+    """
+
+    model: PreTrainedModel | PeftModel
     processor: ProcessorMixin
     family: Family
 
@@ -71,30 +79,56 @@ class MultimodalModel:
         prompt: str,
         *,
         max_new_tokens: int = 32,
+        frame_rate: float | None = None,
         **generation,
     ) -> Answer:
         """What does the model say about the pictures?
 
         prompt: a question, put into the checkpoint's chat template; or the whole text, which is
-        taken as it is where it already has image tokens.  generation: anything that
+        taken as it is where it already has image tokens.  frame_rate: where it is given, the
+        pictures are the frames of one video, so many a second.  generation: anything that
         transformers' `generate` takes (beams, sampling, …), for one answer.
 
         Raises ValueError where the prompt has no room for its image tokens or the context none
-        for the answer, and where the model generates nothing.
+        for the answer, where the model generates nothing, for frames of different sizes and for a
+        video where the model takes none.
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-        inputs = self.prepare(pictures, prompt)
+        inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
         length = inputs["input_ids"].shape[1]
         self._require_room(length, max_new_tokens)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
         return self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
 
-    def prepare(self, pictures: list[Image.Image], prompt: str) -> BatchFeature:
+    def prepare(
+        self, pictures: list[Image.Image], prompt: str, *, frame_rate: float | None = None
+    ) -> BatchFeature:
         """The model's inputs for a prompt about these pictures, on the model's device."""
         pictures = [upright_rgb(picture) for picture in pictures]
-        text = self._full_prompt(prompt, len(pictures))
-        inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+        if frame_rate is None:
+            text = self._full_prompt(prompt, "image", len(pictures))
+            inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+        else:
+            inputs = self._video_inputs(pictures, prompt, frame_rate)
         return inputs.to(self.model.device, self.model.dtype)
+
+    def _video_inputs(
+        self, frames: list[Image.Image], prompt: str, frame_rate: float
+    ) -> BatchFeature:
+        """What the processor makes of one video, all of its frames taken."""
+        if getattr(self.processor, "video_processor", None) is None:
+            raise ValueError(f"expected a model that takes video, got {self.family.model_type}")
+        sizes = {frame.size for frame in frames}
+        if len(sizes) != 1:
+            raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
+        numbers = list(range(len(frames)))
+        return self.processor(
+            videos=[frames],
+            text=self._full_prompt(prompt, "video", 1),
+            video_metadata=[VideoMetadata(len(frames), fps=frame_rate, frames_indices=numbers)],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
 
     def answer(
         self,
@@ -112,7 +146,8 @@ class MultimodalModel:
         generated = self._without_ending(sequences[0, length:])
         if len(generated) == 0:
             raise ValueError("expected at least one generated token, got none")
-        tokenizer = self.processor.tokenizer
+        tokenizer, config = self.processor.tokenizer, self.model.config
+        video = "pixel_values_videos" in inputs
         return Answer(
             prompt=prompt,
             inputs=inputs,
@@ -120,7 +155,11 @@ class MultimodalModel:
             tokens=[tokenizer.decode([token]) for token in generated.tolist()],
             text=tokenizer.decode(generated, skip_special_tokens=True).strip(),
             images=image_tokens(
-                pictures, views, inputs["input_ids"][0], self.model.config.image_token_id
+                pictures[: len(views)],
+                views,
+                inputs["input_ids"][0],
+                config.video_token_id if video else config.image_token_id,
+                self.family.patches(config, self.processor, views),
             ),
             model=self,
         )
@@ -141,14 +180,27 @@ class MultimodalModel:
             self.model(**inputs, use_cache=False, logits_to_keep=1)
         return recording
 
-    def _full_prompt(self, prompt: str, pictures: int) -> str:
-        """The text that the processor takes, with one image token for each picture."""
-        image_token = getattr(self.processor, "image_token", None)
-        if image_token and image_token in prompt:
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside the block the model computes as if it had no adapter.
+
+        An answer that was given with the adapter can be recorded without it, token by token.
+
+        Raises ValueError where the model has none.
+        """
+        if not isinstance(self.model, PeftModel):
+            raise ValueError(f"expected a model with an adapter, got {type(self.model).__name__}")
+        with self.model.disable_adapter():
+            yield
+
+    def _full_prompt(self, prompt: str, kind: str, count: int) -> str:
+        """The text that the processor takes, with one token for each "image" or "video"."""
+        token = getattr(self.processor, f"{kind}_token", None)
+        if token and token in prompt:
             return prompt
         if self.processor.chat_template is None:
             return self.family.prompt_template.format(prompt=prompt)
-        content = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}]
+        content = [{"type": kind}] * count + [{"type": "text", "text": prompt}]
         conversation = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(conversation, add_generation_prompt=True)
 
@@ -176,14 +228,16 @@ def load_model(
     revision: str = "main",
     dtype: str | torch.dtype = "auto",
     device_map: str | dict | None = None,
+    adapter_id: str | Path = "",
 ) -> MultimodalModel:
     """Load a checkpoint by a folder's path or a Hugging Face id, ready to be asked.
 
     revision, dtype, device_map: as in transformers. Only safetensors are read, and no code that
-    comes with a checkpoint is run.
+    comes with a checkpoint is run.  adapter_id: a LoRA adapter to put into it, by path or id.
 
-    Raises ValueError for a family that the package does not know; FileNotFoundError where the
-    folder, the download or its safetensors are not to be had.
+    Raises ValueError for a family that the package does not know and for an adapter that was made
+    for another model; FileNotFoundError where a folder, a download or its safetensors are not to
+    be had.
     """
     source = str(name_or_path)
     try:
@@ -211,4 +265,5 @@ def load_model(
             "network use a folder, such as the default data/checkpoints/tiny-llava. "
             f"transformers says: {error}"
         ) from error
+    model = load_adapter(model, adapter_id) if str(adapter_id) else model
     return MultimodalModel(model.eval(), processor, FAMILIES[config.model_type])

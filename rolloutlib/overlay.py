@@ -27,11 +27,13 @@ Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
 def upscale(heatmap: Float[Array, "rows columns"], view: View) -> Heatmap:
     """The grid at the resolution of the model's input: every token a square of equal pixels.
 
+    Of a video's grid, the rows and columns of one step in time.
+
     Raises ValueError for a heatmap that is not of the view's grid, negative or not finite.
     """
     grid = heatmap.cpu().numpy() if isinstance(heatmap, torch.Tensor) else heatmap
-    if grid.shape != view.grid:
-        raise ValueError(f"expected a heatmap on the grid {view.grid}, got shape {grid.shape}")
+    if grid.shape != view.grid[-2:]:
+        raise ValueError(f"expected a heatmap on the grid {view.grid[-2:]}, got shape {grid.shape}")
     if not (np.isfinite(grid).all() and (grid >= 0).all()):
         raise ValueError("expected a heatmap of finite numbers, 0 or more, got others")
     tiles = grid.repeat(view.token, axis=0).repeat(view.token, axis=1)

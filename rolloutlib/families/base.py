@@ -3,9 +3,9 @@
 from typing import ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from rolloutlib.grid import View
+from rolloutlib.grid import Patches, View
 
 
 @runtime_checkable
@@ -21,4 +21,12 @@ class Family(Protocol):
         inputs: BatchFeature,
         pictures: list[Image.Image],
     ) -> list[View]:
-        """What the model saw of each picture, asked of the processor and never assumed."""
+        """What the model saw of each picture, asked of the processor and never assumed.
+
+        Of a video `pictures` are its frames, and there is one view.
+        """
+
+    def patches(
+        self, config: PreTrainedConfig, processor: ProcessorMixin, views: list[View]
+    ) -> list[Patches] | list[None]:
+        """What of the vision tower lies behind each view; None where there is no tower."""

@@ -3,7 +3,7 @@
 from math import ceil
 
 from PIL import Image
-from transformers import BatchFeature, FuyuProcessor
+from transformers import BatchFeature, FuyuConfig, FuyuProcessor
 
 from rolloutlib.grid import View
 
@@ -25,6 +25,12 @@ class Fuyu:
     ) -> list[View]:
         """One view for each picture, from the sizes that the image processor reports."""
         return [self._view(processor.image_processor, picture) for picture in pictures]
+
+    def patches(
+        self, config: FuyuConfig, processor: FuyuProcessor, views: list[View]
+    ) -> list[None]:
+        """None: the decoder takes the pixels themselves."""
+        return [None] * len(views)
 
     @staticmethod
     def _view(image_processor, picture: Image.Image) -> View:

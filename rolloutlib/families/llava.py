@@ -1,10 +1,14 @@
 """LLaVA 1.5: a square of the picture through a vision tower, one token for each patch."""
 
+from dataclasses import replace
+from math import prod
+
+import torch
 from PIL import Image
-from transformers import BatchFeature, LlavaProcessor
+from transformers import BatchFeature, LlavaConfig, LlavaProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
-from rolloutlib.grid import View
+from rolloutlib.grid import Patches, View
 
 Size = tuple[int, int]
 
@@ -24,6 +28,29 @@ class Llava:
         """One view for each picture, from the settings of the image processor."""
         window = tuple(inputs["pixel_values"].shape[-2:])
         return [self._view(processor, (p.height, p.width), window) for p in pictures]
+
+    def patches(
+        self, config: LlavaConfig, processor: LlavaProcessor, views: list[View]
+    ) -> list[Patches]:
+        """One token for each patch, out of the layer that the configuration names.
+
+        Raises ValueError where features of several layers are joined.
+        """
+        chosen, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
+        if not isinstance(chosen, int):
+            raise ValueError(f"expected one vision_feature_layer, got {chosen}")
+        layers = chosen if chosen >= 0 else depth + 1 + chosen  # the embeddings count as number 0
+        first = processor.num_additional_image_tokens
+        return [
+            Patches(
+                view=replace(view, leading=0),
+                layers=layers,
+                sequence=number,
+                positions=torch.arange(prod(view.grid)) + first,
+                merged=torch.arange(prod(view.grid))[:, None] + first,
+            )
+            for number, view in enumerate(views)
+        ]
 
     @staticmethod
     def _view(processor: LlavaProcessor, picture: Size, window: Size) -> View:

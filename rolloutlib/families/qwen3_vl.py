@@ -1,0 +1,96 @@
+"""Qwen3-VL: pictures of any shape, their patches merged 2 x 2; several of them, or a video."""
+
+from dataclasses import replace
+from math import prod
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, Qwen3VLConfig, Qwen3VLProcessor
+
+from rolloutlib.grid import Patches, View
+
+
+class Qwen3VL:
+    """How `Qwen3VLForConditionalGeneration` sees: the whole picture, resized to whole tokens.
+
+    Its tower has all pictures of a prompt in one sequence, and in each the patches of one token
+    side by side, not row by row. A video's frames are seen some at a time, mostly two.
+    """
+
+    model_type = "qwen3_vl"
+    prompt_template = (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{prompt}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+    def views(
+        self,
+        processor: Qwen3VLProcessor,
+        inputs: BatchFeature,
+        pictures: list[Image.Image],
+    ) -> list[View]:
+        """One view for each picture, or one for a video, from the grids that the processor made.
+
+        Raises ValueError for a picture below one token: enlarged, it would not be that picture.
+        """
+        if "video_grid_thw" in inputs:
+            [grid] = inputs["video_grid_thw"].tolist()
+            return [self._view(processor.video_processor, tuple(grid), pictures[0])]
+        grids = inputs["image_grid_thw"].tolist()
+        return [
+            self._view(processor.image_processor, (rows, columns), picture)
+            for (_, rows, columns), picture in zip(grids, pictures, strict=True)
+        ]
+
+    @staticmethod
+    def _view(settings, grid: tuple[int, ...], picture: Image.Image) -> View:
+        """`grid` counts patches; tokens are `merge_size` of them wide and high."""
+        patch, merge = settings.patch_size, settings.merge_size
+        if min(picture.size) < patch * merge:
+            raise ValueError(
+                f"expected a picture of at least {patch * merge}x{patch * merge} pixels, that is "
+                f"one token, got {picture.height}x{picture.width}"
+            )
+        *time, rows, columns = grid
+        size = (rows * patch, columns * patch)
+        return View(
+            picture=(picture.height, picture.width),
+            resized=size,
+            offset=(0, 0),
+            window=size,
+            token=patch * merge,
+            grid=(*time, rows // merge, columns // merge),
+        )
+
+    def patches(
+        self, config: Qwen3VLConfig, processor: Qwen3VLProcessor, views: list[View]
+    ) -> list[Patches]:
+        """All patches of the picture, after every layer of the tower."""
+        merge, layers = config.vision_config.spatial_merge_size, config.vision_config.depth
+        found, start = [], 0
+        for view in views:
+            *time, rows, columns = view.grid
+            grid = (*time, rows * merge, columns * merge)
+            order = merge_order(grid, merge)
+            found.append(
+                Patches(
+                    view=replace(view, token=view.token // merge, grid=grid),
+                    layers=layers,
+                    sequence=0,
+                    positions=start + order.argsort(),
+                    merged=start + torch.arange(len(order)).view(-1, merge**2),
+                )
+            )
+            start += prod(grid)
+        return found
+
+
+def merge_order(grid: tuple[int, ...], merge: int) -> torch.Tensor:
+    """The patches of a grid in the order of the tower: token by token, each row by row.
+
+    >>> merge_order((2, 4), 2)
+    tensor([0, 1, 4, 5, 2, 3, 6, 7])
+    """
+    *_, rows, columns = grid
+    parted = torch.arange(prod(grid)).view(-1, rows // merge, merge, columns // merge, merge)
+    return parted.transpose(2, 3).flatten()
