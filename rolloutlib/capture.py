@@ -25,7 +25,7 @@ from rolloutlib.attention import fuse_heads, require_fusion
 
 INTERFACE = "rolloutlib"
 
-_active: ContextVar[tuple["Recording", ...]] = ContextVar("active recordings", default=())
+active: ContextVar[tuple["Recording", ...]] = ContextVar("active recordings", default=())
 
 
 @dataclass(frozen=True)
@@ -174,17 +174,40 @@ class RecordedBlocks:
         return gathered
 
 
+@dataclass(frozen=True)
+class DifferentiableLayer:
+    """One attention layer of a pass that can be led back: its probabilities, not yet let go.
+
+    attention: `[batch head query key]`, or in PyTorch's own layout `[batch*head query key]`.
+    """
+
+    name: str
+    attention: Float[torch.Tensor, "*batch_and_head query key"]
+    heads: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.attention.shape[:-2].numel() // self.heads, *self.attention.shape[-2:]
+
+    def probabilities(self) -> Float[torch.Tensor, "batch head query key"]:
+        """The attention itself, let go of the pass."""
+        whole = self.attention.detach()
+        return whole.reshape(self.shape[0], self.heads, *self.shape[1:])
+
+
 class Recording:
     """What was recorded of a model: `recording["vision"]`, `recording["language"]`, or a path.
 
     Each gives a list of layers, first layer first: of `RecordedLayer`; of `RecordedBlocks` where
-    a layer saw several pictures one by one; of `RecordedWeights` for `nn.MultiheadAttention`.
+    a layer saw several pictures one by one; of `RecordedWeights` for `nn.MultiheadAttention`; of
+    `DifferentiableLayer` where gradients are recorded.
     """
 
     def __init__(self, model: torch.nn.Module):
-        self._model = model
+        self.model = model
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._calls: dict[str, list[RecordedLayer | RecordedWeights]] = {}
+        self._calls: dict[str, list] = {}
 
     def note(self, module: torch.nn.Module, kind: type = RecordedLayer, **call) -> None:
         """Keep one attention call of a module of this model; calls of other models pass by."""
@@ -197,14 +220,16 @@ class Recording:
         """The recorded attention modules, in the order in which they ran."""
         return list(self._calls)
 
-    def __getitem__(self, part: str) -> list[RecordedLayer | RecordedBlocks | RecordedWeights]:
+    def __getitem__(
+        self, part: str
+    ) -> list[RecordedLayer | RecordedBlocks | RecordedWeights | DifferentiableLayer]:
         """The layers of a part: "vision", "language", the path of a module, or "" for all.
 
         Raises KeyError where nothing was recorded under that name, ValueError where a layer ran
         more than once, as in generation with a cache.
         """
         if part in ("vision", "language"):
-            names = [name for name in self._calls if modality(self._model, name) == part]
+            names = [name for name in self._calls if modality(self.model, name) == part]
         else:
             names = [n for n in self._calls if part in ("", n) or n.startswith(f"{part}.")]
         if not names:
@@ -215,7 +240,7 @@ class Recording:
 
     def require_complete(self) -> None:
         """Raise a RuntimeError that names the attention modules that were not captured."""
-        missing = [name for name in attention_modules(self._model) if name not in self._calls]
+        missing = [name for name in attention_modules(self.model) if name not in self._calls]
         if missing or not self._calls:
             raise RuntimeError(
                 f"captured {len(self._calls)} attention modules, missing {len(missing)}: "
@@ -227,8 +252,8 @@ class Recording:
 
 
 def _one_pass(
-    calls: list[RecordedLayer] | list[RecordedWeights],
-) -> RecordedLayer | RecordedBlocks | RecordedWeights:
+    calls: list[RecordedLayer] | list[RecordedWeights] | list[DifferentiableLayer],
+) -> RecordedLayer | RecordedBlocks | RecordedWeights | DifferentiableLayer:
     """The layer that these calls of one module make up: one call, or the blocks of one pass.
 
     A module that attends block by block splits one tensor, so its blocks' queries share their
@@ -284,24 +309,38 @@ def record_attention(model: torch.nn.Module) -> Iterator[Recording]:
     Raises ValueError where the model, or a part of it, is in training mode (dropout would be
     recorded as attention), RuntimeError on leaving where an attention module was not captured.
     """
+    recording = Recording(model)
+
+    def note_weights(module, weights):
+        recording.note(module, RecordedWeights, weights=weights.detach())
+
+    with noted_by(INTERFACE, recording), weights_noted(model, note_weights):
+        yield recording
+    recording.require_complete()
+
+
+@contextmanager
+def noted_by(interface: str, recording: Recording) -> Iterator[None]:
+    """Inside the block the recording's model attends through the function of this name.
+
+    Raises ValueError where the model, or a part of it, is in training mode.
+    """
+    model = recording.model
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
         raise ValueError(f"expected a model in eval mode, got {training[0]} in training mode")
-    recording = Recording(model)
     configs = _attention_configs(model)
     implementations = [config._attn_implementation_internal for config in configs]
-    token = _active.set((*_active.get(), recording))
+    token = active.set((*active.get(), recording))
     try:
         # The public setter would write one implementation over parts that differ.
         for config in configs:
-            config._attn_implementation_internal = INTERFACE
-        with _weights_noted(model, recording):
-            yield recording
+            config._attn_implementation_internal = interface
+        yield
     finally:
         for config, implementation in zip(configs, implementations, strict=True):
             config._attn_implementation_internal = implementation
-        _active.reset(token)
-    recording.require_complete()
+        active.reset(token)
 
 
 def _attention_configs(model: torch.nn.Module) -> list[PreTrainedConfig]:
@@ -311,8 +350,10 @@ def _attention_configs(model: torch.nn.Module) -> list[PreTrainedConfig]:
 
 
 @contextmanager
-def _weights_noted(model: torch.nn.Module, recording: Recording) -> Iterator[None]:
-    """Inside the block every `nn.MultiheadAttention` of the model notes its weights."""
+def weights_noted(
+    model: torch.nn.Module, note: Callable[[torch.nn.Module, torch.Tensor], None]
+) -> Iterator[None]:
+    """Inside the block every `nn.MultiheadAttention` of the model hands its weights to `note`."""
     modules = [m for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as hooks:
@@ -320,13 +361,11 @@ def _weights_noted(model: torch.nn.Module, recording: Recording) -> Iterator[Non
             hooks.callback(torch.backends.mha.set_fastpath_enabled, fast)
             torch.backends.mha.set_fastpath_enabled(False)
         for module in modules:
-            _note_weights(module, recording, hooks)
+            _note_weights(module, note, hooks)
         yield
 
 
-def _note_weights(
-    module: torch.nn.MultiheadAttention, recording: Recording, hooks: ExitStack
-) -> None:
+def _note_weights(module: torch.nn.MultiheadAttention, note: Callable, hooks: ExitStack) -> None:
     """Ask the module for the weights of each head, note them, and answer as the caller asked."""
     signature, asked = inspect.signature(module.forward), {}
 
@@ -338,8 +377,7 @@ def _note_weights(
 
     def answer(module, args, kwargs, output):
         result, weights = output
-        batched = weights.detach() if weights.ndim == 4 else weights.detach()[None]
-        recording.note(module, RecordedWeights, weights=batched)
+        note(module, weights if weights.ndim == 4 else weights[None])
         if not asked["need_weights"]:
             return result, None
         return result, weights.mean(-3) if asked["average_attn_weights"] else weights
@@ -364,6 +402,28 @@ def _recording_attention(
 
     Where scores are capped, which that function cannot do, the noted probabilities compute it.
     """
+    call = attention_call(
+        module, query.detach(), key.detach(), attention_mask, scaling, is_causal, **kwargs
+    )
+    for recording in active.get():
+        recording.note(module, **call)
+    if call["softcap"] is not None:
+        return gather(RecordedLayer("", **call).probabilities(), value), None
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
+    )
+
+
+def attention_call(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    is_causal: bool | None,
+    **kwargs,
+) -> dict:
+    """What a `RecordedLayer` has to know of a call of transformers' attention interface."""
     unsupported = [n for n in ("position_bias", "s_aux") if kwargs.get(n) is not None]
     if unsupported:
         raise NotImplementedError(
@@ -372,30 +432,24 @@ def _recording_attention(
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and attention_mask is None and query.shape[2] > 1
-    call = {
-        "query": query.detach(),
+    return {
+        "query": query,
         # Under SDPA's causal rule keys beyond the last query are empty places of a cache.
-        "key": key.detach()[:, :, : query.shape[2]] if causal else key.detach(),
+        "key": key[:, :, : query.shape[2]] if causal else key,
         "mask": None if attention_mask is None else attention_mask.detach(),
         "causal": causal,
         "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
         "softcap": kwargs.get("softcap"),
     }
-    for recording in _active.get():
-        recording.note(module, **call)
-    if call["softcap"] is not None:
-        return _attend(RecordedLayer("", **call), value), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
-    )
 
 
-def _attend(
-    layer: RecordedLayer, value: Float[torch.Tensor, "batch key_head key width"]
+def gather(
+    attention: Float[torch.Tensor, "batch head query key"],
+    value: Float[torch.Tensor, "batch key_head _ width"],
 ) -> Float[torch.Tensor, "batch query head width"]:
-    """What the layer gathers from these values."""
-    each = value.repeat_interleave(layer.query.shape[1] // value.shape[1], dim=1)
-    gathered = layer.probabilities().to(value.dtype) @ each[:, :, : layer.shape[2]]
+    """What each head gathers from the values."""
+    each = value.repeat_interleave(attention.shape[1] // value.shape[1], dim=1)
+    gathered = attention.to(value.dtype) @ each[:, :, : attention.shape[3]]
     return gathered.transpose(1, 2).contiguous()
 
 

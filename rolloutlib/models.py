@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from peft import PeftModel
 from PIL import Image
 from transformers import (
@@ -22,6 +22,7 @@ from transformers.video_utils import VideoMetadata
 from rolloutlib.adapters import load_adapter
 from rolloutlib.capture import Recording, record_attention
 from rolloutlib.families import FAMILIES, Family
+from rolloutlib.gradients import record_gradients
 from rolloutlib.grid import ImageTokens, image_tokens
 from rolloutlib.pictures import upright_rgb
 
@@ -170,15 +171,58 @@ class MultimodalModel:
         One replay pass over prompt and answer: the same attention as in generation, whatever
         way the tokens were chosen, without a cache to follow.
         """
-        inputs = dict(answer.inputs)
+        with torch.no_grad(), record_attention(self.model) as recording:
+            self.model(**self._replayed(answer, answer.inputs), use_cache=False, logits_to_keep=1)
+        return recording
+
+    def record_gradients(
+        self, answer: Answer
+    ) -> tuple[Recording, Float[torch.Tensor, " generated"]]:
+        """Which attention did the answer depend on?
+
+        The same replay pass, recorded by `rolloutlib.gradients`, and the logits of the generated
+        tokens, from which gradients can be led back.
+        """
+        kept = len(answer.tokens) + 1
+        with record_gradients(self.model) as recording:
+            inputs = self._replayed(answer, answer.inputs)
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
+        return recording, self._of_generated(answer, logits)[0]
+
+    @torch.no_grad()
+    def log_probability(
+        self, answer: Answer, pictures: list[Image.Image]
+    ) -> Float[torch.Tensor, " picture"]:
+        """How likely had the same answer been about each of these pictures, put in its picture's
+        place? Natural logarithms, 0 or less, of the product over its tokens.
+
+        One batch: pictures of the size of the answer's own, which is the only one in its prompt.
+        """
+        batch = [self._replayed(answer, self.prepare([p], answer.prompt)) for p in pictures]
+        inputs = {name: torch.cat([one[name] for one in batch]) for name in batch[0]}
+        kept = len(answer.tokens) + 1
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
+        return self._of_generated(answer, logits.float().log_softmax(-1)).sum(-1)
+
+    @staticmethod
+    def _replayed(answer: Answer, inputs: BatchFeature) -> dict[str, torch.Tensor]:
+        """The inputs of one pass over the prompt and the answer that was given."""
+        inputs = dict(inputs)
         inputs["input_ids"] = answer.sequence[None]
         for name, value in PER_TOKEN.items():
             if name in inputs:
                 extra = len(answer.sequence) - inputs[name].shape[1]
                 inputs[name] = torch.nn.functional.pad(inputs[name], (0, extra), value=value)
-        with torch.no_grad(), record_attention(self.model) as recording:
-            self.model(**inputs, use_cache=False, logits_to_keep=1)
-        return recording
+        return inputs
+
+    @staticmethod
+    def _of_generated(
+        answer: Answer, values: Float[torch.Tensor, "picture token word"]
+    ) -> Float[torch.Tensor, "picture generated"]:
+        """Out of values for every word, those of the generated tokens, each one row before it."""
+        generated = answer.sequence[-len(answer.tokens) :].to(values.device)
+        before = values[:, -len(generated) - 1 : -1]
+        return before.gather(-1, generated.expand(len(values), -1)[..., None])[..., 0]
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

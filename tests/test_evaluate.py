@@ -3,26 +3,41 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from small_llava import small_llava
 
 from rolloutlib.evaluate import (
+    attention_blocks,
+    average_precision,
+    curve_area,
+    local_mean,
     mass_in_region,
+    mass_over_area,
     mean_interval,
+    perturbation_curves,
     pointing_game,
     region_auc,
+    region_shares,
+    removal_ranks,
+    replace,
+    shuffled_blocks,
     shuffled_weights,
 )
+from rolloutlib.grid import View
+from rolloutlib.overlay import to_picture
 
 LEFT = np.array([[True, False], [True, False]])
+ALL_SCORES = (pointing_game, mass_in_region, mass_over_area, region_auc, average_precision)
 
 
 def test_a_perfect_map_scores_one():
-    for score in (pointing_game, mass_in_region, region_auc):
+    for score in (pointing_game, mass_in_region, region_auc, average_precision):
         assert score(LEFT.astype(float), LEFT) == 1
+    assert mass_over_area(LEFT.astype(float), LEFT) == 2
 
 
 def test_a_map_of_the_rest_scores_zero():
-    for score in (pointing_game, mass_in_region, region_auc):
+    for score in (pointing_game, mass_in_region, mass_over_area, region_auc):
         assert score(1.0 - LEFT, LEFT) == 0
 
 
@@ -31,6 +46,8 @@ def test_a_constant_map_scores_its_chance():
     constant = np.ones((1, 4))
     assert pointing_game(constant, region) == 0.25
     assert mass_in_region(constant, region) == 0.25
+    assert mass_over_area(constant, region) == 1
+    assert average_precision(constant, region) == 0.25
     assert region_auc(constant, region) == 0.5
 
 
@@ -38,15 +55,38 @@ def test_known_values():
     heatmap = np.array([[4.0, 3.0], [1.0, 2.0]])
     assert pointing_game(heatmap, LEFT) == 1
     assert mass_in_region(heatmap, LEFT) == 0.5
+    assert mass_over_area(heatmap, LEFT) == 1
     assert region_auc(heatmap, LEFT) == 0.5
+    assert average_precision(heatmap, LEFT) == pytest.approx((1 / 1 + 2 / 4) / 2)
 
 
 @given(st.integers(0, 1000), st.floats(1e-3, 1e3))
 def test_scores_do_not_depend_on_the_scale(seed, scale):
     rng = np.random.default_rng(seed)
     heatmap, region = rng.random((5, 5)), np.arange(25).reshape(5, 5) % 3 == 0
-    for score in (pointing_game, mass_in_region, region_auc):
+    for score in ALL_SCORES:
         assert score(heatmap * scale, region) == pytest.approx(score(heatmap, region))
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 4), (2, 3, 2)], ids=["words", "picture", "video"])
+def test_scores_are_the_same_on_every_grid(shape):
+    rng = np.random.default_rng(0)
+    heatmap, region = rng.random(12), np.arange(12) % 5 == 0
+    for score in ALL_SCORES:
+        assert score(heatmap.reshape(shape), region.reshape(shape)) == score(heatmap, region)
+
+
+@given(st.integers(0, 1000))
+def test_shares_of_tokens_give_the_scores_of_their_pixels(seed):
+    """The picture was enlarged, so that 3 of its pixels are one token's width."""
+    rng = np.random.default_rng(seed)
+    view = View((12, 18), (24, 36), (0, 6), (24, 24), token=6, grid=(4, 4))
+    region = np.zeros((12, 18), bool)
+    region[rng.integers(0, 6) :, 4 : rng.integers(8, 14)] = True
+    heatmap = rng.random((4, 4))
+    shares, pixels = region_shares(region, view), to_picture(heatmap, view)
+    for score in ALL_SCORES:
+        assert score(heatmap, shares) == pytest.approx(score(pixels, region))
 
 
 def test_what_was_not_seen_takes_no_part():
@@ -61,9 +101,11 @@ def test_random_maps_score_the_area():
     rng = np.random.default_rng(0)
     region = np.zeros((10, 10), bool)
     region[:3] = True
-    scores = [pointing_game(rng.random((10, 10)), region) for _ in range(500)]
-    _, low, high = mean_interval(scores)
-    assert low <= 0.3 <= high and high - low < 0.1
+    maps = [rng.random((10, 10)) for _ in range(500)]
+    chances = {pointing_game: 0.3, mass_in_region: 0.3, mass_over_area: 1, region_auc: 0.5}
+    for score, chance in chances.items():
+        _, low, high = mean_interval([score(heatmap, region) for heatmap in maps])
+        assert low <= chance <= high and high - low < 0.1
 
 
 def test_the_interval_of_equal_scores_is_a_point():
@@ -74,6 +116,10 @@ def test_the_interval_of_equal_scores_is_a_point():
     ("call", "message"),
     [
         (lambda: region_auc(np.ones((2, 2)), np.zeros((2, 2), bool)), "part of the picture"),
+        (lambda: mass_over_area(np.ones((2, 2)), np.ones((2, 2), bool)), "part of the picture"),
+        (lambda: perturbation_curves(np.ones(3), len, [0, 0]), "ascending"),
+        (lambda: perturbation_curves(np.ones(3), len, [0, 1.5]), "ascending"),
+        (lambda: local_mean(Image.new("RGB", (4, 4)), 0.0), "reach"),
         (lambda: mass_in_region(np.zeros((2, 2)), LEFT), "zeros only"),
         (lambda: pointing_game(np.full((2, 2), np.nan), LEFT), "NaN only"),
         (lambda: pointing_game(np.ones((2, 3)), LEFT), "shape"),
@@ -84,6 +130,73 @@ def test_the_interval_of_equal_scores_is_a_point():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# What removal does to the answer
+
+
+@given(st.integers(0, 1000), st.sampled_from([(7,), (3, 4), (2, 2, 3)]))
+def test_curves_of_a_linear_model_equal_the_closed_form(seed, shape):
+    """y = Σ w x; a removed cell has its mean m for its x, so it takes w (x - m) away."""
+    rng = np.random.default_rng(seed)
+    w, x, m, heatmap = (rng.normal(size=shape) for _ in range(4))
+    fractions = np.linspace(0, 1, w.size + 1).tolist()
+
+    def linear(removed):
+        return np.where(removed, m, x).reshape(len(removed), -1) @ w.ravel()
+
+    curves = perturbation_curves(heatmap, linear, fractions)
+    effect = (w * (x - m)).ravel()[np.argsort(-heatmap.ravel())]
+    taken = np.concatenate([[0], effect.cumsum()])
+    np.testing.assert_allclose(curves.deletion, (w * x).sum() - taken, atol=1e-12)
+    np.testing.assert_allclose(curves.insertion, (w * m).sum() + taken, atol=1e-12)
+
+
+def test_no_map_deletes_faster_than_the_effect_itself():
+    rng = np.random.default_rng(0)
+    effect = rng.exponential(size=20)
+    fractions = np.linspace(0, 1, 21).tolist()
+
+    def area(heatmap):
+        curves = perturbation_curves(heatmap, lambda gone: ~gone @ effect, fractions)
+        return curve_area(curves.fractions, curves.deletion)
+
+    best, worst = area(effect), area(-effect)
+    others = [area(rng.random(20)) for _ in range(50)]
+    assert all(best <= other <= worst for other in others)
+    assert np.mean(others) == pytest.approx((best + worst) / 2, rel=0.05)
+
+
+def test_area_of_uneven_steps():
+    assert curve_area(np.array([0.0, 0.1, 1.0]), np.array([1.0, 0.0, 0.0])) == pytest.approx(0.05)
+    assert curve_area(np.array([0.0, 0.5]), np.array([2.0, 4.0])) == 3
+
+
+def test_ties_are_removed_in_random_order():
+    first = [int(removal_ranks(np.ones(4), seed=seed).argmin()) for seed in range(400)]
+    counts = np.bincount(first, minlength=4)
+    assert counts.min() > 60
+    assert (removal_ranks(np.array([1.0, 3.0, 2.0])) == [2, 0, 1]).all()
+
+
+def test_replaced_pixels_are_those_of_the_removed_tokens():
+    view = View((4, 8), (4, 8), (0, 2), (4, 4), token=2, grid=(2, 2))
+    picture = Image.fromarray(np.full((4, 8, 3), 200, np.uint8))
+    removed = np.array([[True, False], [False, False]])
+    pixels = np.asarray(replace(picture, removed, view, np.full((4, 8, 3), 10.0)))
+    expected = np.full((4, 8), 200)
+    expected[:2, 2:4] = 10
+    assert (pixels == expected[..., None]).all()
+
+
+def test_local_mean_is_the_mean_of_the_square_around():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    mean = local_mean(Image.fromarray(pixels), reach=1 / 3)
+    np.testing.assert_allclose(mean[4, 5], pixels[3:6, 4:7].mean((0, 1)))
+
+
+# Weights in random order
 
 
 def test_shuffled_weights_come_back_bit_for_bit():
@@ -99,3 +212,14 @@ def test_shuffled_weights_come_back_bit_for_bit():
         raise ZeroDivisionError
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_only_the_named_blocks_are_shuffled():
+    model = small_llava()
+    blocks = attention_blocks(model)
+    assert blocks[-1] == "model.language_model.layers.3" and len(blocks) == 3 + 4
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with shuffled_blocks(model, blocks[-2:]):
+        changed = {n for n, tensor in model.state_dict().items() if (tensor != before[n]).any()}
+        assert {name.rsplit(".", 3)[0] for name in changed} == set(blocks[-2:])
+    assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())

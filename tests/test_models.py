@@ -6,10 +6,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_fuyu import save_small_fuyu
 from small_llava import WORDS, save_small_llava, small_llava, small_processor
+from small_qwen3_vl import save_small_qwen3_vl
 from transformers import LlavaImageProcessor
 
 from rolloutlib import load_model, rollout, rollout_rows
+from rolloutlib.gradients import weigh_by_gradient
 
 QUESTION = "what colour is the star ?"
 
@@ -64,6 +67,39 @@ def test_a_recorded_answer_rolls_out(llava, answer):
     positions = answer.image.positions
     torch.testing.assert_close(heatmaps[2].flatten(), relevance[0, 2, positions])
     assert len(recording["vision"]) == 3
+
+
+@pytest.mark.parametrize("save", [save_small_llava, save_small_fuyu, save_small_qwen3_vl])
+def test_log_probabilities_are_those_of_generation(save, tmp_path, picture):
+    """For its own picture and for another one, in one batch, for every family."""
+    model = load_model(save(tmp_path), dtype="float32")
+    inputs = model.prepare([picture], QUESTION)
+    made = model.model.generate(
+        **inputs,
+        max_new_tokens=3,
+        min_new_tokens=3,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    answer = model.answer([picture], QUESTION, inputs, made.sequences)
+    steps = torch.cat(made.logits)[: len(answer.tokens)].log_softmax(-1)
+    expected = steps.gather(-1, answer.sequence[-len(answer.tokens) :, None]).sum()
+    own, other = model.log_probability(answer, [picture, picture.rotate(180)])
+    torch.testing.assert_close(own, expected, atol=1e-4, rtol=0)
+    [alone] = model.log_probability(answer, [picture.rotate(180)])
+    torch.testing.assert_close(other, alone, atol=1e-4, rtol=0)
+    assert abs(other - own) > 1e-4
+
+
+def test_gradients_come_with_the_logits_of_the_answer(llava, answer, picture):
+    recording, logits = llava.record_gradients(answer)
+    [own] = llava.log_probability(answer, [picture])
+    assert logits.shape == (4,) and logits.requires_grad
+    assert own < 0
+    layers = weigh_by_gradient(recording["language"], logits[1])
+    assert (layers[-1].weights[0, answer.rows[1]] > 0).any()
+    last_but_one = answer.rows[2]
+    assert (layers[-1].weights[0, last_but_one] == 0).all()  # a later row has no say in it
 
 
 def test_two_pictures_in_one_prompt(llava, picture):

@@ -1,0 +1,57 @@
+"""Does a heatmap depend on what the model has learned? Put weights in random order and look.
+
+The sanity checks of Adebayo et al. 2018, "Sanity Checks for Saliency Maps", with each tensor's own
+values as its distribution.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from rolloutlib.capture import attention_modules
+
+
+@contextmanager
+def shuffled_weights(model: torch.nn.Module, seed: int = 0) -> Iterator[None]:
+    """Is it the training that makes the map? Inside the block every weight tensor's entries are
+    in random order; on leaving, they are back in their places, bit for bit.
+
+    Needs the memory of one tensor, not of a model.
+    """
+    tensors = [parameter.data for parameter in model.parameters()]
+    for number, tensor in enumerate(tensors):
+        tensor.copy_(tensor.flatten()[_order(tensor, seed + number)].view_as(tensor))
+    try:
+        yield
+    finally:
+        for number, tensor in enumerate(tensors):
+            restored = torch.empty_like(tensor).flatten()
+            restored[_order(tensor, seed + number)] = tensor.flatten()
+            tensor.copy_(restored.view_as(tensor))
+
+
+def _order(tensor: torch.Tensor, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+
+
+def attention_blocks(model: torch.nn.Module) -> list[str]:
+    """Which blocks is the model made of? Paths of the modules around each attention.
+
+    In the order in which the model lists its modules, so first layer first within each part.
+    """
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in attention_modules(model)))
+
+
+@contextmanager
+def shuffled_blocks(model: torch.nn.Module, paths: Sequence[str], seed: int = 0) -> Iterator[None]:
+    """`shuffled_weights` for some blocks only.
+
+    With one path: the independent randomisation of Adebayo et al. With all paths from the last
+    block down to one: their cascading randomisation.
+    """
+    with ExitStack() as blocks:
+        for path in paths:
+            blocks.enter_context(shuffled_weights(model.get_submodule(path), seed))
+        yield

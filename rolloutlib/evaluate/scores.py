@@ -1,0 +1,138 @@
+"""Score a heatmap against a region that is known to hold the answer, and against chance.
+
+A heatmap may lie on any grid: words of a text, patches or pixels of a picture, patches and frames
+of a video. The region lies on the same grid, as cells that are in it or not, or as the share of
+each cell that is (`region_shares`), which gives the same scores as the cells' pixels would.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import bootstrap
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from rolloutlib.grid import View
+
+Heatmap = Float[np.ndarray, "*grid"]
+Region = Bool[np.ndarray, "*grid"] | Float[np.ndarray, "*grid"]
+
+
+def pointing_game(heatmap: Heatmap, region: Region) -> float:
+    """Does the highest cell lie in the region? 1 or 0; where cells tie, their share inside.
+
+    Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop". NaN cells, which the
+    model never saw, take no part.
+
+    >>> pointing_game(np.array([[0.1, 0.9]]), np.array([[False, True]]))
+    1.0
+    """
+    seen, inside = _seen(heatmap, region)
+    return float(inside[seen == seen.max()].mean())
+
+
+def mass_in_region(heatmap: Heatmap, region: Region) -> float:
+    """Which share of the relevance lies in the region? In [0, 1]; its area's share at random.
+
+    >>> mass_in_region(np.array([[1.0, 3.0]]), np.array([[False, True]]))
+    0.75
+    """
+    seen, inside = _seen(heatmap, region)
+    if seen.sum() == 0:
+        raise ValueError("expected a heatmap with some relevance, got zeros only")
+    return float((seen * inside).sum() / seen.sum())
+
+
+def mass_over_area(heatmap: Heatmap, region: Region) -> float:
+    """How many times more relevance has the region than its area would get? 1 at random.
+
+    >>> mass_over_area(np.array([[1.0, 3.0]]), np.array([[False, True]]))
+    1.5
+    """
+    return mass_in_region(heatmap, region) / float(_part(heatmap, region)[1].mean())
+
+
+def region_auc(heatmap: Heatmap, region: Region) -> float:
+    """How often is a cell of the region higher than one outside? In [0, 1]; 0.5 at random.
+
+    >>> region_auc(np.array([[0.1, 0.9, 0.4]]), np.array([[False, True, False]]))
+    1.0
+    """
+    return float(roc_auc_score(**_cells(heatmap, region)))
+
+
+def average_precision(heatmap: Heatmap, region: Region) -> float:
+    """Walking down from the highest cell, how much of what is passed is the region, on average?
+
+    The precision at each cell of the region, averaged over the region. In (0, 1]; about the
+    region's share of the area at random. Unlike the AUC it is spoiled by a few high cells outside
+    of a small region.
+
+    >>> average_precision(np.array([[0.1, 0.9, 0.4]]), np.array([[False, False, True]]))
+    0.5
+    """
+    return float(average_precision_score(**_cells(heatmap, region)))
+
+
+def region_shares(region: Bool[np.ndarray, "height width"], view: View) -> Float[np.ndarray, "r c"]:
+    """Which share of each image token's pixels lies in a region of the picture? On the grid.
+
+    Pixels beyond the picture, where the model saw padding, are in no region.
+
+    >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
+    >>> region_shares(np.array([[0, 0, 0, 1], [0, 0, 0, 1]], dtype=bool), view)
+    array([[0. , 0.5]])
+    """
+    left, top, right, bottom = view.boxes().T
+    corners = np.pad(region.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    y0, y1 = (np.rint(y).astype(int).clip(0, region.shape[0]) for y in (top, bottom))
+    x0, x1 = (np.rint(x).astype(int).clip(0, region.shape[1]) for x in (left, right))
+    inside = corners[y1, x1] - corners[y0, x1] - corners[y1, x0] + corners[y0, x0]
+    area = np.rint(bottom - top) * np.rint(right - left)
+    return (inside / np.maximum(area, 1)).clip(0, 1).reshape(view.grid[-2:])
+
+
+def _seen(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """The cells that the model saw: their relevance, and their share in the region."""
+    if heatmap.shape != region.shape:
+        raise ValueError(f"expected a region of shape {heatmap.shape}, got {region.shape}")
+    seen = ~np.isnan(heatmap)
+    if not seen.any():
+        raise ValueError("expected a heatmap with cells that the model saw, got NaN only")
+    return heatmap[seen], region[seen].astype(float)
+
+
+def _part(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """The same, of a region that is some of the picture and not all of it."""
+    seen, inside = _seen(heatmap, region)
+    if not 0 < inside.mean() < 1:
+        raise ValueError("expected a region that is a part of the picture, got all or none of it")
+    return seen, inside
+
+
+def _cells(heatmap: Heatmap, region: Region) -> dict[str, np.ndarray]:
+    """What scikit-learn takes: each cell once as inside and once as outside, by its shares."""
+    seen, inside = _part(heatmap, region)
+    return {
+        "y_true": np.repeat([True, False], len(seen)),
+        "y_score": np.tile(seen, 2),
+        "sample_weight": np.concatenate([inside, 1 - inside]),
+    }
+
+
+def mean_interval(scores: Sequence[float], *, seed: int = 0) -> tuple[float, float, float]:
+    """The mean of scores and its 95 % bootstrap interval: mean, low, high.
+
+    Raises ValueError for fewer than two scores.
+
+    >>> mean_interval([0.0, 1.0] * 50)
+    (0.5, 0.4, 0.6)
+    """
+    if len(scores) < 2:
+        raise ValueError(f"expected at least two scores for an interval, got {len(scores)}")
+    mean = float(np.mean(scores))
+    if np.ptp(scores) == 0:
+        return mean, mean, mean
+    rng = np.random.default_rng(seed)
+    interval = bootstrap((scores,), np.mean, method="percentile", rng=rng).confidence_interval
+    return mean, float(interval.low), float(interval.high)
