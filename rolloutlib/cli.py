@@ -9,10 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from rolloutlib import gallery, runs
+
+if TYPE_CHECKING:
+    from rolloutlib import sweeps
 
 OUTPUTS = Path("outputs")
 LOG_EVERY_SECONDS = 10
@@ -47,12 +51,39 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, metavar="FILE", help="default: outputs/NAME[-HASH].ipynb")
     one.add_argument("--echo", action="store_true", help="print what the notebook prints")
 
+    many = commands.add_parser(
+        "sweep", help="run one notebook with many sets of parameters, here or on a cluster"
+    )
+    many.set_defaults(command=_sweep)
+    many.add_argument("notebook", type=Path)
+    many.add_argument(
+        "sets", type=Path, nargs="?", help="a grid as YAML, or sets as CSV or JSON lines"
+    )
+    many.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=A,B,C",
+        dest="choices",
+        help="every value of this parameter with every other set",
+    )
+    many.add_argument("--out", type=Path, metavar="FOLDER", help="default: outputs/sweeps/NAME")
+    many.add_argument(
+        "--scheduler", default="", metavar="ADDRESS", help="a running Dask cluster: tcp://…"
+    )
+    many.add_argument("--workers", type=int, help="processes here; default: one for each core")
+    many.add_argument(
+        "--direct",
+        action="store_true",
+        help="call the function that the notebook names, in workers that keep the model loaded",
+    )
+
     every = commands.add_parser("run-all", help="run every notebook in a folder, with its defaults")
     every.set_defaults(command=_run_all)
     every.add_argument("folder", type=Path)
     every.add_argument("--out", type=Path, default=OUTPUTS, metavar="FOLDER")
 
-    for command in (one, every):
+    for command in (one, many, every):
         command.add_argument(
             "--timeout", type=float, metavar="SECONDS", help="for all cells of a notebook together"
         )
@@ -68,6 +99,37 @@ def _run_one(options: argparse.Namespace) -> int:
     _check_output(output, options.notebook)
     run = _run(options.notebook, output, parameters, options.timeout, echo=options.echo)
     return 0 if run.ok else 1
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    # Dask and pandas take a second to import, which the other commands need not wait for.
+    from rolloutlib import grids, sweeps
+
+    declared = runs.declared_parameters(options.notebook)
+    if options.sets is None and not options.choices:
+        raise runs.Refused("expected a file with parameter sets, or --set NAME=A,B,C; got neither")
+    sets = [{}] if options.sets is None else grids.read_sets(options.sets, declared)
+    sets = grids.crossed(sets, grids.read_choices(declared, options.choices))
+    out = options.out or OUTPUTS / "sweeps" / options.notebook.stem
+    with _SweepProgress(options.notebook.stem) as progress:
+        try:
+            done = sweeps.sweep(
+                options.notebook,
+                sets,
+                out,
+                scheduler=options.scheduler,
+                workers=options.workers,
+                direct=options.direct,
+                timeout=options.timeout,
+                on_progress=progress.show,
+            )
+        except (sweeps.SchedulerLost, OSError) as problem:  # such as a full disk
+            print(f"rollout: {problem}; {progress.last}", file=sys.stderr)
+            return 1
+    print(f"{progress.last}; see {out / 'results.csv'}")
+    if done.failures:
+        print(sweeps.failure_table(done))
+    return 1 if done.failures else 0
 
 
 def _run_all(options: argparse.Namespace) -> int:
@@ -132,6 +194,31 @@ def _check_output(output: Path, notebook: Path) -> None:
         raise runs.Refused(f"--out must name an .ipynb file, got {output}")
     if output.absolute() == notebook.absolute():
         raise runs.Refused(f"--out must not be the notebook itself, got {output}")
+
+
+class _SweepProgress:
+    """Runs done: a bar on a terminal, and a line every few seconds in a log."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar = tqdm(desc=name, unit="run", leave=False, disable=not sys.stderr.isatty())
+        self.last: object = ""
+        self.last_line = 0.0
+
+    def __enter__(self) -> "_SweepProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, progress: "sweeps.Progress") -> None:
+        self.last = progress
+        self.bar.n = progress.done + progress.failed + progress.skipped
+        self.bar.total = self.bar.n + progress.remaining
+        self.bar.set_postfix_str(str(progress))
+        if self.bar.disable and time.monotonic() - self.last_line > LOG_EVERY_SECONDS:
+            self.last_line = time.monotonic()
+            print(f"{self.name}  {progress}", file=sys.stderr, flush=True)
 
 
 class _Progress:

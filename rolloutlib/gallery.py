@@ -1,13 +1,15 @@
 """Show executed notebooks as pages that need neither Jupyter nor a network.
 
 Each notebook becomes one HTML file that opens from the disk: formulas are MathML, which browsers
-draw themselves, and figures are inside the file. `write_index` puts a card for each on one page.
+draw themselves, figures are inside the file, and so are anywidgets with all that they show
+(`page.js` runs them). `write_index` puts a card for each on one page.
 """
 
 import base64
 import functools
 import html
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -25,6 +27,9 @@ from pygments.formatters import HtmlFormatter
 from rolloutlib.runs import Run
 
 THUMBNAIL_SIZE = (640, 400)
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+PAGE_SCRIPT = Path(__file__).with_name("page.js")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0;
@@ -84,7 +89,13 @@ PAGE = (
 <p><a href="{{ resources.index_link }}">All notebooks</a></p>
 {% endif %}
 {%- endblock body_header -%}
-{%- block body_footer -%}</body></html>{%- endblock body_footer -%}
+{%- block body_footer -%}
+{%- if resources.widget_state %}
+<script type="application/json" id="widget-state">{{ resources.widget_state }}</script>
+<script type="module">
+{{ resources.widget_script }}</script>
+{%- endif -%}
+</body></html>{%- endblock body_footer -%}
 {%- block input_group -%}
 <details class="code" open><summary>In [{{ cell.execution_count or ' ' }}]</summary>
 {{ cell.source | highlight_code(metadata=cell.metadata) }}
@@ -174,7 +185,11 @@ def write_page(executed: Path, index: Path | None = None) -> Path:
     """Write an executed notebook as a page beside it, with a link back to the index if any."""
     notebook = nbformat.read(executed, as_version=4)
     _describe_figures(notebook)
+    state = _place_widgets(notebook)
     resources = {
+        # A "<" in a script could end it; JSON can say it in other signs.
+        "widget_state": json.dumps({"state": state}).replace("<", "\\u003c") if state else "",
+        "widget_script": PAGE_SCRIPT.read_text(encoding="utf-8"),
         "page_title": title_of(notebook) or executed.stem,
         "page_style": STYLE + _code_colours(),
         "index_link": index and _relative(index, executed.parent),
@@ -248,6 +263,34 @@ def _describe_figures(notebook: nbformat.NotebookNode) -> None:
                 if kind in output.get("data", {}):
                     described = output.metadata.setdefault(kind, {})
                     described.setdefault("alt", f"Figure of In [{cell.execution_count}]")
+
+
+def _place_widgets(notebook: nbformat.NotebookNode) -> dict[str, object]:
+    """Put a place on the page for each anywidget, and return the saved state that they need."""
+    saved = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    needed: dict[str, object] = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            view = output.get("data", {}).get(WIDGET_VIEW)
+            inside = _with_children(view["model_id"], saved) if view else {}
+            if any("_esm" in one["state"] for one in inside.values()):
+                still = output.data.get("image/png", "")
+                if still:
+                    still = f'<img src="data:image/png;base64,{still}" alt="The widget, still">'
+                place = f'<div class="widget" data-model="{html.escape(view["model_id"])}">'
+                output.data = nbformat.from_dict({"text/html": f"{place}{still}</div>"})
+                needed |= inside
+    return needed
+
+
+def _with_children(model_id: str, saved: dict) -> dict[str, object]:
+    """A widget's saved state, and that of all widgets in it."""
+    if model_id not in saved:
+        return {}
+    found = {model_id: saved[model_id]}
+    for child in saved[model_id]["state"].get("children", []):
+        found |= _with_children(child.removeprefix("IPY_MODEL_"), saved)
+    return found
 
 
 def _card(run: Run, folder: Path) -> Card:

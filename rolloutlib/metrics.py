@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import nbformat
 from IPython.display import display
 
 MIME_TYPE = "application/vnd.rolloutlib.metrics+json"
@@ -33,15 +32,6 @@ def report(**metrics: object) -> None:
 def plain_metrics(metrics: Mapping[str, object]) -> dict[str, Metric]:
     """Metrics as JSON can hold them. Raises ValueError for what is no single value."""
     return {name: _plain(name, value) for name, value in metrics.items()}
-
-
-def read_metrics(notebook: nbformat.NotebookNode) -> dict[str, Metric]:
-    """What did an executed notebook report?"""
-    found: dict[str, Metric] = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            found |= output.get("data", {}).get(MIME_TYPE, {})
-    return found
 
 
 def _plain(name: str, value: object) -> Metric:

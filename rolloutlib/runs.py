@@ -71,12 +71,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Run:
-    """What became of one notebook. `error` is empty when it finished."""
+    """What became of one notebook. `error` is empty when it finished.
+
+    `peak_bytes` is the most memory that its kernel ever held; None where the system does not say.
+    """
 
     notebook: Path
     output: Path
     seconds: float
     error: str = ""
+    peak_bytes: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -146,12 +150,30 @@ def check_parameters(
     Raises `Refused` for an unknown name, a wrong type, or a missing file.
     """
     declared = declared_parameters(notebook)
+    checked = check_values(declared, given, folder)
+    located_defaults(declared, given, notebook.parent)
+    return checked
+
+
+def located_defaults(
+    declared: Mapping[str, Parameter], given: Iterable[str], home: Path
+) -> dict[str, object]:
+    """The values of what is not given, with files that start at `home`, the notebook's folder.
+
+    Raises `Refused` for a missing file.
+    """
+    left = declared.keys() - set(given)
+    return {name: _located(declared[name], declared[name].default, home) for name in left}
+
+
+def check_values(
+    declared: Mapping[str, Parameter], given: Mapping[str, object], folder: Path
+) -> dict[str, object]:
+    """The given values as the notebook will receive them, by the rules of `check_parameters`."""
     checked = {}
     for name, value in given.items():
         parameter = _find(declared, name)
         checked[name] = _located(parameter, _typed(parameter, value), folder)
-    for name in declared.keys() - given.keys():
-        _located(declared[name], declared[name].default, notebook.parent)
     return checked
 
 
@@ -197,7 +219,7 @@ def run_notebook(
     try:
         _execute(notebook.absolute(), part, dict(parameters), position, timeout, prints)
         _finish(part, output)
-        return Run(notebook, output, time.monotonic() - started)
+        return Run(notebook, output, time.monotonic() - started, peak_bytes=position.peak_bytes)
     except BaseException as problem:
         error = _explain(problem, position, timeout)
         failed = failed_output(output)
@@ -207,7 +229,7 @@ def run_notebook(
             os.replace(part, failed)
         if not isinstance(problem, Exception):
             raise
-        return Run(notebook, failed, time.monotonic() - started, error)
+        return Run(notebook, failed, time.monotonic() - started, error, position.peak_bytes)
 
 
 class _OwnKernel(AsyncKernelManager):
@@ -216,6 +238,32 @@ class _OwnKernel(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(**get_kernel_dict())
+
+
+def _kernel_watched_by(position: "_Position") -> type[_OwnKernel]:
+    """The class of kernels, for that is what papermill takes; each tells where it is."""
+
+    class WatchedKernel(_OwnKernel):
+        def __init__(self, **settings) -> None:
+            super().__init__(**settings)
+            position.kernel = self
+
+    return WatchedKernel
+
+
+def peak_memory(process: int | str = "self") -> int | None:
+    """The most bytes of memory that a process held so far; None where Linux's /proc is not.
+
+    >>> peak = peak_memory()
+    >>> peak is None or peak > 1_000_000
+    True
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)
+    return 1024 * int(found[1]) if found else None
 
 
 @contextmanager
@@ -233,6 +281,8 @@ class _Position:
         self.index = 0
         self.cells_started = 0
         self.cells = 0
+        self.kernel: _OwnKernel | None = None
+        self.peak_bytes: int | None = None
 
     def start(self, notebook: nbformat.NotebookNode) -> None:
         self.cells = sum(_is_executed(cell) for cell in notebook.cells)
@@ -241,6 +291,10 @@ class _Position:
         self.on_progress(self.cells_started, self.cells)
         self.index = cell_index
         self.cells_started += 1
+
+    def leave(self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
+        process = self.kernel and self.kernel.provisioner and self.kernel.provisioner.pid
+        self.peak_bytes = (process and peak_memory(process)) or self.peak_bytes
 
 
 def _execute(
@@ -265,11 +319,12 @@ def _execute(
             start_timeout=KERNEL_START_SECONDS,
             iopub_timeout=OUTPUT_WAIT_SECONDS,
             config=settings,
-            kernel_manager_class=_OwnKernel,
+            kernel_manager_class=_kernel_watched_by(position),
             shell_timeout_interval=1,
             timeout_func=deadline and (lambda cell: max(deadline - time.monotonic(), 0.001)),
             on_notebook_start=position.start,
             on_cell_execute=position.enter,
+            on_cell_executed=position.leave,
         )
 
 

@@ -1,4 +1,6 @@
-"""Check every shape that a signature names, at run time, in all tests."""
+"""Every shape that a signature names is checked at run time in all tests; and a real browser."""
+
+import shutil
 
 import pytest
 from beartype import BeartypeConf, beartype
@@ -19,3 +21,38 @@ def without_type_checks():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's Chromium without a window, through playwright."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("there is no chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    """`browser(path)` opens a page from the disk and gives: the page, what it asked of a network,
+    and what the console complained about."""
+    pages = []
+
+    def open_page(path, **look):
+        page = chromium.new_page(**look)
+        pages.append(page)
+        asked, complaints = [], []
+        page.on("request", lambda r: r.url.startswith("http") and asked.append(r.url))
+        page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
+        page.on("pageerror", lambda problem: complaints.append(str(problem)))
+        page.goto(path.absolute().as_uri())
+        return page, asked, complaints
+
+    yield open_page
+    for page in pages:
+        page.close()

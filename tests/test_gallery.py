@@ -1,3 +1,5 @@
+import base64
+import io
 import re
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from small_notebooks import write_notebook
 
 from rolloutlib import cli, gallery
 from rolloutlib.gallery import mathml, title_of, write_page
+from rolloutlib.runs import run_notebook
 
 DRAW = "import matplotlib.pyplot as plt; plt.figure(figsize=(12, 3)); plt.plot([1, 3]);"
 
@@ -154,3 +157,63 @@ def test_index_has_a_card_for_each_notebook(tmp_path, monkeypatch, capsys):
 def test_folder_without_notebooks_is_refused(tmp_path, capsys):
     assert cli.main(["run-all", str(tmp_path)]) == 2
     assert "no notebook" in capsys.readouterr().err
+
+
+# Widgets, in a real browser; the first of these tests starts a kernel
+
+DOT = io.BytesIO()
+Image.new("RGB", (40, 30)).save(DOT, "png")
+COUNTER = """
+import anywidget, ipywidgets, traitlets
+class Counter(anywidget.AnyWidget):
+    _esm = '''
+    export default { render({ model, el }) {
+      const button = document.createElement("button");
+      const draw = () => { button.textContent = `${model.get("words")[0]} ${model.get("count")}`; };
+      button.onclick = () => { model.set("count", model.get("count") + 1); model.save_changes(); };
+      model.on("change:count", draw);
+      const bytes = new Uint8Array(model.get("data").buffer);
+      el.append(button, `</script> sum ${bytes.reduce((a, b) => a + b, 0)}`);
+      draw();
+    } };
+    '''
+    _css = "button { color: rgb(1, 2, 3); }"
+    count = traitlets.Int(3).tag(sync=True)
+    words = traitlets.List(["</script><b>clicked"]).tag(sync=True)
+    data = traitlets.Bytes(bytes([1, 2, 200])).tag(sync=True)
+counter = Counter()
+ipywidgets.VBox([ipywidgets.IntSlider(), counter])
+"""
+BROKEN = {
+    "application/vnd.jupyter.widget-view+json": {"model_id": "1"},
+    "image/png": base64.b64encode(DOT.getvalue()).decode(),
+    "text/plain": "Broken()",
+}
+
+
+def test_anywidget_is_alive_on_a_page_from_the_disk(tmp_path, browser):
+    path = write_notebook(tmp_path, "count", COUNTER, title="# Count $r$")
+    run = run_notebook(path, tmp_path / "count.ipynb", {})
+    assert run.ok, run.error
+    page, asked, complaints = browser(write_page(run.output))
+    button = page.locator("button")
+    button.click()
+    button.click()
+    assert button.inner_text() == "</script><b>clicked 5"
+    assert "</script> sum 203" in page.locator(".widget").inner_text()
+    assert button.evaluate("e => getComputedStyle(e).color") == "rgb(1, 2, 3)"
+    assert page.locator("h1 math mi").bounding_box()["height"] > 5
+    assert "VBox(" not in page.locator(".output").inner_text()
+    assert asked == [] and complaints == []
+
+
+def test_widget_that_fails_leaves_its_still_picture(tmp_path, browser):
+    module = "export default { render() { throw new Error('broken off') } }"
+    state = {"1": {"state": {"_esm": module}, "buffers": []}}
+    notebook = nbformat.v4.new_notebook(cells=[code_with(BROKEN)])
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": state}}
+    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    page, _, complaints = browser(write_page(tmp_path / "broken.ipynb"))
+    page.wait_for_function("document.images[0].complete")
+    assert page.locator(".widget img").bounding_box()["width"] == 40
+    assert len(complaints) == 1 and "broken off" in complaints[0]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from small_notebooks import write_notebook
 
-from rolloutlib.metrics import plain_metrics, read_metrics
+from rolloutlib.metrics import plain_metrics
+from rolloutlib.results import read_metrics
 from rolloutlib.runs import run_notebook
 
 
