@@ -16,7 +16,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Recording",
             "record_attention",
         ],
-        "composition": ["attention_received", "rollout", "rollout_by_layer", "rollout_rows"],
+        "composition": [
+            "attention_received",
+            "carry_back",
+            "rollout",
+            "rollout_by_layer",
+            "rollout_rows",
+        ],
         "explorer": ["explore"],
         "flow": ["attention_flow"],
         "metrics": ["report"],
@@ -24,5 +30,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pictures": ["load_picture"],
         "teaching": ["AttentionRollout", "compare_discard_ratios", "compare_head_fusion"],
         "text": ["load_minilm", "record_sentence"],
+        "tower": ["through_tower"],
     },
 )

@@ -240,6 +240,43 @@ def rollout_rows(
     return answer_like(last, relevance)
 
 
+def carry_back(
+    layers: Iterable[Array | Layer],
+    relevance: Float[Array, "*batch row query"],
+    *,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+    receptive_field: bool = False,
+) -> Float[Array, "*batch row key"]:
+    """What is in these mixtures of outputs? Each row of relevance, times the `rollout`.
+
+    So relevance that one part of a model put on another's outputs goes on to that part's inputs.
+    A row with a single 1 gives a row of the rollout, as `rollout_rows` does.
+
+    Raises ValueError as `rollout` does, and for relevance of other outputs than the layers have.
+
+    >>> layers = [np.full((2, 2), 0.5)] * 2
+    >>> carry_back(layers, np.array([[1.0, 0.0], [0.5, 0.5]]))
+    array([[0.625, 0.375],
+           [0.5  , 0.5  ]])
+    """
+    make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
+    chosen = list(layers_from(layers, start_layer))
+    batch, outputs, _ = chosen[-1].shape
+    carried = as_tensor(relevance)
+    carried = carried if carried.ndim == 3 else carried[None]
+    if carried.shape[0] != batch or carried.shape[2] != outputs:
+        raise ValueError(
+            f"expected relevance [batch row query] of a batch of {batch} and {outputs} outputs, "
+            f"got shape {tuple(carried.shape)}"
+        )
+    for layer in reversed(chosen):
+        carried = make(layer).before(carried)
+    return answer_like(chosen[-1], carried)
+
+
 def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch key"]:
     """How much attention does each key get? Summed over queries, averaged over heads and layers.
 

@@ -101,6 +101,11 @@ class ImageTokens:
     positions: Int[torch.Tensor, " token"]
     patches: Patches | None = None
 
+    @property
+    def patch_view(self) -> View:
+        """The finest view that there is: of the tower's patches, or else of the tokens."""
+        return self.patches.view if self.patches else self.view
+
     def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
         """Lay relevance on the grid: of each row, the part that fell on the image tokens.
 

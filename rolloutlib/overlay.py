@@ -1,13 +1,17 @@
 """From a grid of relevance back to the pixels of the original picture, one step a function."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import matplotlib as mpl
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from rolloutlib.arrays import Array
+from rolloutlib.files import complete_file
 from rolloutlib.grid import View
 
 
@@ -20,6 +24,15 @@ def _register_faint(name: str, low: tuple[float, float, float], high: tuple[floa
 # Those that the attention visualizer for Qwen3-VL uses: edges in cyan, decisions in red to yellow.
 _register_faint("cyan", (0, 200 / 255, 1), (0, 1, 1))
 _register_faint("red", (1, 0, 0), (1, 180 / 255, 0))
+TARGET, MARKER = (0, 200, 0), (0x1E, 0x3A, 0x5F)  # of a click: its cross-hair and its point
+
+# For differences: blue is less, red is more, and no difference is transparent.
+mpl.colormaps.register(
+    mpl.colors.LinearSegmentedColormap.from_list(
+        "less to more", [(0, 0, 0.8, 1), (1, 1, 1, 0), (0.8, 0, 0, 1)]
+    ),
+    force=True,
+)
 
 Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
 
@@ -129,11 +142,22 @@ def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heat
     return scaled**power
 
 
+def centre(difference: Heatmap) -> Heatmap:
+    """Scale a difference of two maps to [0, 1] so that 0 becomes 0.5 and its largest value an end.
+
+    >>> centre(np.array([[-1.0, 0.0, 0.5]]))
+    array([[0.  , 0.5 , 0.75]])
+    """
+    largest = np.nanmax(np.abs(difference), initial=0.0)
+    return 0.5 + 0.5 * difference / (largest if largest > 0 else 1)
+
+
 def colour(heatmap: Heatmap, colours: str = "turbo") -> Float[np.ndarray, "height width 4"]:
     """A map in [0, 1] as red, green, blue and opacity in [0, 1]: blue is low and red is high.
 
     colours: any name that matplotlib knows, or "cyan" or "red", which low values leave
-    transparent. What the model did not see is fully transparent.
+    transparent, or "less to more" for `centre`d differences. What the model did not see is fully
+    transparent.
     """
     painted = mpl.colormaps[colours](np.nan_to_num(heatmap))
     painted[..., 3] *= ~np.isnan(heatmap)
@@ -153,6 +177,42 @@ def blend(
         )
     share = coloured[..., 3:] * opacity
     return np.rint(pixels * (1 - share) + coloured[..., :3] * 255 * share).astype(np.uint8)
+
+
+def crosshair(
+    size: tuple[int, int], point: tuple[float, float]
+) -> Float[np.ndarray, "height width 4"]:
+    """A layer of (height, width) pixels that shows where a click goes: a green cross-hair around
+    a dark blue marker on `point`, (x, y) in pixels."""
+    height, width = size
+    fine = 4  # drawn so much larger and reduced, for smooth edges
+    unit = fine * max(height, width) / 400
+    x, y = (fine * at for at in point)
+    layer = Image.new("RGBA", (width * fine, height * fine), (*TARGET, 0))
+    draw = ImageDraw.Draw(layer)
+    for dx, dy in [(1, 0), (-1, 0), (0, 1), (0, -1)]:
+        ends = [(x + dx * far * unit, y + dy * far * unit) for far in (6, 22)]
+        draw.line(ends, fill=(*TARGET, 255), width=round(2.5 * unit))
+    for radius, paint in [(14, TARGET), (4, MARKER)]:
+        around = [x - radius * unit, y - radius * unit, x + radius * unit, y + radius * unit]
+        inside = (*MARKER, 255) if paint == MARKER else None
+        draw.ellipse(around, fill=inside, outline=(*paint, 255), width=round(2 * unit))
+    return np.asarray(layer.reduce(fine)) / 255
+
+
+def stack_layers(
+    picture: Image.Image, layers: Sequence[Float[np.ndarray, "height width 4"]]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Lay coloured layers over the picture one after another, each as opaque as it says itself."""
+    for layer in layers:
+        picture = Image.fromarray(blend(picture, layer, opacity=1.0))
+    return np.asarray(picture.convert("RGB"))
+
+
+def save_layer(path: str | Path, layer: Float[np.ndarray, "height width 4"]) -> None:
+    """Write a coloured layer as a transparent PNG, to be laid over the picture elsewhere."""
+    with complete_file(path) as part:
+        Image.fromarray(np.rint(layer * 255).astype(np.uint8)).save(part)
 
 
 def overlay(

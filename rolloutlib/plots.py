@@ -10,9 +10,12 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.patches import Patch
 from PIL import Image
 
 from rolloutlib.arrays import Array
+from rolloutlib.overlay import colour
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
 LABEL_PITCH = 1.35 / 72  # inches from one token label to the next, for each point of its size
@@ -130,6 +133,31 @@ def plot_pictures(
             axis.contour(region, levels=[0.5], colors="white", linewidths=2.5)
             axis.contour(region, levels=[0.5], colors="black", linewidths=1)
     return figure
+
+
+def plot_layers(
+    picture: Image.Image | np.ndarray, legend: Mapping[str, str | tuple[int, int, int]]
+) -> Figure:
+    """A picture under coloured layers, and below it what each colour stands for.
+
+    legend: label → the name of its colours, shown from low to high, or one colour of 0..255.
+    """
+    rows, columns = np.shape(picture)[:2]
+    width = min(6.5, 5.5 * columns / rows)
+    figure, axis = plt.subplots(figsize=(width, width * rows / columns + 0.6), layout="constrained")
+    axis.imshow(picture)
+    axis.set_axis_off()
+    handles = [tuple(Patch(color=shade) for shade in _shades(paint)) for paint in legend.values()]
+    touching = {tuple: HandlerTuple(ndivide=None, pad=0)}
+    figure.legend(handles, list(legend), handler_map=touching, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _shades(paint: str | tuple[int, int, int]) -> list[np.ndarray]:
+    """A few colours from low to high."""
+    if isinstance(paint, str):
+        return list(colour(np.linspace(0.1, 1, 6)[None], paint)[0])
+    return [np.divide(paint, 255)]
 
 
 def plot_scores(

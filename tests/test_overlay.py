@@ -10,9 +10,13 @@ from rolloutlib.grid import View
 from rolloutlib.overlay import (
     blend,
     blur,
+    centre,
     colour,
+    crosshair,
     emphasize,
     overlay,
+    save_layer,
+    stack_layers,
     to_picture,
     undo_crop,
     undo_resize,
@@ -139,3 +143,53 @@ def test_torch_heatmaps_are_taken():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_cyan_and_red_are_those_of_the_visualizer():
+    values = np.linspace(0, 1, 256)[None]
+    cyan, red = (np.rint(colour(values, name) * 255)[0] for name in ("cyan", "red"))
+    assert (cyan[:, 0] == 0).all() and (cyan[:, 2] == 255).all()
+    assert cyan[0, 1] == 200 and cyan[-1, 1] == 255 and (np.diff(cyan[:, 1]) >= 0).all()
+    assert (red[:, 0] == 255).all() and (red[:, 2] == 0).all()
+    assert red[0, 1] == 0 and red[-1, 1] == 180 and (np.diff(red[:, 1]) >= 0).all()
+    for painted in (cyan, red):
+        np.testing.assert_array_equal(painted[:, 3], np.arange(256))
+
+
+def test_differences_are_blue_nothing_and_red():
+    painted = colour(centre(np.array([[-2.0, 0.0, 2.0, np.nan]])), "less to more")[0]
+    assert painted[0, 2] > painted[0, 0] and painted[2, 0] > painted[2, 2]
+    np.testing.assert_allclose(painted[:, 3], [1, 0, 1, 0], atol=0.01)
+    np.testing.assert_array_equal(centre(np.zeros((2, 2))), 0.5)
+
+
+def test_a_crosshair_is_green_around_a_dark_blue_marker():
+    layer = crosshair((200, 300), (120.0, 50.0))
+    assert layer.shape == (200, 300, 4)
+    marker, arm = layer[50, 120] * 255, layer[50, 130] * 255
+    np.testing.assert_allclose(marker, [0x1E, 0x3A, 0x5F, 255], atol=1)
+    assert arm[1] > 150 and arm[0] < 60 and arm[2] < 60 and arm[3] > 200
+    ys, xs = np.nonzero(layer[..., 3])
+    np.testing.assert_allclose([xs.min() + xs.max(), ys.min() + ys.max()], [239, 99], atol=2)
+    assert (layer[..., 3] > 0).mean() < 0.05
+
+
+def test_a_crosshair_at_the_rim_stays_on_the_picture():
+    assert crosshair((50, 60), (59.97, 0.0))[0, 59, 3] > 0.5
+
+
+def test_layers_lie_one_over_the_other():
+    picture = Image.new("RGB", (3, 1), (10, 20, 30))
+    below = np.array([[[1.0, 0, 0, 1], [1, 0, 0, 1], [1, 0, 0, 0]]])
+    above = np.array([[[0.0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 0]]])
+    stacked = stack_layers(picture, [below, above])
+    np.testing.assert_array_equal(stacked[0], [[0, 0, 255], [255, 0, 0], [10, 20, 30]])
+    np.testing.assert_array_equal(stack_layers(picture, []), np.asarray(picture))
+
+
+def test_a_layer_is_written_as_a_transparent_png(tmp_path):
+    layer = colour(np.random.default_rng(0).random((20, 30)), "red")
+    save_layer(tmp_path / "deep" / "red.png", layer)
+    with Image.open(tmp_path / "deep" / "red.png") as png:
+        assert png.mode == "RGBA" and png.size == (30, 20)
+        np.testing.assert_allclose(np.asarray(png) / 255, layer, atol=1 / 255)

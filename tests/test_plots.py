@@ -4,9 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.plots import plot_matrices, plot_pictures, plot_scores
+from rolloutlib.plots import plot_layers, plot_matrices, plot_pictures, plot_scores
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +90,16 @@ def test_scores_have_a_panel_each_and_a_bar_for_every_map():
     assert axis.get_title() == "AUC"
     assert [label.get_text() for label in axis.get_yticklabels()] == ["rollout", "random"]
     assert axis.lines[0].get_xdata().tolist() == [0.9, 0.5]
+
+
+def test_layers_come_with_a_legend_of_their_colours():
+    legend = {"edges": "cyan", "target": (0, 200, 0)}
+    figure = plot_layers(np.zeros((40, 60, 3), np.uint8), legend)
+    [labels] = figure.legends
+    assert [text.get_text() for text in labels.get_texts()] == ["edges", "target"]
+    patches = [patch for patch in labels.findobj(Patch) if patch is not labels.get_frame()]
+    swatches = [patch.get_facecolor() for patch in patches]
+    assert len(swatches) == 7  # shades of the one, and the other
+    np.testing.assert_allclose(swatches[-1][:3], [0, 200 / 255, 0])
+    np.testing.assert_allclose(swatches[5], [0, 1, 1, 1])
+    assert figure.axes[0].images[0].get_array().shape == (40, 60, 3)

@@ -1,0 +1,66 @@
+"""Clicks: the point that an answer names, and the tokens that its coordinates are written with."""
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from rolloutlib.models import Answer
+
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+# How a point may be written, the surest way first; a box of four numbers is none of them.
+POINTS = (
+    rf"\bx[\"']?\s*[:=]\s*[\"']?{NUMBER}[\"']?\s*[,;\s]\s*[\"']?y[\"']?\s*[:=]\s*[\"']?{NUMBER}",
+    rf"[\[(]\s*{NUMBER}\s*[,;\s]\s*{NUMBER}\s*[\])]",
+    rf"^[^\d-]*{NUMBER}\s*[,;\s]\s*{NUMBER}\D*$",  # no other number in the whole text
+)
+
+
+@dataclass(frozen=True)
+class Click:
+    """A point as an answer names it, in thousandths of the picture's width and height.
+
+    x_tokens, y_tokens: which of the generated tokens, from 0, its coordinates are written with.
+    tokens: those to make a map of: the coordinates', or all where the answer names no point.
+    message: "", or why this is no point on the picture.
+    """
+
+    x: float | None
+    y: float | None
+    x_tokens: list[int]
+    y_tokens: list[int]
+    tokens: list[int]
+    message: str
+
+    def pixel(self, picture: tuple[int, int]) -> tuple[float, float] | None:
+        """(x, y) in pixels on a picture of this (height, width); None where there is a message."""
+        if self.message:
+            return None
+        return (self.x + 0.5) / 1000 * picture[1], (self.y + 0.5) / 1000 * picture[0]
+
+
+def read_click(answer: Answer) -> Click:
+    """Where does this answer say to click?
+
+    Coordinates are whole numbers in 0..999, x first, as Qwen3-VL writes them: (412, 96), inside
+    JSON or a tool call, {"point_2d": [412, 96]} or "x": 412, "y": 96. Of several points the first
+    one counts. An answer without a point, or with one outside, is read all the same and says so
+    in `message`.
+    """
+    generated = answer.sequence[-len(answer.tokens) :].tolist()
+    # Where each token ends in the text: some tokenizers put spaces between tokens.
+    decode = answer.model.processor.tokenizer.decode
+    texts = [decode(generated[: n + 1]) for n in range(len(generated))]
+    ends, text = [len(part) for part in texts], texts[-1]
+    found = next((m for m in (re.search(way, text) for way in POINTS) if m), None)
+    if found is None:
+        every = list(range(len(generated)))
+        message = f"no point in the answer {answer.text!r}: expected x and y, such as (412, 96)"
+        return Click(None, None, [], [], every, message)
+    x, y = (float(number) for number in found.groups())
+    on = [
+        list(range(bisect_right(ends, found.start(n)), bisect_right(ends, found.end(n) - 1) + 1))
+        for n in (1, 2)
+    ]
+    inside = all(number in range(1000) for number in (x, y))
+    message = "" if inside else f"expected whole numbers in 0..999, got ({x:g}, {y:g})"
+    return Click(x, y, *on, on[0] + on[1], message)
