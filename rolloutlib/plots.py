@@ -147,7 +147,10 @@ def plot_layers(
     figure, axis = plt.subplots(figsize=(width, width * rows / columns + 0.6), layout="constrained")
     axis.imshow(picture)
     axis.set_axis_off()
-    handles = [tuple(Patch(color=shade) for shade in _shades(paint)) for paint in legend.values()]
+    handles = [
+        tuple(Patch(facecolor=shade, linewidth=0) for shade in _shades(paint))
+        for paint in legend.values()
+    ]
     touching = {tuple: HandlerTuple(ndivide=None, pad=0)}
     figure.legend(handles, list(legend), handler_map=touching, loc="outside lower center", ncols=2)
     return figure

@@ -24,6 +24,7 @@ from rolloutlib import (
     record_attention,
     rollout,
     rollout_rows,
+    through_tower,
 )
 from rolloutlib.families import FAMILIES
 from rolloutlib.families.qwen3_vl import merge_order
@@ -301,6 +302,28 @@ def test_an_answer_with_the_adapter_is_replayed_without_it(qwen, folder, answer)
     for one, other, adapted in zip(off, bare, on, strict=True):
         torch.testing.assert_close(one.probabilities(), other.probabilities(), atol=1e-5, rtol=0)
         assert (one.probabilities() - adapted.probabilities()).abs().max() > 0.01
+
+
+def test_a_folder_of_the_8b_shape_loads(tmp_path, pictures):
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]}
+    text = {
+        "hidden_size": 4096,
+        "intermediate_size": 512,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_parameters": rope | {"mrope_interleaved": True},
+    }
+    tower = {"depth": 2, "hidden_size": 1152, "num_heads": 16, "deepstack_visual_indexes": []}
+    save_small_qwen3_vl(tmp_path, text=text, vision=tower, dtype=torch.bfloat16)
+    qwen = load_model(tmp_path)
+    answer = qwen.generate(pictures[0], "click", max_new_tokens=1, min_new_tokens=1)
+    recording = qwen.record(answer)
+    relevance = rollout_rows(recording["language"], answer.rows)[0]
+    torch.testing.assert_close(relevance.sum(-1), torch.ones(1))
+    on_patches = through_tower(recording, answer.image, relevance)
+    torch.testing.assert_close(on_patches.sum(), answer.image.heatmaps(relevance).sum())
 
 
 # --- what is refused ----------------------------------------------------------------------------
