@@ -80,6 +80,15 @@ class Patches:
     positions: Int[torch.Tensor, " patch"]
     merged: Int[torch.Tensor, "token share"]
 
+    def on_outputs(
+        self, relevance: Float[torch.Tensor, "row token"], length: int
+    ) -> Float[torch.Tensor, "row length"]:
+        """Spread each image token's relevance over the outputs that it was merged from."""
+        shares = relevance[..., None] / self.merged.shape[1]
+        outputs = relevance.new_zeros(len(relevance), length)
+        outputs[:, self.merged] = shares.expand(-1, -1, self.merged.shape[1])
+        return outputs
+
     def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
         """Lay relevance over the tower's sequence on the grid of patches.
 

@@ -170,13 +170,20 @@ def plot_scores(
 
     scores: score → map → (mean, low, high), in [0, 1].  chance: score → what a random map gets.
     """
-    size = (5 * len(scores), 2.8)
-    figure, axes = plt.subplots(1, len(scores), figsize=size, squeeze=False, layout="constrained")
+    maps = max(map(len, scores.values()))
+    figure, axes = plt.subplots(
+        1,
+        len(scores),
+        figsize=(PAGE_WIDTH, max(2.8, 0.6 + 0.24 * maps)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
     for axis, (name, by_map) in zip(axes[0], scores.items(), strict=True):
         mean, low, high = np.array(list(by_map.values())).T
         axis.errorbar(mean, list(by_map), xerr=[mean - low, high - mean], fmt="o", capsize=4)
         axis.axvline(chance[name], color="grey", linestyle="--", label="chance")
         axis.set(title=name, xlim=(-0.02, 1.02))
-        axis.invert_yaxis()
+    axes[0, 0].invert_yaxis()
     axes[0, 0].legend()
     return figure

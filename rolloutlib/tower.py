@@ -34,7 +34,6 @@ def through_tower(
     on_tokens = relevance[..., image.positions.to(relevance.device)].flatten(0, -2)
     batch, length, _ = layers[0].shape
     outputs = on_tokens.new_zeros(batch, len(on_tokens), length)
-    shares = on_tokens[..., None] / patches.merged.shape[1]
-    outputs[patches.sequence][:, patches.merged] = shares.expand(-1, -1, patches.merged.shape[1])
+    outputs[patches.sequence] = patches.on_outputs(on_tokens, length)
     carried = carry_back(layers, outputs, **settings)[patches.sequence]
     return patches.heatmaps(carried).reshape(*relevance.shape[:-1], *patches.view.grid)
