@@ -461,9 +461,9 @@ def _located(parameter: Parameter, value: object, folder: Path) -> object:
     if not parameter.names_a_file and parameter.name not in MODEL_NAMES:
         return value
     if not value:
-        if parameter.default:
+        if parameter.default and parameter.name != "adapter_id":
             raise Refused(f"{parameter.name} must not be empty")
-        return value  # "" means "none" where that is the default
+        return value  # "" means "none": a model without an adapter, or where that is the default
     path = folder.absolute() / Path(value).expanduser()
     if parameter.name in MODEL_NAMES:
         return _located_model(parameter, value, path)

@@ -81,6 +81,13 @@ def test_refused_with_one_sentence(notebook, no_kernel, capsys, arguments, compl
     assert complaint in sentence
 
 
+def test_a_model_may_run_without_the_adapter_that_is_its_default(notebook):
+    (notebook.parent / "lora").mkdir()
+    parameters = PARAMETERS + 'adapter_id: str = "lora"  # an adapter\n'
+    write_notebook(notebook.parent.parent, "look", parameters=parameters)
+    assert given_as(notebook, ("adapter_id", ""))["adapter_id"] == ""
+
+
 def test_default_that_is_missing_is_refused(notebook, no_kernel, capsys):
     (notebook.parent / "picture.txt").unlink()
     assert cli.main(["run", "notebooks/look.ipynb"]) == 2
