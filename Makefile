@@ -1,7 +1,7 @@
 # make notebooks   run every notebook with its defaults; the results are in outputs/index.html
 # make test        lint, format, doctests and tests
 # make lab         open JupyterLab on the notebooks
-# make checkpoints train the small checkpoints in data/checkpoints again (about an hour and a half)
+# make checkpoints train the small checkpoints in data/checkpoints again (some hours)
 # Each makes .venv first where it is missing or older than what it installs.
 
 PYTHON ?= python3

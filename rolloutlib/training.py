@@ -41,16 +41,16 @@ FUYU_SPECIAL = ("<pad>", "<unk>", "</s>", "<s>", "|SPEAKER|", "|NEWLINE|", "<0x0
 # (height, width) of the pictures that the small Fuyu is trained on, and of those it is tested on.
 FUYU_SIZES = {
     "seen": (
-        (240, 360),
-        (300, 300),
-        (300, 420),
-        (390, 300),
-        (270, 400),
         (390, 510),
-        (255, 345),
-        (365, 320),
+        (420, 420),
+        (450, 400),
+        (480, 480),
+        (400, 480),
+        (510, 390),
+        (435, 525),
+        (465, 445),
     ),
-    "unseen": ((270, 360), (330, 330), (360, 300), (345, 465), (285, 315), (345, 405)),
+    "unseen": ((405, 450), (450, 510), (500, 430), (430, 390)),
 }
 SILHOUETTE = 7  # an object's outline as a patch is asked for it: this many cells a side
 OFFSET_UNIT = 48.0  # pixels; offsets to an object's centre are learned in this unit
