@@ -1,7 +1,8 @@
 """NumPy and torch arrays through one algorithm: NumPy in gives NumPy out."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,3 +37,25 @@ def numpy_too(function: Callable) -> Callable:
         return result.numpy() if isinstance(array, np.ndarray) else result
 
     return either
+
+
+def consecutive(positions: torch.Tensor) -> slice | torch.Tensor:
+    """The positions as a slice where they follow each other, which copies nothing."""
+    first, count = int(positions[0]), positions.shape[0]
+    in_order = torch.equal(positions, torch.arange(first, first + count, device=positions.device))
+    return slice(first, first + count) if in_order else positions
+
+
+@contextmanager
+def vanishing_flushed() -> Iterator[None]:
+    """Inside the block, or the function so decorated, numbers below 1e-38 become 0 in float32.
+
+    Peaked attention is full of such denormal numbers, with which a processor computes tens of
+    times more slowly. The thread's own setting comes back afterwards.
+    """
+    kept = torch.tensor(2.0**-140).item() == 0  # torch sets the flag, but does not tell it
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(kept)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rolloutlib.arrays import Array, numpy_too
+from rolloutlib.arrays import Array, consecutive, numpy_too, working_dtype
 
 HEAD_FUSIONS = ("mean", "max", "min")
 
@@ -57,9 +57,17 @@ def fuse_heads(
     if attention.ndim < 3:
         raise ValueError(f"expected attention [... head query key], got {tuple(attention.shape)}")
     require_attention(attention)
+    return merge_heads(attention, how)
+
+
+def merge_heads(
+    attention: Float[torch.Tensor, "*batch head query key"], how: str
+) -> Float[torch.Tensor, "*batch query key"]:
+    """`fuse_heads` without its checks, which would each read all heads once more."""
     if how == "mean":
-        return attention.mean(-3)
-    return attention.amax(-3) if how == "max" else attention.amin(-3)
+        return attention.mean(-3, dtype=working_dtype(attention.dtype))
+    fused = attention.amax(-3) if how == "max" else attention.amin(-3)
+    return fused.to(working_dtype(attention.dtype))
 
 
 @numpy_too
@@ -93,18 +101,23 @@ def add_residual(
     if fused.ndim < 2 or fused.shape[-1] != fused.shape[-2]:
         raise ValueError(f"expected square matrices [... query key], got {tuple(fused.shape)}")
     positions = torch.arange(fused.shape[-1], device=fused.device)
-    return mix_identity(fused, positions, residual)
+    return mix_identity(fused.clone(), positions, residual)
 
 
 def mix_identity(
     fused: Float[torch.Tensor, "*batch row key"], rows: torch.Tensor, residual: float
 ) -> Float[torch.Tensor, "*batch row key"]:
-    """`add_residual` for some rows of a matrix: `rows` says which ones these are."""
+    """`add_residual` for some rows of a matrix, in their own place: `rows` says which these are."""
     if residual == 0:
         return fused
-    mixed = fused * (1 - residual)
-    mixed[..., torch.arange(len(rows), device=rows.device), rows] += residual
-    return normalize_rows(mixed)
+    sums = fused.sum(-1) * (1 - residual) + residual  # above 0, as the residual is
+    fused *= ((1 - residual) / sums)[..., None]
+    chosen = consecutive(rows)
+    if isinstance(chosen, slice):
+        fused.diagonal(chosen.start, -2, -1).add_(residual / sums)
+    else:
+        fused[..., torch.arange(len(rows), device=rows.device), rows] += residual / sums
+    return fused
 
 
 @numpy_too
@@ -130,7 +143,7 @@ def discard_lowest(
     flat = fused.flatten(-2)
     threshold = kth_smallest(flat, int(flat.shape[-1] * ratio))[..., None, None]
     tied = threshold * (1 - 4 * torch.finfo(fused.dtype).eps)
-    return normalize_rows(torch.where(fused < tied, 0, fused))
+    return normalize_rows(fused.masked_fill(fused < tied, 0))
 
 
 def kth_smallest(values: Float[torch.Tensor, "*batch n"], k: int) -> Float[torch.Tensor, "*batch"]:

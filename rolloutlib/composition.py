@@ -1,23 +1,26 @@
 """Layers composed: attention rollout, whole or only the rows that are wanted."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from rolloutlib.arrays import Array, as_tensor
+from rolloutlib.arrays import Array, as_tensor, consecutive, vanishing_flushed
 from rolloutlib.attention import (
     discard_lowest,
-    fuse_heads,
+    merge_heads,
     mix_identity,
     require_attention,
     require_fusion,
     require_share,
 )
 
-CHUNK = 256  # query rows handled at once: large enough for fast products, small in memory
+CHUNK = 128  # query rows handled at once, at least: enough for fast products
+ENTRIES = 2**18  # and as many rows as have no more entries than this, 1 MB in float32
 
 
 @runtime_checkable
@@ -26,8 +29,11 @@ class Layer(Protocol):
 
     shape: tuple[int, int, int]  # batch, queries, keys
 
-    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
-        """The head-fused attention of these query rows."""
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows, in memory that the caller may change.
+
+        Keys after the last of the rows may be left out where none of the rows attends to them.
+        """
 
 
 class DenseLayer:
@@ -40,16 +46,21 @@ class DenseLayer:
                 "expected attention [query key], [head query key] or [batch head query key], "
                 f"got shape {tuple(tensor.shape)}"
             )
-        require_attention(tensor)
+        if tensor.numel() == 0:
+            raise ValueError(f"attention is empty: got shape {tuple(tensor.shape)}")
         self.heads = tensor[(None,) * (4 - tensor.ndim)]
         self.shape = (self.heads.shape[0], *self.heads.shape[2:])
         self.numpy = isinstance(attention, np.ndarray)
         self.batched = tensor.ndim == 4
 
-    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
-        """The head-fused attention of these query rows."""
-        in_order = torch.equal(rows, torch.arange(self.shape[1]))  # then no copy is needed
-        return fuse_heads(self.heads if in_order else self.heads[:, :, rows], how)
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows.
+
+        What is fused is checked, and not every head: heads are read from memory once.
+        """
+        fused = merge_heads(self.heads[:, :, consecutive(rows)], how)
+        require_attention(fused)
+        return without_unseen(fused, rows)
 
     def answer(self, result: Float[torch.Tensor, "batch row key"]) -> Array:
         """A result in the form in which the attention came."""
@@ -57,10 +68,97 @@ class DenseLayer:
         return result.numpy() if self.numpy else result
 
 
+def row_tiles(layer: Layer) -> tuple[torch.Tensor, ...]:
+    """All query rows of a layer, in tiles that a cache holds."""
+    return torch.arange(layer.shape[1]).split(max(CHUNK, ENTRIES // layer.shape[2]))
+
+
+def whole_rows(
+    part: Float[torch.Tensor, "batch row seen"], layer: Layer
+) -> Float[torch.Tensor, "batch row key"]:
+    """The rows with zeros for the keys that were left out."""
+    return torch.nn.functional.pad(part, (0, layer.shape[2] - part.shape[2]))
+
+
+def without_unseen(
+    fused: Float[torch.Tensor, "batch row key"], rows: torch.Tensor
+) -> Float[torch.Tensor, "batch row seen"]:
+    """Without the keys after the last of these rows, if none of the rows attends to them."""
+    seen = int(rows.max()) + 1
+    # The last key alone mostly shows that attention is not causal.
+    if seen < fused.shape[-1] and not fused[..., -1].any() and not fused[..., seen:].any():
+        return fused[..., :seen]
+    return fused
+
+
+@dataclass
+class Product:
+    """The rollout so far, in tiles of rows of which each knows how many keys it reaches.
+
+    Of causal attention the product is a lower triangle as well, so that a third of a whole
+    product's work would do for one triangle, and a sixth does for two.
+    """
+
+    matrix: Float[torch.Tensor, "batch query key"]
+    tiles: list[tuple[slice, int]]  # rows, and the key from which on all of them are 0
+    spare: torch.Tensor | None  # of the size of the matrix: memory for the layer after the next
+
+    @classmethod
+    def beside(
+        cls, product: "Product | None", part: torch.Tensor, shape: tuple[int, int, int]
+    ) -> "Product":
+        """An empty one, to be filled while `product` is still needed."""
+        room = product.spare if product is not None else None
+        if room is None or room.dtype != part.dtype or room.device != part.device:
+            room = part.new_empty(shape)
+        return cls(room, [], None if product is None else product.matrix)
+
+    def append(
+        self, part: Float[torch.Tensor, "batch row seen"], product: "Product | None"
+    ) -> None:
+        """Set the next rows to part · product, or to the part where there is no product yet."""
+        first = self.tiles[-1][0].stop if self.tiles else 0
+        rows = slice(first, first + part.shape[1])
+        if product is None:
+            reach = part.shape[2]
+            self.matrix[:, rows, :reach] = part
+        else:
+            steps = product.steps(part.shape[2])
+            reach = steps[0][1]
+            for item, out in enumerate(self.matrix[:, rows]):
+                _multiply(part[item], product.matrix[item].to(part), steps, out)
+        self.matrix[:, rows, reach:] = 0
+        self.tiles.append((rows, reach))
+
+    def steps(self, seen: int) -> list[tuple[slice, int]]:
+        """The first `seen` rows in pieces of one reach each, that of the longest reach first."""
+        below = (tile for tile in self.tiles if tile[0].start < seen)
+        steps = []
+        for reach, tiles in groupby(below, key=lambda tile: tile[1]):
+            (first, _), *_, (last, _) = [*tiles] * 2
+            steps.append((slice(first.start, min(last.stop, seen)), reach))
+        return sorted(steps, key=lambda step: -step[1])
+
+
+def _multiply(
+    part: Float[torch.Tensor, "row seen"],
+    product: Float[torch.Tensor, "query key"],
+    steps: list[tuple[slice, int]],
+    out: Float[torch.Tensor, "row key"],
+) -> None:
+    """out = part · product, without the products of zeros; beyond the longest reach `out` stays."""
+    (rows, reach), *others = steps
+    torch.mm(part[:, rows], product[rows, :reach], out=out[:, :reach])
+    for rows, reach in others:
+        out[:, :reach].addmm_(part[:, rows], product[rows, :reach])
+
+
 class Transition:
     """One layer's step from its inputs to its outputs: rows of Ā, that is fused attention,
     divided by its receptive field if so wanted, with the residual mixed in and the lowest entries
-    discarded, in that order."""
+    discarded, in that order.
+
+    Rows are those of Ā without the keys that may be left out of `Layer.fused`."""
 
     def __init__(
         self,
@@ -72,14 +170,14 @@ class Transition:
     ):
         self.layer, self.head_fusion, self.residual = layer, head_fusion, residual
         self.receptive_field = receptive_field
+        self.tiles = row_tiles(layer)
         # The threshold of a discard needs the whole matrix, so it is made once.
         self.whole = None
         if discard_ratio > 0:
-            every_row = torch.arange(layer.shape[1])
-            chunks = [self.mixed(rows) for rows in every_row.split(CHUNK)]
-            self.whole = discard_lowest(torch.cat(chunks, 1), discard_ratio)
+            whole = torch.cat([whole_rows(self.mixed(rows), layer) for rows in self.tiles], 1)
+            self.whole = discard_lowest(whole, discard_ratio)
 
-    def mixed(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
+    def mixed(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
         """Rows of the fused attention with the residual mixed in."""
         fused = self.layer.fused(rows, self.head_fusion)
         rows = rows.to(fused.device)
@@ -87,30 +185,40 @@ class Transition:
             fused = divide_by_receptive_field(fused, rows)
         return mix_identity(fused, rows, self.residual)
 
+    def part(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
+        """Rows of Ā, not more of them than make a tile."""
+        if self.whole is None:
+            return self.mixed(rows)
+        return without_unseen(self.whole[:, consecutive(rows)], rows)
+
+    @vanishing_flushed()
     def rows(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
-        """Rows of Ā."""
-        return self.mixed(rows) if self.whole is None else self.whole[:, rows]
+        """Rows of Ā with all their keys."""
+        parts = (self.part(some) for some in rows.split(len(self.tiles[0])))
+        return torch.cat([whole_rows(part, self.layer) for part in parts], 1)
 
-    def after(
-        self, product: Float[torch.Tensor, "batch query key"] | None
-    ) -> Float[torch.Tensor, "batch query key"]:
+    @vanishing_flushed()
+    def after(self, product: "Product | None") -> "Product":
         """Ā · product: the rollout one layer further on; Ā itself where there is none before."""
-        parts = []
-        for rows in torch.arange(self.layer.shape[1]).split(CHUNK):
-            part = self.rows(rows)
-            parts.append(part if product is None else part @ product.to(part))
-        return torch.cat(parts, 1)
+        grown = None
+        for rows in self.tiles:
+            part = self.part(rows)
+            grown = grown or Product.beside(product, part, self.layer.shape)
+            grown.append(part, product)
+        return grown
 
+    @vanishing_flushed()
     def before(
         self, relevance: Float[torch.Tensor, "batch row query"]
     ) -> Float[torch.Tensor, "batch row key"]:
         """relevance · Ā: rows of the rollout one layer further back."""
         total = torch.zeros_like(relevance)
-        for rows in torch.arange(self.layer.shape[1]).split(CHUNK):
-            share = relevance[..., rows]
+        for rows in self.tiles:
+            share = relevance[..., consecutive(rows)]
             if share.any():  # below a causal layer no row after the last wanted one has any share
-                part = self.rows(rows)
-                total = total.to(part) + share.to(part) @ part
+                part = self.part(rows)
+                total = total.to(part)
+                total[..., : part.shape[-1]] += share.to(part) @ part
         return total
 
 
@@ -167,12 +275,11 @@ def rollout(
     array([[1.   , 0.   ],
            [0.625, 0.375]])
     """
+    make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
     product = None
-    for step in _products(
-        layers, head_fusion, residual, discard_ratio, start_layer, receptive_field
-    ):
-        product = step
-    return product
+    for layer in layers_from(layers, start_layer):
+        product = make(layer).after(product)
+    return answer_like(layer, product.matrix)
 
 
 def rollout_by_layer(
@@ -190,25 +297,12 @@ def rollout_by_layer(
     >>> [round(float(product[0, 0]), 3) for product in rollout_by_layer(layers)]
     [0.667, 0.5, 0.417, 0.375]
     """
-    return list(
-        _products(layers, head_fusion, residual, discard_ratio, start_layer, receptive_field)
-    )
-
-
-def _products(
-    layers: Iterable[Array | Layer],
-    head_fusion: str,
-    residual: float,
-    discard_ratio: float,
-    start_layer: int,
-    receptive_field: bool,
-) -> Iterator[Float[Array, "*batch query key"]]:
-    """The rollout after each layer from `start_layer` on."""
     make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
-    product = None
+    product, products = None, []
     for layer in layers_from(layers, start_layer):
         product = make(layer).after(product)
-        yield answer_like(layer, product)
+        products.append(answer_like(layer, product.matrix.clone()))
+    return products
 
 
 def rollout_rows(
@@ -287,10 +381,18 @@ def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch 
     """
     total = 0
     for count, layer in enumerate(layers_from(layers, 0, square=False), start=1):
-        chunks = torch.arange(layer.shape[1]).split(CHUNK)
-        received = sum(layer.fused(rows, "mean").sum(1, keepdim=True) for rows in chunks)
+        received = _received(layer)
         total = total + (received - total) / count
-    return answer_like(layer, total)[..., 0, :]
+    return answer_like(layer, total[:, None])[..., 0, :]
+
+
+@vanishing_flushed()
+def _received(layer: Layer) -> Float[torch.Tensor, "batch key"]:
+    """The sum over queries of one layer's attention, averaged over heads."""
+    if hasattr(layer, "received"):  # a layer that can do without whole rows
+        return layer.received()
+    parts = (layer.fused(rows, "mean") for rows in row_tiles(layer))
+    return sum(whole_rows(part, layer).sum(1) for part in parts)
 
 
 def transition_maker(

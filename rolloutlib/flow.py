@@ -40,7 +40,8 @@ def attention_flow(
     make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
     stack = []
     for layer in layers_from(layers, start_layer):
-        stack.append(make(layer).after(None).double().cpu().numpy())
+        every = torch.arange(layer.shape[1])
+        stack.append(make(layer).rows(every).double().cpu().numpy())
     capacities = np.stack(stack, axis=1)
     flows = torch.from_numpy(np.stack([_flows(item) for item in capacities]))
     return answer_like(layer, flows)

@@ -105,6 +105,46 @@ def test_layers_longer_than_a_chunk():
     np.testing.assert_allclose(rollout_rows(layers, [299, 7]), expected[[299, 7]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_causal_layers_longer_than_a_tile(depth):
+    """Their products are triangles, of which the empty half is not computed."""
+    layers = random_layers(10, depth, heads=2, size=1300, causal=True)
+    expected = reference.products(layers)[-1]
+    result = rollout(layers)
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-12)
+    assert not np.triu(result, 1).any()
+    np.testing.assert_allclose(rollout_rows(layers, [700, 3]), expected[[700, 3]], rtol=1e-6)
+    np.testing.assert_allclose(attention_received(layers)[5], np.mean(layers, (0, 1)).sum(0)[5])
+
+
+def test_layers_whose_first_tokens_see_each_other():
+    """As a prefix of image tokens does in some decoders: neither triangles nor full."""
+    layers = random_layers(11, depth=4, heads=2, size=1300)
+    for layer in layers:
+        layer[:, :700, 700:] = 0
+        layer[:, 700:] = np.tril(layer[:, 700:], 700)
+    mixed = [layers[0], random_layers(12, 1, 2, 1300, causal=True)[0], *layers[1:]]
+    expected = reference.products(mixed)[-1]
+    np.testing.assert_allclose(rollout(mixed), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_products_by_layer_are_not_written_over():
+    layers = random_layers(13, depth=5, heads=2, size=9)
+    for step, expected in zip(rollout_by_layer(layers), reference.products(layers), strict=True):
+        np.testing.assert_allclose(step, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_the_setting_for_vanishing_numbers_comes_back(flush):
+    torch.set_flush_denormal(flush)
+    try:
+        rollout([GOOD, GOOD])
+        vanishing = torch.tensor([2.0**-126]) / 4
+        assert (vanishing.item() == 0) == flush
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_layers_may_come_from_a_generator():
     layers = random_layers(4, depth=3, heads=2, size=5)
     np.testing.assert_array_equal(rollout(layer for layer in layers), rollout(layers))
