@@ -9,6 +9,7 @@ by head, and give the caller what the caller had asked for; these weights are ke
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -16,14 +17,22 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rolloutlib.arrays import working_dtype
+from rolloutlib.arrays import consecutive, working_dtype
 from rolloutlib.attention import fuse_heads, require_fusion
 
 INTERFACE = "rolloutlib"
+TILE = 512  # rows and keys of a tile of probabilities: 1 MB in float32, which a cache holds
+CAUSAL_TILE = 128
+JOINS = {  # how what is fused takes in one more head
+    "mean": torch.Tensor.add_,
+    "max": lambda fused, head: torch.maximum(fused, head, out=fused),
+    "min": lambda fused, head: torch.minimum(fused, head, out=fused),
+}
 
 active: ContextVar[tuple["Recording", ...]] = ContextVar("active recordings", default=())
 
@@ -43,6 +52,9 @@ class RecordedLayer:
     causal: bool
     scaling: float
     softcap: float | None = None  # keeps scores s within ±c as c · tanh(s / c)
+    # log Σ exp of each row's scores, where the model's own pass computed it and they have neither
+    # mask nor cap: a tile of probabilities then needs no other tile of its rows.
+    logsumexp: Float[torch.Tensor, "batch head query"] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,49 +69,148 @@ class RecordedLayer:
         Vaswani et al. 2017, equation 1. Float64 queries stay float64.
         """
         rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
-        groups = range(self.key.shape[1])
-        return torch.cat([self._group_probabilities(group, rows) for group in groups], 1)
+        every, keys = slice(0, self.key.shape[1]), slice(0, self.shape[2])
+        scores = [self._scores(item, every, rows, keys) for item in range(self.shape[0])]
+        return torch.stack(scores).softmax(-1)
 
-    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
-        """The head-fused attention of these query rows, one group of heads in memory at a time."""
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows, a tile in memory at a time.
+
+        Of causal attention only the keys up to the last of these rows: all later ones are 0.
+        """
         require_fusion(how)
-        total = None
-        for group in range(self.key.shape[1]):
-            heads = self._group_probabilities(group, rows)
-            if how == "mean":
-                part = heads.sum(1)
-                total = part if total is None else total.add_(part)
-            else:
-                part = heads.amax(1) if how == "max" else heads.amin(1)
-                extreme = torch.maximum if how == "max" else torch.minimum
-                total = part if total is None else extreme(total, part)
-        return total / self.query.shape[1] if how == "mean" else total
+        fused = self._zeros(len(rows), self._seen(rows))
+        for item, some, keys, heads in self._tiles(rows):
+            tile = fused[item, some, keys]
+            tile.copy_(next(heads))
+            for head in heads:
+                JOINS[how](tile, head)
+        return fused.div_(self.query.shape[1]) if how == "mean" else fused
 
-    def _group_probabilities(
-        self, group: int, rows: torch.Tensor
-    ) -> Float[torch.Tensor, "batch group_head row key"]:
-        """Probabilities of the query heads that share key head number `group`."""
-        rows = rows.to(self.query.device)
-        size = self.query.shape[1] // self.key.shape[1]
-        heads = slice(group * size, (group + 1) * size)
+    def received(self) -> Float[torch.Tensor, "batch key"]:
+        """How much attention each key gets: summed over queries, averaged over heads.
+
+        Without a head-fused row in memory, which a long sequence makes long.
+        """
+        total = self._zeros(self.shape[2])
+        for item, _, keys, heads in self._tiles(torch.arange(self.shape[1])):
+            for head in heads:
+                total[item, keys] += head.new_ones(len(head)) @ head  # quicker than a sum
+        return total / self.query.shape[1]
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
         dtype = working_dtype(self.query.dtype)
-        query = self.query[:, heads, rows].to(dtype)
-        key = self.key[:, group : group + 1].to(dtype)
-        scores = (query @ key.mT) * self.scaling
+        return self.query.new_zeros(self.shape[0], *shape, dtype=dtype)
+
+    def _seen(self, rows: torch.Tensor) -> int:
+        """How many keys at most any of these rows attends to."""
+        return int(rows.max()) + 1 if self.causal else self.shape[2]
+
+    def _tiles(self, rows: torch.Tensor) -> Iterator[tuple[int, slice, slice, Iterator]]:
+        """All probabilities of these rows, in tiles: item of the batch, which of the rows, which
+        keys, and `[row key]` of one head after the other.
+
+        So what is added up over heads stays in the processor's cache.
+        """
+        # Fewer rows of causal attention: a tile on the diagonal is half empty.
+        height = min(len(rows), CAUSAL_TILE if self.causal else TILE)
+        width = TILE * TILE // height // self._sharing or 1
+        if self.logsumexp is None:  # a row is normalized whole
+            width = self.shape[2]
+            height = min(height, TILE * TILE // width or 1)
+        for item in range(self.shape[0]):
+            for some in _slices(len(rows), height):
+                for keys in _slices(self._seen(rows[some]), width):
+                    yield item, some, keys, self._heads(item, rows[some], keys)
+
+    def _heads(
+        self, item: int, rows: torch.Tensor, keys: slice
+    ) -> Iterator[Float[torch.Tensor, "row some_key"]]:
+        """A tile's probabilities of one head after the other.
+
+        As many heads as fit are computed at once, and written where those before them were.
+        """
+        count, area = self.key.shape[1], len(rows) * (keys.stop - keys.start)
+        groups = min(count, TILE * TILE // (self._sharing * area) or 1)
+        room = self.query.new_empty(
+            groups * self._sharing * area, dtype=working_dtype(self.query.dtype)
+        )
+        for group in _slices(count, groups):
+            yield from self._tile(item, group, rows, keys, room)
+
+    def _tile(
+        self, item: int, group: slice, rows: torch.Tensor, keys: slice, room: torch.Tensor
+    ) -> Float[torch.Tensor, "some_head row some_key"]:
+        """Probabilities of the query heads that share these key heads."""
+        if self.logsumexp is None:
+            scores = self._scores(item, group, rows, keys, room=room)
+            return torch.softmax(scores, -1, out=scores)
+        # To base 2: torch.exp is many times slower than torch.exp2 where results vanish.
+        scores = self._scores(item, group, rows, keys, math.log2(math.e), room)
+        known = self.logsumexp[item, self._served(group), consecutive(rows), None]
+        return scores.sub_(known.to(scores.dtype) * math.log2(math.e)).exp2_()
+
+    def _scores(
+        self,
+        item: int,
+        group: slice,
+        rows: torch.Tensor,
+        keys: slice,
+        unit: float = 1.0,
+        room: torch.Tensor | None = None,
+    ) -> Float[torch.Tensor, "some_head row some_key"]:
+        """QKᵀ · scaling + mask, times the unit, of the query heads that share these key heads."""
+        heads, dtype = self._served(group), working_dtype(self.query.dtype)
+        query = self.query[item, heads, consecutive(rows)].to(dtype)
+        key = self.key[item, group, keys].to(dtype)
+        shape = len(key), self._sharing * len(rows), keys.stop - keys.start
+        scores = torch.baddbmm(
+            query.new_zeros(1),
+            query.reshape(*shape[:2], -1),
+            key.mT,
+            beta=0,
+            alpha=self.scaling * unit,
+            out=None if room is None else room[: math.prod(shape)].view(shape),
+        ).view(-1, len(rows), shape[2])
         if self.softcap is not None:
             scores = self.softcap * (scores / self.softcap).tanh()
-        lowest = torch.finfo(dtype).min  # not -inf: a row with nothing to see must not become NaN
+        return self._masked(scores, item, heads, rows, keys)
+
+    @property
+    def _sharing(self) -> int:
+        """How many query heads share a key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    def _served(self, group: slice) -> slice:
+        """The query heads that share these key heads."""
+        return slice(group.start * self._sharing, group.stop * self._sharing)
+
+    def _masked(
+        self,
+        scores: Float[torch.Tensor, "some_head row some_key"],
+        item: int,
+        heads: slice,
+        rows: torch.Tensor,
+        keys: slice,
+    ) -> Float[torch.Tensor, "some_head row some_key"]:
+        """The scores, in their own place, with the lowest number where a row must not look."""
+        lowest = torch.finfo(scores.dtype).min  # not -inf: a row that sees nothing must not be NaN
         if self.mask is not None:
-            mask = self.mask if self.mask.shape[1] == 1 else self.mask[:, heads]
-            mask = mask[:, :, rows]
+            mask = self.mask.expand(self.shape[0], self.query.shape[1], -1, -1)
+            mask = mask[item, heads, consecutive(rows), keys]
             if mask.dtype == torch.bool:
-                scores = scores.masked_fill(~mask, lowest)
-            else:
-                scores = (scores + mask.to(dtype)).clamp(min=lowest)
-        elif self.causal:
-            future = torch.arange(key.shape[2], device=rows.device) > rows[:, None]
-            scores = scores.masked_fill(future, lowest)
-        return scores.softmax(-1)
+                return scores.masked_fill_(~mask, lowest)
+            return scores.add_(mask.to(scores.dtype)).clamp_(min=lowest)
+        first = max(keys.start, int(rows.min()) + 1)  # the first key that some row must not see
+        if self.causal and first < keys.stop:
+            later = torch.arange(first, keys.stop) > rows[:, None]
+            scores[..., first - keys.start :].masked_fill_(later.to(scores.device), lowest)
+        return scores
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    """0 to `size`, in order, `step` at a time."""
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 @dataclass(frozen=True)
@@ -405,13 +516,36 @@ def _recording_attention(
     call = attention_call(
         module, query.detach(), key.detach(), attention_mask, scaling, is_causal, **kwargs
     )
+    if call["softcap"] is not None:
+        output = gather(RecordedLayer("", **call).probabilities(), value), None
+    else:
+        with _FlashKernel() as kernel:
+            output = sdpa_attention_forward(
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                scaling=scaling,
+                is_causal=is_causal,
+                **kwargs,
+            )
+        call["logsumexp"] = kernel.logsumexp if attention_mask is None else None
     for recording in active.get():
         recording.note(module, **call)
-    if call["softcap"] is not None:
-        return gather(RecordedLayer("", **call).probabilities(), value), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs
-    )
+    return output
+
+
+class _FlashKernel(TorchDispatchMode):
+    """Inside the block: keep the log-sum-exps that the flash kernel returns beside its output."""
+
+    logsumexp: torch.Tensor | None = None
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            self.logsumexp = result[1].detach()
+        return result
 
 
 def attention_call(

@@ -16,7 +16,7 @@ from transformers import (
     TimesformerModel,
 )
 
-from rolloutlib import record_attention, rollout_rows
+from rolloutlib import RecordedLayer, attention_received, record_attention, rollout_rows
 from rolloutlib.composition import rollout
 
 
@@ -104,6 +104,68 @@ def test_large_scores_stay_exact(llava, inputs, scale):
     scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
     expected = scores.softmax(-1).float()
     torch.testing.assert_close(loud.probabilities(), expected, atol=1e-4, rtol=1e-4)
+
+
+def recorded_layer(scale, causal, key_heads, size=300, batch=2, known=True):
+    """A layer of 4 heads whose largest score is `scale`, with the forward's log-sum-exps."""
+    torch.manual_seed(4)
+    query, key = torch.randn(batch, 4, size, 16), torch.randn(batch, key_heads, size, 16)
+    each = key.repeat_interleave(4 // key_heads, 1)
+    scaling = scale / float((query @ each.mT).abs().max())
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    logsumexp = flash(query, each, each, 0.0, causal, scale=scaling)[1] if known else None
+    return RecordedLayer("", query, key, None, causal, scaling, logsumexp=logsumexp)
+
+
+def float64_probabilities(layer):
+    """softmax(QKᵀ · scaling) from its definition."""
+    key = layer.key.double().repeat_interleave(layer.query.shape[1] // layer.key.shape[1], 1)
+    scores = layer.query.double() @ key.mT * layer.scaling
+    if layer.causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
+    return scores.softmax(-1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("scale", [5, 100, 400])
+def test_tiles_of_large_scores_equal_float64(scale, causal, key_heads, known):
+    layer = recorded_layer(scale, causal, key_heads, known=known)
+    expected = float64_probabilities(layer)
+    # In float32 scores of this size and their log-sum-exp are off by some 1e-7 of it.
+    tolerance = {"atol": 4e-7 * max(scale, 10), "rtol": 0}
+    for how, merged in [("mean", expected.mean(1)), ("max", expected.amax(1))]:
+        fused = layer.fused(torch.arange(300), how).double()
+        torch.testing.assert_close(fused, merged, **tolerance)
+    rows = torch.tensor([130, 7, 7, 40])
+    fused = layer.fused(rows, "min")
+    assert fused.shape[2] == (131 if causal else 300)
+    merged = expected.amin(1)[:, rows, : fused.shape[2]]
+    torch.testing.assert_close(fused.double(), merged, **tolerance)
+    received = attention_received([layer]).double()
+    torch.testing.assert_close(received, expected.mean(1).sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_longer_than_a_tile_rolls_out_like_its_probabilities():
+    layers = [recorded_layer(8, causal, 2, size=1100, batch=1) for causal in (True, False, True)]
+    dense = [layer.probabilities() for layer in layers]
+    torch.testing.assert_close(rollout(layers), rollout(dense), atol=1e-6, rtol=1e-4)
+    rows = [1099, 130, 4]
+    torch.testing.assert_close(
+        rollout_rows(layers, rows), rollout_rows(dense, rows), atol=1e-6, rtol=1e-4
+    )
+
+
+def test_the_log_sum_exp_of_the_models_own_pass_is_kept_where_it_holds(llava, inputs):
+    padded = prompt(words=5, batch=2)
+    padded["attention_mask"][0, :3] = 0
+    for given, known in [(inputs, True), (padded, False)]:
+        recording, _ = record(llava, given)
+        for layer in recording["language"]:
+            assert (layer.logsumexp is not None) == known
+            rows = torch.arange(layer.shape[1])
+            torch.testing.assert_close(layer.fused(rows, "mean"), layer.probabilities().mean(1))
 
 
 def test_some_rows_are_rows_of_all(llava, inputs):
