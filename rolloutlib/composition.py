@@ -20,7 +20,7 @@ from rolloutlib.attention import (
 )
 
 CHUNK = 128  # query rows handled at once, at least: enough for fast products
-ENTRIES = 2**18  # and as many rows as have no more entries than this, 1 MB in float32
+ENTRIES = 2**19  # and as many rows as have no more entries than this, 2 MB in float32
 
 
 @runtime_checkable
