@@ -2,6 +2,7 @@
 # make test        lint, format, doctests and tests
 # make lab         open JupyterLab on the notebooks
 # make checkpoints train the small checkpoints in data/checkpoints again (some hours)
+# make benchmark   time and memory against plain code and other packages; outputs/benchmark.md
 # Each makes .venv first where it is missing or older than what it installs.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ READY := .venv/.ready
 STRIPPED := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: notebooks test lab checkpoints
+.PHONY: notebooks test lab checkpoints benchmark
 
 notebooks: $(READY)
 	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT)
@@ -33,6 +34,11 @@ checkpoints: $(READY)
 	  $(BIN)/rollout run $$notebook --echo \
 	    -p scale 1.0 -p checkpoint_path data/checkpoints/$$name; \
 	done
+
+benchmark: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python \
+	  -r tests/benchmarks/peers.txt
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks --out outputs
 
 $(READY): pyproject.toml constraints.txt no-deps.txt
 	@echo "Installing into .venv: a few minutes and about 6 GB"

@@ -1,0 +1,45 @@
+"""`make benchmark`: time and memory of every workload, and how far each answer is from float64."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from benchmarks.growth import growth
+from benchmarks.measure import peak_memory
+from benchmarks.report import line, write_report
+from benchmarks.table import rows_of
+from benchmarks.workloads import WORKLOADS
+
+
+def main() -> int:
+    """1 where an answer is too far from float64, else 0: being slow is no failure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("outputs"))
+    parser.add_argument("--small", action="store_true", help="tiny sizes, in seconds")
+    parts = [*WORKLOADS, "growth"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--load", default="not said", help="what else ran on the machine")
+    parser.add_argument("--memory", nargs=2, metavar=("WORKLOAD", "CONTENDER"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory:
+        workload, contender = options.memory
+        WORKLOADS[workload](small=True).contenders[contender]()  # libraries take their own memory
+        print(
+            json.dumps(peak_memory(WORKLOADS[workload](small=options.small).contenders[contender]))
+        )
+        return 0
+    table = []
+    for name in filter(options.only.__contains__, WORKLOADS):
+        for row in rows_of(name, options.small):
+            print(line(row), flush=True)
+            table.append(row)
+    curves = growth(options.small) if "growth" in options.only else {}
+    write_report(options.out, table, curves, options.load)
+    return 0 if all(row["agrees"] for row in table) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

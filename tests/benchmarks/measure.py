@@ -1,0 +1,64 @@
+"""CPU time in rounds where contenders take turns, and memory beyond what was there before."""
+
+import ctypes
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SIZE = 1024  # of the matrices whose product says how fast the machine is in that round
+
+
+def times(contenders: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Median CPU seconds of each contender, and of "sgemm", over rounds in which all take turns.
+
+    What else runs on the machine slows all contenders of a round alike.
+    """
+    matrix = torch.rand(SIZE, SIZE)
+    contenders = contenders | {"sgemm": lambda: matrix @ matrix}
+    taken = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.process_time()
+            run()
+            taken[name].append(time.process_time() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def sgemm_speed(seconds: float) -> float:
+    """Floating point operations per second of the product that `times` times."""
+    return 2 * SIZE**3 / seconds
+
+
+def peak_memory(run: Callable) -> int:
+    """The most bytes that a call needs beyond what the process holds before it. Linux only."""
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, but is kept by the C library
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _status("VmRSS")
+    result = run()
+    peak = _status("VmHWM") - before
+    del result
+    return peak
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024
+
+
+def memory_in_a_fresh_process(workload: str, contender: str, small: bool) -> int:
+    """`peak_memory` of one contender, in a process in which no other has run."""
+    command = [sys.executable, "-m", "benchmarks", "--memory", workload, contender]
+    folder = Path(__file__).parent.parent  # where `benchmarks` is found
+    done = subprocess.run(
+        command + ["--small"] * small, cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{contender} of {workload} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,87 @@
+"""The measurements as JSON, as Markdown and as a figure."""
+
+import json
+import platform
+import re
+from datetime import date
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+
+from rolloutlib.files import complete_file
+
+
+def write_report(out: Path, table: list[dict], curves: dict, load: str) -> None:
+    """benchmark.json, benchmark.md and benchmark.png in the folder `out`."""
+    with complete_file(out / "benchmark.json") as path:
+        path.write_text(json.dumps(table, indent=1) + "\n")
+    with complete_file(out / "benchmark.md") as path:
+        path.write_text(markdown(table, curves, load))
+    if curves:
+        with complete_file(out / "benchmark.png") as path:
+            plot_growth(curves).savefig(path, dpi=120)
+
+
+def markdown(table: list[dict], curves: dict, load: str) -> str:
+    """The table, the growth, and the machine."""
+    lines = [
+        "# Benchmark",
+        "",
+        f"{processor()}, one thread; PyTorch {torch.__version__}; {date.today()}. "
+        f"Load of the machine: {load}.",
+        "",
+        "Medians of CPU time over rounds in which contenders take turns; peak memory beyond the "
+        "input, each in a fresh process. Agreement: largest difference from float64, as a share of "
+        "the largest entry.",
+        "",
+        "| workload | measure | value | target | met | agreement |",
+        "|---|---|---|---|---|---|",
+        *map(line, table),
+    ]
+    if curves:
+        lines += [
+            "",
+            "Exponents k of the growth n^k, fitted:",
+            "",
+            "| n | points | time | memory |",
+            "|---|---|---|---|",
+        ]
+    for axis, curve in curves.items():
+        exponents = f"{curve['time exponent']:.2f} | {curve['memory exponent']:.2f}"
+        lines.append(f"| {axis} | {', '.join(map(str, curve['points']))} | {exponents} |")
+    return "\n".join(lines) + "\n"
+
+
+def line(row: dict) -> str:
+    """One row of the table."""
+    met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+    agreement = f"{row['agreement']:.1e}" + ("" if row["agrees"] else " **too far**")
+    target = "" if row["target"] is None else f"{row['target']:g}"
+    cells = [row["workload"], row["measure"], f"{row['value']:.3g}", target, met, agreement]
+    return f"| {' | '.join(cells)} |"
+
+
+def processor() -> str:
+    """The processor's model and the number of its cores."""
+    found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    return f"{found[1] if found else platform.machine()}, {torch.get_num_threads()} of its cores"
+
+
+def plot_growth(curves: dict) -> Figure:
+    """Time above and memory below, against each axis, both logarithmic."""
+    figure, panels = plt.subplots(2, len(curves), figsize=(3 * len(curves), 5.5), sharey="row")
+    for column, (axis, curve) in zip(panels.T, curves.items(), strict=True):
+        for panel, unit, kind in zip(
+            column, ("seconds", "megabytes"), ("time", "memory"), strict=True
+        ):
+            panel.loglog(curve["points"], curve[unit], "o-")
+            panel.set_title(f"{kind} ~ n^{curve[f'{kind} exponent']:.2f}", fontsize=10)
+            panel.set_xticks(curve["points"], list(map(str, curve["points"])))
+            panel.minorticks_off()
+        column[1].set_xlabel(axis)
+    panels[0, 0].set_ylabel("CPU seconds")
+    panels[1, 0].set_ylabel("extra memory, MB")
+    figure.tight_layout()
+    return figure
