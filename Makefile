@@ -1,6 +1,7 @@
 # make notebooks   run every notebook with its defaults; the results are in outputs/index.html
 # make test        lint, format, doctests and tests
 # make lab         open JupyterLab on the notebooks
+# make gallery     a site of all that was executed, sweeps too, in outputs/site/index.html
 # make checkpoints train the small checkpoints in data/checkpoints again (some hours)
 # make benchmark   time and memory against plain code and other packages; outputs/benchmark.md
 # Each makes .venv first where it is missing or older than what it installs.
@@ -14,7 +15,7 @@ READY := .venv/.ready
 STRIPPED := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: notebooks test lab checkpoints benchmark
+.PHONY: notebooks test lab gallery checkpoints benchmark
 
 notebooks: $(READY)
 	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT)
@@ -27,6 +28,9 @@ test: $(READY)
 
 lab: $(READY)
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks
+
+gallery: $(READY)
+	$(BIN)/rollout gallery --outputs outputs --out outputs/site --figures notebooks data/figures
 
 checkpoints: $(READY)
 	set -e; for notebook in notebooks/training/*.ipynb; do \

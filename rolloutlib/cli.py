@@ -83,6 +83,18 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("folder", type=Path)
     every.add_argument("--out", type=Path, default=OUTPUTS, metavar="FOLDER")
 
+    pages = commands.add_parser("gallery", help="a site of all that was executed, sweeps too")
+    pages.set_defaults(command=_gallery)
+    pages.add_argument("--outputs", type=Path, default=OUTPUTS, metavar="FOLDER")
+    pages.add_argument("--out", type=Path, default=OUTPUTS / "site", metavar="FOLDER")
+    pages.add_argument(
+        "--figures",
+        type=Path,
+        nargs=2,
+        metavar=("NOTEBOOKS", "FOLDER"),
+        help="also a small figure of each of these notebooks",
+    )
+
     for command in (one, many, every):
         command.add_argument(
             "--timeout", type=float, metavar="SECONDS", help="for all cells of a notebook together"
@@ -133,11 +145,24 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _run_all(options: argparse.Namespace) -> int:
+    from rolloutlib import site  # with pandas, which the other commands need not wait for
+
     finished = [_run_defaults(notebook, options) for notebook in _notebooks(options.folder)]
-    index = gallery.write_index(finished, options.out)
+    index = site.write_site(finished, options.out)
     failures = sum(not run.ok for run in finished)
     print(f"{len(finished) - failures} of {len(finished)} notebooks finished; see {index}")
     return 1 if failures else 0
+
+
+def _gallery(options: argparse.Namespace) -> int:
+    from rolloutlib import site  # with pandas, which the other commands need not wait for
+
+    print(site.build_site(options.outputs, options.out))
+    if options.figures:
+        notebooks, figures = options.figures
+        for figure in site.write_readme_figures(options.outputs, notebooks, figures):
+            print(figure)
+    return 0
 
 
 def _notebooks(folder: Path) -> list[Path]:
@@ -156,7 +181,7 @@ def _run_defaults(notebook: Path, options: argparse.Namespace) -> runs.Run:
         _report(run)
         return run
     output = options.out / notebook.relative_to(options.folder)
-    return _run(notebook, output, {}, options.timeout, index=options.out / "index.html")
+    return _run(notebook, output, {}, options.timeout)
 
 
 def _run(
@@ -166,7 +191,6 @@ def _run(
     timeout: float | None,
     *,
     echo: bool = False,
-    index: Path | None = None,
 ) -> runs.Run:
     with _Progress(notebook.stem) as progress:
         run = runs.run_notebook(
@@ -178,7 +202,7 @@ def _run(
             prints=sys.stdout if echo else None,
         )
     _report(run, str(gallery.page_of(run.output)))
-    gallery.write_page(run.output, index)
+    gallery.write_page(run.output)
     if run.ok:
         gallery.page_of(runs.failed_output(run.output)).unlink(missing_ok=True)
     return run

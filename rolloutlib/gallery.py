@@ -2,31 +2,26 @@
 
 Each notebook becomes one HTML file that opens from the disk: formulas are MathML, which browsers
 draw themselves, figures are inside the file, and so are anywidgets with all that they show
-(`page.js` runs them). `write_index` puts a card for each on one page.
+(`page.js` runs them).
 """
 
 import base64
 import functools
 import html
-import io
 import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import latex2mathml.converter
 import nbformat
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from PIL import Image
 from pygments.formatters import HtmlFormatter
 
-from rolloutlib.runs import Run
+from rolloutlib.files import complete_file
 
-THUMBNAIL_SIZE = (640, 400)
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PAGE_SCRIPT = Path(__file__).with_name("page.js")
@@ -55,6 +50,15 @@ details.code > summary { color: var(--soft); font-size: 0.75rem; cursor: pointer
 .output { margin: 0.5rem 0 1rem; overflow-x: auto; }
 .output pre { white-space: pre-wrap; }
 .output_stderr pre { color: var(--soft); }
+nav { display: flex; gap: 0.3rem 1rem; overflow-x: auto; font-size: 0.85rem;
+  border-bottom: 1px solid var(--line); padding-bottom: 0.6rem; margin-bottom: 1.5rem; }
+nav a { color: var(--soft); text-decoration: none; white-space: nowrap; }
+nav a:hover, nav a[aria-current] { color: var(--link); }
+@media (min-width: 88rem) {
+  nav { position: fixed; left: 0; top: 0; bottom: 0; width: 15rem; padding: 1.5rem 1rem;
+    flex-direction: column; overflow: hidden auto; border: 0;
+    border-right: 1px solid var(--line); }
+  nav a { white-space: normal; } }
 .output_error pre { border-left: 3px solid var(--bad); padding-left: 0.8rem; }
 .ansi-red-fg { color: var(--bad); } .ansi-green-fg { color: var(--good); }
 .ansi-blue-fg, .ansi-cyan-fg { color: var(--link); }
@@ -78,17 +82,24 @@ HEAD = """<!DOCTYPE html>
 </head>
 """
 
+NAVIGATION = """{% if contents %}<nav>
+{%- for link in contents %}
+<a href="{{ link.href | e }}"{% if link.here %} aria-current="page"{% endif %}>
+{{- link.title | e }}</a>
+{%- endfor %}
+</nav>{% endif %}
+"""
+
 PAGE = (
     "{%- extends 'basic/index.html.j2' -%}\n"
     "{%- block header -%}{%- set title = resources.page_title -%}"
     "{%- set style = resources.page_style -%}\n"
     + HEAD
     + """{%- endblock header -%}
-{%- block body_header -%}<body>
-{% if resources.index_link %}
-<p><a href="{{ resources.index_link }}">All notebooks</a></p>
-{% endif %}
-{%- endblock body_header -%}
+{%- block body_header -%}{%- set contents = resources.contents -%}<body>
+"""
+    + NAVIGATION
+    + """{%- endblock body_header -%}
 {%- block body_footer -%}
 {%- if resources.widget_state %}
 <script type="application/json" id="widget-state">{{ resources.widget_state }}</script>
@@ -106,43 +117,8 @@ PAGE = (
 """
 )
 
-INDEX = (
-    HEAD
-    + """<body class="gallery">
-<h1>{{ title | e }}</h1>
-<p>{{ cards | selectattr("ok") | list | length }} of {{ cards | length }} finished.</p>
-<div class="cards">
-{%- for card in cards %}
-<article class="card">
-<a{% if card.page %} href="{{ card.page | e }}"{% endif %}>
-{%- if card.picture %}<img src="{{ card.picture | e }}" alt="">{% endif %}
-<h2>{{ card.title | e }}</h2></a>
-<p>{{ card.name | e }} · {{ "%.1f" % card.seconds }} s ·
-{% if card.ok %}<span class="ok">ok</span>
-{%- else %}<span class="failed">failed: {{ card.error | e }}</span>{% endif %}</p>
-</article>
-{%- endfor %}
-</div>
-</body>
-</html>
-"""
-)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What the index shows of one run; links are relative to the index."""
-
-    name: str
-    title: str
-    page: str
-    picture: str
-    seconds: float
-    error: str
-
-    @property
-    def ok(self) -> bool:
-        return not self.error
+# Titles and pages, in the order in which they are to be read.
+Contents = Sequence[tuple[str, Path]]
 
 
 def mathml(latex: str, display: str = "inline") -> str:
@@ -167,9 +143,10 @@ def title_of(notebook: nbformat.NotebookNode) -> str:
     return ""
 
 
-def first_figure(notebook: nbformat.NotebookNode) -> bytes | None:
-    """The first PNG among the outputs."""
-    for cell in notebook.cells:
+def figure_of(notebook: nbformat.NotebookNode) -> bytes | None:
+    """The PNG that stands for the notebook: of the cell with the tag `card`, else the first."""
+    chosen = [cell for cell in notebook.cells if "card" in cell.metadata.get("tags", [])]
+    for cell in [*chosen, *notebook.cells]:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 return base64.b64decode(output.data["image/png"])
@@ -181,8 +158,9 @@ def page_of(notebook: Path) -> Path:
     return notebook.with_suffix(".html")
 
 
-def write_page(executed: Path, index: Path | None = None) -> Path:
-    """Write an executed notebook as a page beside it, with a link back to the index if any."""
+def write_page(executed: Path, page: Path | None = None, contents: Contents = ()) -> Path:
+    """Write an executed notebook as a page: beside it, or to `page`, with links to `contents`."""
+    page = page or page_of(executed)
     notebook = nbformat.read(executed, as_version=4)
     _describe_figures(notebook)
     state = _place_widgets(notebook)
@@ -192,21 +170,30 @@ def write_page(executed: Path, index: Path | None = None) -> Path:
         "widget_script": PAGE_SCRIPT.read_text(encoding="utf-8"),
         "page_title": title_of(notebook) or executed.stem,
         "page_style": STYLE + _code_colours(),
-        "index_link": index and _relative(index, executed.parent),
+        "contents": links_from(page, contents),
     }
     text, _ = _exporter().from_notebook_node(notebook, resources)
-    page = page_of(executed)
-    _write(page, text.encode())
+    write_text(page, text)
     return page
 
 
-def write_index(runs: Sequence[Run], folder: Path) -> Path:
-    """Write `index.html` with a card for each run, and the cards' pictures beside it."""
-    cards = [_card(run, folder) for run in runs]
-    text = jinja2.Template(INDEX).render(title="Notebooks", style=STYLE, cards=cards)
-    index = folder / "index.html"
-    _write(index, text.encode())
-    return index
+def links_from(page: Path, contents: Contents) -> list[dict[str, object]]:
+    """Links from a page to all pages of the contents; `here` is the page itself."""
+    return [
+        {"title": title, "href": relative(target, page.parent), "here": target == page}
+        for title, target in contents
+    ]
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A link from a page in `folder`."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a page in one step, so that an interrupt leaves no half of it."""
+    with complete_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 class _PageRenderer(IPythonRenderer):
@@ -291,37 +278,3 @@ def _with_children(model_id: str, saved: dict) -> dict[str, object]:
     for child in saved[model_id]["state"].get("children", []):
         found |= _with_children(child.removeprefix("IPY_MODEL_"), saved)
     return found
-
-
-def _card(run: Run, folder: Path) -> Card:
-    notebook = nbformat.read(run.output, as_version=4)
-    page = page_of(run.output)
-    return Card(
-        name=run.notebook.stem,
-        title=title_of(notebook) or run.notebook.stem,
-        page=_relative(page, folder) if page.exists() else "",
-        picture=_picture(notebook, page, folder) if page.exists() else "",
-        seconds=run.seconds,
-        error=run.error,
-    )
-
-
-def _picture(notebook: nbformat.NotebookNode, page: Path, folder: Path) -> str:
-    figure = first_figure(notebook)
-    if figure is None:
-        return ""
-    picture = Image.open(io.BytesIO(figure)).convert("RGBA")
-    picture.thumbnail(THUMBNAIL_SIZE)
-    picture.save(page.with_suffix(".png"))
-    return _relative(page.with_suffix(".png"), folder)
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file in one step, so that an interrupt leaves no half of it."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from jaxtyping import Float
@@ -186,4 +187,36 @@ def plot_scores(
         axis.set(title=name, xlim=(-0.02, 1.02))
     axes[0, 0].invert_yaxis()
     axes[0, 0].legend()
+    return figure
+
+
+def plot_metrics(
+    table: pd.DataFrame, metrics: Sequence[str], parameter: str, *, by: str = ""
+) -> Figure:
+    """How does each metric change with a parameter? A panel for each metric of a sweep's table.
+
+    A dot is a run; the line goes through the means of runs that share the parameter's value.
+    by: a second parameter, a colour for each of its values.
+
+    Raises ValueError for a column that the table does not have, and where no run has a metric.
+    """
+    wanted = [*metrics, parameter, *([by] if by else [])]
+    if missing := [name for name in wanted if name not in table]:
+        raise ValueError(f"expected columns out of {list(table)}, got {missing}")
+    if not metrics or table[list(metrics)].isna().all(axis=None):
+        raise ValueError(f"expected runs with {' or '.join(metrics) or 'a metric'}, got none")
+    hue = {"hue": table[by].astype(str)} if by else {}
+    x = table[parameter]
+    if not pd.api.types.is_numeric_dtype(x):
+        x = x.astype(str)
+    width = 3.6 * len(metrics)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(width, 3), squeeze=False)
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        last = axis is axes[0, -1]
+        sns.lineplot(x=x, y=table[metric], **hue, ax=axis, errorbar=None, legend=False)
+        sns.scatterplot(x=x, y=table[metric], **hue, ax=axis, legend=last and bool(by))
+        axis.set(xlabel=parameter, ylabel="", title=metric)
+        if last and by:
+            axis.legend(title=by, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
     return figure

@@ -148,6 +148,11 @@ def collect(out: Path) -> pd.DataFrame:
     return table
 
 
+def varied_parameters(table: pd.DataFrame) -> list[str]:
+    """Which parameters differ between the runs of a table?"""
+    return [name for name in table.attrs["parameters"] if table[name].nunique(dropna=False) > 1]
+
+
 def write_table(out: Path) -> pd.DataFrame:
     """Write `results.parquet` and `results.csv` of a sweep's folder, and return the table."""
     table = collect(out)

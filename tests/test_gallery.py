@@ -1,7 +1,6 @@
 import base64
 import io
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -9,7 +8,7 @@ from bs4 import BeautifulSoup
 from PIL import Image
 from small_notebooks import write_notebook
 
-from rolloutlib import cli, gallery
+from rolloutlib import cli, files, site
 from rolloutlib.gallery import mathml, title_of, write_page
 from rolloutlib.runs import run_notebook
 
@@ -109,7 +108,7 @@ def test_interrupted_page_leaves_the_finished_one(tmp_path, monkeypatch):
     def break_off(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gallery.os, "replace", break_off)
+    monkeypatch.setattr(files.os, "replace", break_off)
     with pytest.raises(KeyboardInterrupt):
         page_with(tmp_path, markdown("# Second"))
     assert "First" in (tmp_path / "page.html").read_text()
@@ -146,12 +145,16 @@ def test_index_has_a_card_for_each_notebook(tmp_path, monkeypatch, capsys):
     assert pages == ["01_draw.html", "training/02_fail.failed.html"]
     for page in pages:
         shown = BeautifulSoup((folder / page).read_text(), "html.parser")
-        back = Path(folder / page).parent / shown.select_one("body > p > a")["href"]
-        assert back.resolve() == folder / "index.html"
+        links = [link["href"] for link in shown.select("nav a")]
+        targets = [(folder / page).parent / link for link in links]
+        assert [target.resolve() for target in targets] == [
+            folder / name for name in ("index.html", *pages)
+        ]
+        assert shown.select_one("nav a[aria-current]").text == shown.title.text
         assert requests_of(shown) == []
 
     [picture] = [image["src"] for image in index.select("img")]
-    assert Image.open(folder / picture).width <= gallery.THUMBNAIL_SIZE[0]
+    assert Image.open(folder / picture).width <= site.THUMBNAIL_SIZE[0]
 
 
 def test_folder_without_notebooks_is_refused(tmp_path, capsys):

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import dask
 import nbformat
 import pandas as pd
 import psutil
@@ -285,3 +286,26 @@ def test_two_sweeps_over_one_folder_at_once_agree(notebook):
     assert sorted(table["square"]) == [1, 4, 9, 16] and table["error"].isna().all()
     assert len(finished_in("out")) == len(list(Path("out").glob("*/square.ipynb"))) == 4
     assert not list(Path("out").rglob("*part*"))
+
+
+# Slurm: no cluster here, so only what would be handed to it
+
+
+def test_lines_for_slurm_in_the_readme_make_a_job_script():
+    readme = (ROOT / "README.md").read_text()
+    [code] = re.findall(r"```python\n(from dask_jobqueue.*?)```", readme, re.S)
+    imported, made, scaled = filter(None, code.splitlines())
+    assert scaled == "cluster.scale(jobs=100)"
+    names = {}
+    exec(imported, names)
+    with dask.config.set({"jobqueue.slurm.scheduler-options": {"host": "127.0.0.1"}}):
+        exec(made, names)
+    with names["cluster"] as cluster:
+        script = cluster.job_script()
+    assert re.search(r"^#SBATCH --cpus-per-task=1$", script, re.M)
+    assert re.search(r"^#SBATCH --mem=8G$", script, re.M)
+    assert re.search(r"^#SBATCH -t 02:00:00$", script, re.M)
+    assert re.search(
+        rf"^{re.escape(sys.executable)} -m distributed\.cli\.dask_worker", script, re.M
+    )
+    assert "--nthreads 1" in script and "tcp://127.0.0.1" in script
