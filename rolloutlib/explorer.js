@@ -1,6 +1,7 @@
 // Where did each word look? Drawn here, in the browser, from maps that came once: no kernel between
 // the pointer and the picture. `explorer.py` says what the model's traits hold.
 
+const BARS = 24; // words that get a bar at once
 const FINE = 256; // pixels of a map's longer side; the browser scales it to the picture
 
 export default { render };
@@ -24,9 +25,11 @@ function render({ model, el }) {
   const parts = {};
   const root = make("div", { class: "rx", "data-lm-suppress-shortcuts": "true" });
   const stages = panels.map(stage);
+  const bars = words.map(() => make("i", { class: "rx-bar" }));
+  let barred = []; // the words that have one now
   const chips = words.map(chip);
   root.append(
-    make("div", { class: "rx-main" },
+    make("div", { class: panels.length > 1 ? "rx-main rx-wide" : "rx-main" },
       make("div", { class: "rx-stages" }, ...stages.map((s) => s.figure)),
       make("div", { class: "rx-side" }, ...sides())),
     ...(pictures.length > 1 ? film() : []),
@@ -157,26 +160,40 @@ function render({ model, el }) {
 
   // ---- Drawing
 
+  /** What of the pictures is shown, and where: all that pointing at a word does not change. */
+  function arrange() {
+    const now = get("picture");
+    const { box: [left, top, right, bottom], width, height } = pictures[now];
+    const placing = `left:${left * 100}%;top:${top * 100}%;width:${(right - left) * 100}%;height:${(bottom - top) * 100}%`;
+    stages.forEach((stage, p) => {
+      if (stage.image.src !== urls[now]) stage.image.src = urls[now];
+      stage.frame.style.aspectRatio = `${width} / ${height}`;
+      panels[p].sheets.forEach((sheet, s) => {
+        const display = get("hidden").includes(sheet.name) ? "display:none" : "";
+        const look = `opacity:${get("opacity")};image-rendering:${get("blur") ? "auto" : "pixelated"}`;
+        if (sheet.point) stage.layers[s].style.display = display && "none";
+        else stage.layers[s].style.cssText = `${placing};${look};${display}`;
+      });
+    });
+  }
+
   function draw() {
     const which = chosen();
-    const now = get("picture");
+    const picture = pictures[get("picture")];
     stages.forEach((stage, p) => {
-      stage.image.src !== urls[now] && (stage.image.src = urls[now]);
       panels[p].sheets.forEach((sheet, s) => {
-        const shown = !get("hidden").includes(sheet.name);
-        stage.layers[s].style.display = shown ? "" : "none";
-        if (!shown || sheet.point) return;
-        const canvas = stage.layers[s];
-        const [left, top, right, bottom] = pictures[now].box;
-        canvas.style.cssText = `left:${left * 100}%;top:${top * 100}%;width:${(right - left) * 100}%;height:${(bottom - top) * 100}%;`
-          + `opacity:${get("opacity")};image-rendering:${get("blur") ? "auto" : "pixelated"}`;
-        paint(canvas, relevance(sheet, which), pictures[now], sheet, pictures[now].scale, get("blur"));
+        if (sheet.point || get("hidden").includes(sheet.name)) return;
+        paint(stage.layers[s], relevance(sheet, which), picture, sheet, picture.scale, get("blur"));
       });
-      stage.cursor.style.display = patch?.panel === p ? "" : "none";
+      if (patch?.panel !== p) stage.cursor.style.display = "none";
     });
-    if (patch) drawCursor();
     if (parts.strip) drawFilm(which);
-    patch ? shadeByPatch() : shadeByWords(which);
+    if (patch) {
+      drawCursor();
+      shadeByPatch();
+    } else {
+      shadeByWords(which);
+    }
   }
 
   function refresh() {
@@ -186,6 +203,7 @@ function render({ model, el }) {
     parts.clear.disabled = pinned.size === 0;
     if (parts.matrix) drawMatrix();
     for (const update of parts.updates) update();
+    arrange();
     draw();
   }
 
@@ -225,13 +243,12 @@ function render({ model, el }) {
     parts.readout.textContent = `patch in row ${patch.row + 1} of ${grid[0]}, column ${patch.column + 1} of ${grid[1]}, drawn on by ${most.join(", ") || "no word"}`;
   }
 
-  /** The bar in each chip, as long as its value beside the highest. */
+  /** The bars of the words with the highest values, as long as each is beside the highest. */
   function shade(values) {
-    const [, high] = extent(values);
-    chips.forEach((chip, index) => {
-      const share = high > 0 ? Math.round((values[index] / high) * 50) * 2 : 0;
-      if (chip.share !== share) chip.style.setProperty("--share", `${(chip.share = share)}%`);
-    });
+    const best = topOf(values, BARS);
+    for (const index of barred) if (!best.includes(index)) bars[index].style.transform = "scaleX(0)";
+    for (const index of best) bars[index].style.transform = `scaleX(${(values[index] / values[best[0]]).toFixed(3)})`;
+    barred = best;
   }
 
   /** A row of relevance in words, for those who cannot see the map. */
@@ -263,14 +280,14 @@ function render({ model, el }) {
 
   function chip(text, index) {
     const shown = text.trim() || text.replaceAll("\n", "⏎").replaceAll(" ", "␣") || "∅";
-    const button = make("button", { type: "button", class: "rx-chip", "aria-pressed": "false", tabindex: index === prompt ? "0" : "-1", "data-word": index }, shown);
+    const button = make("button", { type: "button", class: "rx-chip", "aria-pressed": "false", tabindex: index === prompt ? "0" : "-1", "data-word": index }, shown, bars[index]);
     button.setAttribute("aria-label", describe(index));
     return button;
   }
 
   function sides() {
     const groups = prompt ? [["prompt", chips.slice(0, prompt)], ["answer", chips.slice(prompt)]] : [[get("title"), chips]];
-    return groups.map(([name, some]) => {
+    const sections = groups.map(([name, some]) => {
       const list = make("div", { class: "rx-chips", role: "toolbar", "aria-label": `${name}: arrow keys move, Enter pins, Escape lets go` }, ...some);
       list.addEventListener("pointerover", (event) => point(event.target.dataset.word));
       list.addEventListener("pointerleave", () => point());
@@ -280,6 +297,7 @@ function render({ model, el }) {
       list.addEventListener("keydown", walk);
       return make("section", {}, make("h4", {}, name), list);
     });
+    return words.length > 1 && pictures.length > 1 ? [...sections, matrix()] : sections;
   }
 
   function point(word) {
@@ -309,18 +327,17 @@ function render({ model, el }) {
   // ---- Pictures
 
   function stage(panel, index) {
-    const first = pictures[0];
     const image = make("img", { alt: "", draggable: "false" });
     const layers = panel.sheets.map((sheet) => (sheet.point ? crosshair(sheet.point) : make("canvas", { "aria-hidden": "true" })));
     const cursor = make("div", { class: "rx-cursor" });
-    const frame = make("div", { class: "rx-picture", tabindex: "0", role: "application", "aria-label": `${panel.name || "picture"}: arrow keys move over its patches and say which words drew on them`, style: `aspect-ratio:${first.width}/${first.height}` }, image, ...layers, cursor);
+    const frame = make("div", { class: "rx-picture", tabindex: "0", role: "application", "aria-label": `${panel.name || "picture"}: arrow keys move over its patches and say which words drew on them`}, image, ...layers, cursor);
     frame.addEventListener("pointermove", (event) => touch(index, frame, event));
     frame.addEventListener("pointerdown", (event) => touch(index, frame, event));
     frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leave());
     frame.addEventListener("blur", leave);
     frame.addEventListener("keydown", (event) => step(index, event));
     const caption = panel.name ? [make("figcaption", {}, panel.name)] : [];
-    return { figure: make("figure", {}, ...caption, frame), image, layers, cursor };
+    return { figure: make("figure", {}, ...caption, frame), frame, image, layers, cursor };
   }
 
   function touch(panel, frame, event) {
@@ -387,7 +404,6 @@ function render({ model, el }) {
       return thumb;
     });
     const rows = [make("div", { class: "rx-time" }, parts.play, parts.time, parts.when), make("div", { class: "rx-strip" }, ...parts.strip)];
-    if (words.length > 1) rows.push(matrix());
     return rows;
   }
 
@@ -438,7 +454,7 @@ function render({ model, el }) {
       pin(at(event)[0]);
     });
     drawMatrix();
-    return make("figure", { class: "rx-when" }, make("figcaption", {}, `each row: what one of “${get("title")}” drew on, by picture`), frame);
+    return make("figure", { class: "rx-when" }, make("figcaption", {}, "what each drew on: a row each, pictures from left to right"), frame);
   }
 
   function drawMatrix() {
@@ -560,9 +576,9 @@ function resample(grid, columns, down, across) {
 
 function extent(values) {
   let low = Infinity, high = -Infinity;
-  for (const value of values) {
-    if (value < low) low = value;
-    if (value > high) high = value;
+  for (let i = 0; i < values.length; i++) {
+    if (values[i] < low) low = values[i];
+    if (values[i] > high) high = values[i];
   }
   return [low, high];
 }
@@ -570,13 +586,12 @@ function extent(values) {
 /** Positions of the highest values above zero, highest first. */
 function topOf(values, count) {
   const best = [];
-  values.forEach((value, index) => {
-    if (value > 0 && (best.length < count || value > values[best.at(-1)])) {
-      best.push(index);
-      best.sort((a, b) => values[b] - values[a]);
-      best.length = Math.min(best.length, count);
-    }
-  });
+  for (let i = 0; i < values.length; i++) {
+    if (!(values[i] > (best.length < count ? 0 : values[best[count - 1]]))) continue;
+    let place = Math.min(best.length, count - 1);
+    for (; place > 0 && values[best[place - 1]] < values[i]; place--) best[place] = best[place - 1];
+    best[place] = i;
+  }
   return best;
 }
 
@@ -593,10 +608,10 @@ function make(tag, attributes, ...children) {
 
 function crosshair([x, y]) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", "rx-cross");
+  for (const [name, value] of [["class", "rx-cross"], ["width", 1], ["height", 1]]) svg.setAttribute(name, value);
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", `click at ${percent(x)} from the left, ${percent(y)} from the top`);
-  for (const [colour, width] of [["#1e3a5f", 5], ["#00e05a", 2]]) {
+  for (const [colour, width] of [["#1e3a5f", 5], ["#00c800", 2]]) {
     for (const [x1, y1, x2, y2] of [[-14, 0, 14, 0], [0, -14, 0, 14]]) {
       const line = document.createElementNS(svg.namespaceURI, "line");
       for (const [name, value] of Object.entries({ x1, y1, x2, y2, stroke: colour, "stroke-width": width })) line.setAttribute(name, value);

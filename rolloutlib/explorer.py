@@ -21,7 +21,7 @@ import torch
 import traitlets
 from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from rolloutlib.arrays import Array, as_tensor
 from rolloutlib.attention import HEAD_FUSIONS, normalize_rows
@@ -29,7 +29,7 @@ from rolloutlib.composition import rollout_rows
 from rolloutlib.files import complete_file
 from rolloutlib.grid import View
 from rolloutlib.models import Answer
-from rolloutlib.overlay import blend, blur, colour, to_picture
+from rolloutlib.overlay import blend, blur, colour, crosshair, to_picture
 from rolloutlib.plots import plot_pictures
 from rolloutlib.widgets import LATE, share_slider
 
@@ -60,6 +60,8 @@ class Heatmaps:
     def rows(self, words: int) -> Float[np.ndarray, "word relevance"]:
         """All of it in one array: the cells of the pictures, one after the other, then the words.
 
+        Rows are read as shares: one that sums to more than 1 is scaled to sum to 1.
+
         Raises ValueError for maps of another number of words, negative or not finite.
         """
         parts = [as_tensor(part).flatten(1).cpu().double().numpy() for part in self.on_pictures]
@@ -72,7 +74,7 @@ class Heatmaps:
         rows = np.concatenate(parts, 1)
         if not (np.isfinite(rows).all() and (rows >= 0).all()):
             raise ValueError("expected relevance of finite numbers, 0 or more, got others")
-        return rows
+        return rows / np.maximum(rows.sum(1, keepdims=True), 1)
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,8 @@ class Explorer(ipywidgets.VBox):
             prompt=prompt,
             title=title,
             palettes={name: _palette(name) for name in COLOURS},
-            together=len(pictures) > 1,
             status=STILL if depth else "",
-            **look,
+            **({"together": len(pictures) > 1} | look),
         )
         self._controls = _controls(depth) if depth else {}
         for control in self._controls.values():
@@ -245,7 +246,9 @@ class Explorer(ipywidgets.VBox):
             coloured = colour(scaled, sheet.colours or self.maps.colours)
             picture = Image.fromarray(blend(picture, coloured, self.maps.opacity))
         for mark in marks:
-            picture = _marked(picture, mark)
+            point = mark.x * picture.width, mark.y * picture.height
+            cross = crosshair((picture.height, picture.width), point)
+            picture = Image.fromarray(blend(picture, cross, opacity=1))
         return np.asarray(picture.convert("RGB"))
 
     def _scaled(
@@ -331,7 +334,12 @@ def explore(answer: Answer, **look) -> Explorer:
     picture drew nothing from it. Rows are scaled to sum to 1.
 
     look: traits of `MapView` to begin with, such as `power=2` or `colours="cividis"`.
+
+    Raises ValueError for an answer about a video, whose frames it does not keep: take
+    `explore_clip`.
     """
+    if any(len(image.view.grid) != 2 for image in answer.images):
+        raise ValueError("expected an answer about pictures, got one about a video: explore_clip")
     layers = answer.model.record(answer)["language"]
     positions = _word_positions(answer)
     generated = len(answer.tokens)
@@ -434,14 +442,3 @@ def _codes(rows: Float[np.ndarray, "word relevance"]) -> bytes:
     """Each number as a share of its row's highest: exact to half a step of 1 / 65535 of that."""
     peaks = rows.max(1, keepdims=True)
     return (rows / np.where(peaks > 0, peaks, 1) * STEPS).round().astype("<u2").tobytes()
-
-
-def _marked(picture: Image.Image, mark: Mark) -> Image.Image:
-    """A crosshair on the picture, green as seed 002 wants a predicted click to be."""
-    picture = picture.copy()
-    pen, arm = ImageDraw.Draw(picture), max(picture.size) / 40
-    x, y = mark.x * picture.width, mark.y * picture.height
-    for ink, width in (("#1e3a5f", arm / 3), ("#00e05a", arm / 7)):
-        pen.line([x - arm, y, x + arm, y], ink, max(round(width), 1))
-        pen.line([x, y - arm, x, y + arm], ink, max(round(width), 1))
-    return picture

@@ -23,6 +23,9 @@ def without_type_checks():
     config.update("jaxtyping_disable", False)
 
 
+LONG = 240_000  # milliseconds: on a busy machine a page may have to wait
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """Debian's Chromium without a window, through playwright."""
@@ -45,6 +48,7 @@ def browser(chromium):
 
     def open_page(path, **look):
         page = chromium.new_page(**look)
+        page.set_default_timeout(LONG)
         pages.append(page)
         asked, complaints = [], []
         page.on("request", lambda r: r.url.startswith("http") and asked.append(r.url))

@@ -25,14 +25,14 @@ WORDS = ["what", "is", "blue", "sky"]
 
 
 def maps(words=4, pictures=1, **how):
-    return Heatmaps(list(rng.random((pictures, words, 3, 4))), **how)
+    return Heatmaps(list(rng.random((pictures, words, 3, 4)) / 20), **how)
 
 
 def single(**look):
     return Explorer([PICTURE], [VIEW], WORDS, {"": {"": MAPS}}, prompt=2, **look)
 
 
-MAPS = Heatmaps([rng.random((4, 3, 4))], rng.random((4, 4)))
+MAPS = Heatmaps([rng.random((4, 3, 4)) / 20], rng.random((4, 4)) / 20)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_words_before_the_picture_drew_nothing_from_it(explorer, answer):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.floats(0, 1e6), min_size=12, max_size=12))
+@given(st.lists(st.floats(0, 1 / 12), min_size=12, max_size=12))
 def test_what_the_browser_gets_is_exact_to_half_a_step_of_the_highest(values):
     sheet = Heatmaps([np.array(values).reshape(1, 3, 4)])
     explorer = Explorer([PICTURE], [VIEW], ["all"], {"": {"": sheet}})
@@ -205,8 +205,9 @@ def test_sheets_lie_over_each_other_and_can_be_taken_away(tmp_path):
     both = overlay(Image.fromarray(cyan), focus.on_pictures[0][1], VIEW, colours="red")
     np.testing.assert_array_equal(pixels("click"), both)
     marked = pixels("edge detection", "decision focus")
-    assert tuple(marked[15, 30]) == (0, 0xE0, 0x5A)
-    np.testing.assert_array_equal(marked[:, :20], np.asarray(PICTURE)[:, :20])
+    changed = (marked != np.asarray(PICTURE)).any(-1)
+    assert changed[15, 30]
+    assert np.argwhere(changed).mean(0) == pytest.approx([15, 30], abs=1)
 
 
 def test_faint_colours_leave_low_values_to_the_picture():
@@ -234,6 +235,7 @@ def test_clip_scales_rows_over_all_frames_and_shows_one_at_a_time(tmp_path):
     colour = plt.get_cmap(COLOURS[0])(scaled[1, 2])[:3]
     pixel = np.asarray(PICTURE)[15, 35] * 0.5 + np.array(colour) * 255 * 0.5
     np.testing.assert_allclose(saved[15, 35], pixel, atol=1)
+    assert not explore_clip([PICTURE] * 5, VIEW, WORDS, relevance, together=False).maps.together
     assert [axis.get_title() for axis in explorer.figure().axes][:2] == ["frame 0", "frame 1"]
     plt.close("all")
 
@@ -292,3 +294,9 @@ def test_what_does_not_fit_together_is_named(without_type_checks):
     negative = Heatmaps([-np.ones((4, 3, 4))])
     with pytest.raises(ValueError, match="finite numbers, 0 or more"):
         Explorer([PICTURE], [VIEW], WORDS, {"": {"": negative}})
+
+
+def test_rows_of_more_than_one_are_read_as_shares():
+    rows = Heatmaps([np.full((2, 3, 4), 0.5)], np.eye(2)).rows(2)
+    np.testing.assert_allclose(rows.sum(1), 1)
+    np.testing.assert_allclose(rows[0, :12], 0.5 / 7)
