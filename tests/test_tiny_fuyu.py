@@ -47,7 +47,7 @@ def test_the_map_of_one_object_lands_on_it(fuyu, group):
         if question.region.any():
             answer = fuyu.generate(scene.picture, question.text, max_new_tokens=4)
             layers = fuyu.record(answer)["language"]
-            relevance = rollout_rows(layers, answer.rows, start_layer=2, residual=0.9)[0]
+            relevance = rollout_rows(layers, answer.rows, receptive_field=True)[0]
             pixels = to_picture(answer.image.heatmaps(relevance).mean(0), answer.image.view)
             smooth = blur(pixels, sigma=0.5 * answer.image.view.token)
             scores.append(pointing_game(smooth, question.region))
