@@ -198,6 +198,7 @@ METHODS: dict[str, Method] = {
     "rollout": Method(rolled()),
     "receptive field": Method(rolled(receptive_field=True), causal=True),
     "later first layer": Method(rolled(start=0.5)),
+    "strong residual": Method(rolled(start=0.25, residual=0.9)),
     "sinks shared out": Method(without_sinks(rolled())),
     "last layer": Method(last_layer),
     "mean of layers": Method(mean_of_layers),
