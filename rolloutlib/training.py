@@ -1,5 +1,6 @@
 """What the training notebooks share: labels, starting weights, packed questions, one loop."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -193,7 +194,10 @@ def once_half_seen(labels: PatchLabels) -> PatchLabels:
 
 
 class PatchHeads(nn.Module):
-    """Reads from a patch's features what the patch shows; thrown away after training."""
+    """Reads from a patch's features what the patch shows; thrown away after training.
+
+    sizes: how many numbers each head gives; those of a scene's labels if nothing else is said.
+    """
 
     SIZES: ClassVar[dict[str, int]] = {
         "shape": len(SHAPES) + 1,
@@ -204,10 +208,10 @@ class PatchHeads(nn.Module):
         "silhouette": SILHOUETTE**2,
     }
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, sizes: dict[str, int] = SIZES):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in self.SIZES.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in sizes.items()})
 
     def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """A guess for every label of every patch."""
@@ -346,8 +350,8 @@ def pack_questions(
     for scene, asked in enumerate(questions):
         for number, question in enumerate(asked):
             prompt = tokenizer.encode(template.format(question=question.text))
-            words = tokenizer.convert_tokens_to_ids(question.answer.split())
-            reply = [*words, tokenizer.eos_token_id]
+            words = re.findall(r"\w+|[^\w\s]", question.answer)
+            reply = [*tokenizer.convert_tokens_to_ids(words), tokenizer.eos_token_id]
             end = len(prompt) + len(reply)
             ids[scene, number, :end] = torch.tensor(prompt + reply)
             targets[scene, number, len(prompt) - 1 : end - 1] = torch.tensor(reply)

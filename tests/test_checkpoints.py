@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from rolloutlib import load_model, rollout_rows
+from rolloutlib.clicks import read_click
 from rolloutlib.evaluate import pointing_game
 from rolloutlib.overlay import to_picture
 from rolloutlib.scenes import load_photos, make_scenes
+from rolloutlib.screens import make_screens
 
 DATA = Path(__file__).parent.parent / "data"
 ASKED = ("colour", "shape", "where", "colour at", "shape at")  # as in the training's exam
@@ -47,6 +49,34 @@ def test_tiny_llava_looks_where_the_answer_is(llava, asked, answered):
         pixels = to_picture(answer.image.heatmaps(relevance).mean(0), answer.image.view)
         scores.append(pointing_game(pixels, question.region))
     assert np.mean(scores) > 0.5  # an object covers about 4 % of the picture
+
+
+@pytest.fixture(scope="module")
+def clicker():
+    base = DATA / "checkpoints" / "tiny-qwen3-vl"
+    return load_model(base, dtype="float32", adapter_id=f"{base}-click-lora")
+
+
+@pytest.fixture(scope="module")
+def instructed():
+    """One instruction for each of 60 screens that were held out from training."""
+    rng = np.random.default_rng(20)
+    return [(screen, rng.choice(screen.instructions)) for screen in make_screens(20, 60)]
+
+
+def share_of_clicks_inside(model, instructed):
+    inside = []
+    for screen, instruction in instructed:
+        answer = model.generate(screen.picture, instruction.text, max_new_tokens=6)
+        pixel = read_click(answer).pixel(instruction.region.shape)
+        inside.append(pixel is not None and instruction.region[int(pixel[1]), int(pixel[0])])
+    return np.mean(inside)
+
+
+def test_tiny_qwen3_vl_clicks_with_its_adapter_and_not_without(clicker, instructed):
+    assert share_of_clicks_inside(clicker, instructed) >= 0.65  # 0.78 of 500 screens
+    with clicker.without_adapter():
+        assert share_of_clicks_inside(clicker, instructed) < 0.3
 
 
 def test_checkpoints_are_small_half_precision_safetensors():
