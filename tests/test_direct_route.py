@@ -1,13 +1,18 @@
+import time
+from pathlib import Path
+
 import nbformat
 import pandas as pd
 import pytest
 from PIL import Image
 from small_notebooks import write_notebook
 
-from rolloutlib import cli, direct_route
+from rolloutlib import cli, direct_route, sweeps
+from rolloutlib.metrics import plain_metrics
 from rolloutlib.results import read_metrics
 from rolloutlib.runs import Refused, run_notebook
 
+ROOT = Path(__file__).parent.parent
 PARAMETERS = "image_path: str = '../photo.png'  # a picture\nfactor: int = 1  # of its width\n"
 LOAD = "from rolloutlib import report\nfrom rolloutlib.pictures import load_picture"
 OPEN = "picture = load_picture(image_path)\npicture.uses = getattr(picture, 'uses', 0) + 1"
@@ -77,3 +82,22 @@ def test_notebook_that_cannot_be_called_is_refused(notebook):
     tag(notebook, function="")
     with pytest.raises(Refused, match="names no function"):
         direct_route.function_name(notebook)
+
+
+# The notebooks that take part; these tests start a kernel each
+
+
+@pytest.mark.parametrize("name", ["02_llava"])
+def test_notebook_reports_the_same_by_both_routes(name, tmp_path, capsys):
+    notebook = ROOT / "notebooks" / f"{name}.ipynb"
+    run = run_notebook(notebook, tmp_path / "run.ipynb", {"scenes": 3})
+    assert run.ok, run.error
+    [planned] = sweeps.plan(notebook, [{"scenes": 3}], tmp_path, direct=True)
+    for _ in range(2):  # the second time with what the first one loaded
+        started = time.monotonic()
+        metrics = direct_route.call(notebook, planned.digest, planned.values)
+        seconds = time.monotonic() - started
+        assert plain_metrics(metrics) == read_metrics(nbformat.read(run.output, as_version=4))
+    with capsys.disabled():
+        print(f"\n{name}: {run.seconds:.1f} s by papermill, {seconds:.1f} s directly")
+    assert seconds < run.seconds
