@@ -74,7 +74,7 @@ def share_of_clicks_inside(model, instructed):
 
 
 def test_tiny_qwen3_vl_clicks_with_its_adapter_and_not_without(clicker, instructed):
-    assert share_of_clicks_inside(clicker, instructed) >= 0.65  # 0.78 of 500 screens
+    assert share_of_clicks_inside(clicker, instructed) >= 0.7
     with clicker.without_adapter():
         assert share_of_clicks_inside(clicker, instructed) < 0.3
 
