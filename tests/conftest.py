@@ -1,6 +1,7 @@
 """Every shape that a signature names is checked at run time in all tests; and a real browser."""
 
 import shutil
+import signal
 
 import pytest
 from beartype import BeartypeConf, beartype
@@ -13,6 +14,9 @@ def check_types(function):
 
 
 install_import_hook("rolloutlib", "conftest.check_types")
+
+# A shell that starts the tests in the background makes them and their children deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
