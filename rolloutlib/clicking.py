@@ -11,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from rolloutlib.families.qwen3_vl import merge_order
 from rolloutlib.scenes import COLOURS, COLUMNS, ROWS
 from rolloutlib.screens import ICONS, KINDS, LABELS, NUMBERS, Box, Screen
 from rolloutlib.training import PatchHeads
@@ -112,17 +113,6 @@ def cosine_basis(fine: int, coarse: int, side: int = 16) -> Float[torch.Tensor, 
     )
 
 
-def merge_order(rows: int, columns: int, merge: int = 2) -> Int[torch.Tensor, " patch"]:
-    """Which patch of the raster comes first, second, …? Qwen3-VL reads `merge` x `merge` blocks.
-
-    >>> merge_order(2, 4).tolist()
-    [0, 1, 4, 5, 2, 3, 6, 7]
-    """
-    raster = torch.arange(rows * columns)
-    blocks = raster.view(rows // merge, merge, columns // merge, merge)
-    return blocks.transpose(1, 2).flatten()
-
-
 # --- what each patch of a screen shows ------------------------------------------------------
 
 
@@ -188,7 +178,7 @@ def element_labels(screen: Screen, grid: tuple[int, int]) -> ElementLabels:
             letters[patches.inside(box) > 0.4, LETTERS.index(letter)] = 1
         if element.icon_box is not None:
             labels["mark"][patches.inside(element.icon_box) > 0.2] = ICONS.index(element.icon)
-    order = merge_order(*grid)
+    order = merge_order(grid, 2)
     tensors = {name: torch.from_numpy(values)[order] for name, values in labels.items()}
     return ElementLabels(
         **tensors, spot=torch.from_numpy(spot)[order], letters=torch.from_numpy(letters)[order]

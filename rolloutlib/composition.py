@@ -266,8 +266,9 @@ def rollout(
     residual nothing is normalised, rows sum to less than 1, and the first tokens gain instead.
 
     Raises ValueError where there are no layers, where shapes differ or are not square, where
-    attention is negative or not finite, where a setting is out of its range, and for
-    `receptive_field` where attention is not causal.
+    attention with its heads fused is negative or not finite (`fuse_heads` checks every head, which
+    takes longer), where a setting is out of its range, and for `receptive_field` where attention is
+    not causal.
 
     >>> first = np.array([[1.0, 0.0], [0.5, 0.5]])
     >>> second = np.array([[1.0, 0.0], [1.0, 0.0]])

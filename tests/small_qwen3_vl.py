@@ -14,15 +14,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-SIGNS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+from rolloutlib.clicking import SPECIAL
+
 TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% else -%}
 <|vision_start|><|{{ part.type }}_pad|><|vision_end|>{% endif %}{% endfor %}<|im_end|>
@@ -40,7 +33,7 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=list(SIGNS),
+        additional_special_tokens=list(SPECIAL),
         clean_up_tokenization_spaces=False,
     )
 
@@ -112,7 +105,7 @@ def small_qwen3_vl(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     # Random weights would sometimes say that another picture comes, or nothing at all.
-    model.generation_config.suppress_tokens = [number(sign) for sign in SIGNS]
+    model.generation_config.suppress_tokens = [number(sign) for sign in SPECIAL]
     return model
 
 

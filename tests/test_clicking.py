@@ -17,10 +17,10 @@ from rolloutlib.clicking import (
     element_labels,
     element_loss,
     join_labels,
-    merge_order,
     number_codes,
     screen_tokenizer,
 )
+from rolloutlib.families.qwen3_vl import merge_order
 from rolloutlib.scenes import COLOURS
 from rolloutlib.screens import ICONS, KINDS, NUMBERS, make_screens
 
@@ -57,7 +57,9 @@ def test_the_merge_order_is_that_of_the_processor():
     picture = Image.fromarray(raster.repeat(16, 0).repeat(16, 1)).convert("RGB")
     processor = Qwen2VLImageProcessor(patch_size=16, do_normalize=False, do_rescale=False)
     pixels = processor(picture, return_tensors="pt")["pixel_values"]
-    assert torch.equal(pixels[:, 0].long(), torch.from_numpy(raster).flatten()[merge_order(16, 18)])
+    assert torch.equal(
+        pixels[:, 0].long(), torch.from_numpy(raster).flatten()[merge_order((16, 18), 2)]
+    )
 
 
 def test_labels_say_what_every_patch_shows(screens):
@@ -65,7 +67,7 @@ def test_labels_say_what_every_patch_shows(screens):
     for screen in screens:
         grid = grid_of(screen)
         labels = element_labels(screen, grid)
-        for index, patch in enumerate(merge_order(*grid).tolist()):
+        for index, patch in enumerate(merge_order(grid, 2).tolist()):
             row, column = divmod(patch, grid[1])
             shares = [pixels_inside(one.box, row, column) / 256 for one in screen.elements]
             if max(shares) <= 1 / 6:
