@@ -9,6 +9,8 @@
 PYTHON ?= python3
 # Seconds that one notebook may take.
 TIMEOUT ?= 900
+# Notebooks at a time; empty: one for each core, fewer where memory is short.
+JOBS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -18,7 +20,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 .PHONY: notebooks test lab gallery checkpoints benchmark
 
 notebooks: $(READY)
-	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT)
+	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT) $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY)
 	$(BIN)/ruff check .

@@ -5,9 +5,12 @@ Exit codes: 0 all runs finished, 1 a run failed, 2 refused before a kernel start
 
 import argparse
 import logging
+import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 LOG_EVERY_SECONDS = 10
+# Of a notebook with its small checkpoint, at most: kernel, model and data.
+NOTEBOOK_BYTES = 3 * 2**30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     every.set_defaults(command=_run_all)
     every.add_argument("folder", type=Path)
     every.add_argument("--out", type=Path, default=OUTPUTS, metavar="FOLDER")
+    every.add_argument(
+        "--jobs",
+        type=_at_least_one,
+        help="notebooks at a time; default: one for each core, fewer where memory is short",
+    )
 
     pages = commands.add_parser("gallery", help="a site of all that was executed, sweeps too")
     pages.set_defaults(command=_gallery)
@@ -147,11 +157,45 @@ def _sweep(options: argparse.Namespace) -> int:
 def _run_all(options: argparse.Namespace) -> int:
     from rolloutlib import site  # with pandas, which the other commands need not wait for
 
-    finished = [_run_defaults(notebook, options) for notebook in _notebooks(options.folder)]
-    index = site.write_site(finished, options.out)
+    notebooks = _notebooks(options.folder)
+    refused = [run for notebook in notebooks if (run := _refused(notebook))]
+    for run in refused:
+        _report(run)
+    left = sorted({*notebooks} - {run.notebook for run in refused})
+    tasks = [(notebook, options.out / notebook.relative_to(options.folder)) for notebook in left]
+    finished = [*refused, *_run_together(tasks, options)]
+    index = site.write_site(sorted(finished, key=lambda run: run.notebook), options.out)
     failures = sum(not run.ok for run in finished)
     print(f"{len(finished) - failures} of {len(finished)} notebooks finished; see {index}")
     return 1 if failures else 0
+
+
+def _run_together(
+    tasks: Sequence[tuple[Path, Path]], options: argparse.Namespace
+) -> list[runs.Run]:
+    jobs, cores = _jobs(options.jobs)
+    if jobs > 1:  # kernels share the cores instead of each asking for all
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // jobs, 1)))
+    finished = []
+    with (
+        _TogetherProgress(len(tasks)) as progress,
+        closing(
+            runs.run_together(tasks, jobs, timeout=options.timeout, on_progress=progress.show)
+        ) as ending,
+    ):
+        for run in ending:
+            finished.append(run)
+            progress.end(run)
+            _write_page(run)
+    return finished
+
+
+def _jobs(asked: int | None) -> tuple[int, int]:
+    """How many notebooks at a time, and how many cores there are."""
+    from dask.system import CPU_COUNT  # both as the container allows, if this is one
+    from distributed.system import MEMORY_LIMIT
+
+    return asked or max(1, min(CPU_COUNT, MEMORY_LIMIT // NOTEBOOK_BYTES)), CPU_COUNT
 
 
 def _gallery(options: argparse.Namespace) -> int:
@@ -172,16 +216,13 @@ def _notebooks(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _run_defaults(notebook: Path, options: argparse.Namespace) -> runs.Run:
-    """Run one of many: what would be refused alone is reported, and the others go on."""
+def _refused(notebook: Path) -> runs.Run | None:
+    """What would be refused alone is reported, and the others go on."""
     try:
         runs.check_parameters(notebook, {}, Path.cwd())
     except runs.Refused as problem:
-        run = runs.Run(notebook, notebook, 0.0, f"refused: {problem}")
-        _report(run)
-        return run
-    output = options.out / notebook.relative_to(options.folder)
-    return _run(notebook, output, {}, options.timeout)
+        return runs.Run(notebook, notebook, 0.0, f"refused: {problem}")
+    return None
 
 
 def _run(
@@ -202,15 +243,26 @@ def _run(
             prints=sys.stdout if echo else None,
         )
     _report(run, str(gallery.page_of(run.output)))
+    _write_page(run)
+    return run
+
+
+def _write_page(run: runs.Run) -> None:
     gallery.write_page(run.output)
     if run.ok:
         gallery.page_of(runs.failed_output(run.output)).unlink(missing_ok=True)
-    return run
 
 
 def _report(run: runs.Run, page: str = "") -> None:
     state = "ok" if run.ok else f"FAILED {run.error}"
-    print(f"{run.notebook.stem}  {run.seconds:.1f} s  {state}  {page}".rstrip(), flush=True)
+    tqdm.write(f"{run.notebook.stem}  {run.seconds:.1f} s  {state}  {page}".rstrip())
+    sys.stdout.flush()
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+    return int(text)
 
 
 def _check_output(output: Path, notebook: Path) -> None:
@@ -265,6 +317,42 @@ class _Progress:
         if self.bar.disable and time.monotonic() - self.last_line > LOG_EVERY_SECONDS:
             self.last_line = time.monotonic()
             print(f"{self.name}  cell {done + 1} of {cells}", file=sys.stderr, flush=True)
+
+
+class _TogetherProgress:
+    """Notebooks done, and the cell that each of the others is in; shown like cells of one."""
+
+    def __init__(self, notebooks: int) -> None:
+        self.bar = tqdm(
+            total=notebooks, unit="notebook", leave=False, disable=not sys.stderr.isatty()
+        )
+        self.running: dict[Path, str] = {}
+        self.ended = 0
+        self.last_line = time.monotonic()
+        self.one_at_a_time = threading.Lock()
+
+    def __enter__(self) -> "_TogetherProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, notebook: Path, done: int, cells: int) -> None:
+        """Called by the thread of each notebook."""
+        with self.one_at_a_time:
+            self.running[notebook] = f"{notebook.stem} {done + 1}/{cells}"
+            now = ", ".join(self.running.values())
+            self.bar.set_postfix_str(now)
+            if self.bar.disable and time.monotonic() - self.last_line > LOG_EVERY_SECONDS:
+                self.last_line = time.monotonic()
+                print(f"{self.ended} of {self.bar.total}  {now}", file=sys.stderr, flush=True)
+
+    def end(self, run: runs.Run) -> None:
+        with self.one_at_a_time:
+            self.running.pop(run.notebook, None)
+            self.ended += 1
+            self.bar.update()
+            _report(run, str(gallery.page_of(run.output)))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,16 @@ import hashlib
 import json
 import os
 import re
+import signal
 import tempfile
 import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -210,11 +213,52 @@ def run_notebook(
     `timeout` is in seconds for all cells together. `prints` receives what the notebook prints.
     The `Run` that comes back says whether it finished; Ctrl-C is the only error that is raised.
     """
+    return _run(notebook, output, parameters, _Position(on_progress), timeout, prints)
+
+
+def run_together(
+    tasks: Iterable[tuple[Path, Path]],
+    jobs: int,
+    *,
+    timeout: float | None = None,
+    on_progress: Callable[[Path, int, int], None] = lambda notebook, cells_done, cells: None,
+) -> Iterator[Run]:
+    """Execute notebooks with their defaults, `jobs` of them at a time; each `Run` as it ends.
+
+    tasks: notebooks and their outputs, in the order in which they start.
+    on_progress: is told notebook, cells done and cells; the calls come from several threads.
+
+    Ctrl-C, or closing the iterator, ends the kernels that are running and starts no more.
+    """
+    tasks = list(tasks)
+    positions = [_Position(partial(on_progress, notebook)) for notebook, _ in tasks]
+    with ThreadPoolExecutor(jobs) as threads:
+        running = [
+            threads.submit(_run, notebook, output, {}, position, timeout, None)
+            for (notebook, output), position in zip(tasks, positions, strict=True)
+        ]
+        try:
+            for one in as_completed(running):
+                yield one.result()
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for position in positions:
+                position.interrupt()
+            raise
+
+
+def _run(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, object],
+    position: "_Position",
+    timeout: float | None,
+    prints: TextIO | None,
+) -> Run:
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     # The name is random so that two runs towards one output do not write into one file.
     part = output.with_name(f"{output.stem}.{uuid.uuid4().hex[:8]}.part.ipynb")
-    position = _Position(on_progress)
     started = time.monotonic()
     try:
         _execute(notebook.absolute(), part, dict(parameters), position, timeout, prints)
@@ -283,18 +327,33 @@ class _Position:
         self.cells = 0
         self.kernel: _OwnKernel | None = None
         self.peak_bytes: int | None = None
+        self.interrupted = False
 
     def start(self, notebook: nbformat.NotebookNode) -> None:
         self.cells = sum(_is_executed(cell) for cell in notebook.cells)
 
     def enter(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
         self.on_progress(self.cells_started, self.cells)
         self.index = cell_index
         self.cells_started += 1
 
     def leave(self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
-        process = self.kernel and self.kernel.provisioner and self.kernel.provisioner.pid
-        self.peak_bytes = (process and peak_memory(process)) or self.peak_bytes
+        self.peak_bytes = (self.process and peak_memory(self.process)) or self.peak_bytes
+
+    @property
+    def process(self) -> int | None:
+        """The kernel's process, while there is one."""
+        kernel = self.kernel and self.kernel.provisioner
+        return kernel.pid if kernel and kernel.has_process else None
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does to a run in the main thread, to one in another: its kernel ends."""
+        self.interrupted = True
+        with suppress(ProcessLookupError):
+            if self.process:
+                os.kill(self.process, signal.SIGKILL)
 
 
 def _execute(
@@ -313,7 +372,8 @@ def _execute(
             parameters,
             kernel_name="python3",
             language="python",
-            cwd=notebook.parent,
+            # Papermill's `cwd` would move this whole process, and other runs' threads with it.
+            resources={"metadata": {"path": str(notebook.parent)}},
             progress_bar=False,
             stdout_file=prints,
             start_timeout=KERNEL_START_SECONDS,

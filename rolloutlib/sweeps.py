@@ -37,7 +37,7 @@ from rolloutlib import direct_route, results, runs
 from rolloutlib.metrics import plain_metrics
 from rolloutlib.runs import Refused
 
-# Papermill changes the folder of its whole process: one run at a time in each.
+# Runs in one process would share its random numbers and its count of memory: one at a time in each.
 _ONE_AT_A_TIME = threading.Lock()
 CONNECT_SECONDS = 30
 

@@ -1,9 +1,14 @@
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
 import papermill
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -268,3 +273,71 @@ def test_interrupt_stops_with_nothing_that_looks_finished(tmp_path):
     assert cli.main(["run", str(path), "--out", str(output)]) == 130
     assert left_in(output.parent) == ["stopped.failed.ipynb"]
     assert statuses(runs.failed_output(output)) == ["failed"]
+
+
+# Several notebooks at a time
+
+MEET = """
+import os, pathlib, time
+pathlib.Path(f"{name}.here").touch()
+while len(list(pathlib.Path().glob("*.here"))) < 2:
+    time.sleep(0.05)
+print("threads:", os.environ["OMP_NUM_THREADS"])
+"""
+
+
+def test_notebooks_run_at_the_same_time_and_share_the_cores(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("dask.system.CPU_COUNT", 6)
+    for name in ("one", "two"):
+        write_notebook(tmp_path, name, f"name = {name!r}", MEET)
+    assert cli.main(["run-all", "notebooks", "--jobs", "2", "--timeout", "60"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines) == ["one", "two"]
+    assert last == "2 of 2 notebooks finished; see outputs/index.html"
+    cells = nbformat.read("outputs/two.ipynb", as_version=4).cells
+    assert cells[-1].outputs[0].text == "threads: 3\n"
+
+
+def test_jobs_are_limited_by_cores_and_memory(monkeypatch):
+    monkeypatch.setattr("dask.system.CPU_COUNT", 8)
+    for gigabytes, jobs in ((2, 1), (15, 5), (64, 8)):
+        monkeypatch.setattr("distributed.system.MEMORY_LIMIT", gigabytes * 2**30)
+        assert cli._jobs(None) == (jobs, 8)
+    assert cli._jobs(3) == (3, 8)
+    with pytest.raises(SystemExit):
+        cli.main(["run-all", "notebooks", "--jobs", "0"])
+
+
+def test_interrupt_ends_all_notebooks_and_keeps_what_is_finished(tmp_path):
+    write_notebook(tmp_path, "1_short", "1 + 1")
+    for name in ("2_long", "3_long"):
+        cell = f"import pathlib, time; pathlib.Path('{name}').touch(); time.sleep(600)"
+        write_notebook(tmp_path, name, cell)
+    write_notebook(tmp_path, "4_late", "1 + 1")
+    command = [sys.executable, "-m", "rolloutlib.cli", "run-all", "notebooks", "--jobs", "2"]
+    outputs = tmp_path / "outputs"
+    awaited = [
+        outputs / "1_short.html",
+        *(tmp_path / "notebooks" / n for n in ("2_long", "3_long")),
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not all(path.exists() for path in awaited):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        kernels = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.splitlines()[-1] == "rollout: interrupted"
+    assert "Traceback" not in said
+    gone, alive = psutil.wait_procs(kernels, timeout=20)
+    assert len(gone) == 2 and not alive
+    assert left_in(outputs) == [
+        "1_short.html",
+        "1_short.ipynb",
+        "2_long.failed.ipynb",
+        "3_long.failed.ipynb",
+    ]
+    assert statuses(outputs / "2_long.failed.ipynb") == ["failed"]
