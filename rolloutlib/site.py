@@ -29,11 +29,12 @@ from rolloutlib.gallery import (
     write_text,
 )
 from rolloutlib.results import varied_parameters
-from rolloutlib.runs import Run
+from rolloutlib.runs import Run, failed_output
 
 THUMBNAIL_SIZE = (640, 400)
 README_WIDTH, README_BYTES = 480, 150_000
 SWEEP_METRICS = 4  # in the figure of a sweep
+RUN_PAGES = 50  # of a sweep, for each takes a second and some megabytes
 
 INDEX = (
     HEAD
@@ -207,6 +208,9 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
     shown = ["run", *varied, *table.attrs["metrics"], "seconds", "peak_memory_mb", "error"]
     words = f"{done.sum()} of {len(table)} runs finished, in {table['seconds'].sum():.0f} seconds "
     words += "of work. The whole table is in results.csv and results.parquet."
+    pages = _write_runs(folder, table, page, contents)
+    if len(pages) == RUN_PAGES:
+        words += f" {RUN_PAGES} runs have a page here, those that failed first."
     text = jinja2.Template(SWEEP).render(
         title=_sweep_title(folder),
         style=STYLE,
@@ -214,7 +218,10 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
         words=words,
         picture=picture,
         parameter=", ".join(varied),
-        table=table[shown].to_html(index=False, na_rep="", float_format="{:.4g}".format, border=0),
+        table=_linked(
+            table[shown].to_html(index=False, na_rep="", float_format="{:.4g}".format, border=0),
+            {run: relative(one, page.parent) for run, one in pages.items()},
+        ),
     )
     write_text(page, text)
     failed = f"{(~done).sum()} of {len(table)} runs" if not done.all() else ""
@@ -222,6 +229,34 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
     name = f"{len(table)} runs"
     seconds = table["seconds"].sum()
     return Card(name, _sweep_title(folder), relative(page, site), card_picture, seconds, failed)
+
+
+def _write_runs(
+    folder: Path, table: pd.DataFrame, sweep: Path, contents: Contents
+) -> dict[str, Path]:
+    """Write pages of a sweep's executed notebooks; a run that was called directly has none."""
+    failed_first = table.sort_values("error", ascending=False, kind="stable")
+    outputs = {
+        one.run: folder / one.run / f"{one.notebook}.ipynb" for one in failed_first.itertuples()
+    }
+    executed = {
+        run: path
+        for run, output in outputs.items()
+        for path in (output, failed_output(output))
+        if path.exists()
+    }
+    back = [contents[0], next(link for link in contents if link[1] == sweep)]
+    return {
+        run: write_page(path, sweep.with_suffix("") / f"{run}.html", back)
+        for run, path in list(executed.items())[:RUN_PAGES]
+    }
+
+
+def _linked(table: str, pages: dict[str, str]) -> str:
+    """A table in which the names of runs are links to their pages."""
+    for run, page in pages.items():
+        table = table.replace(f"<td>{run}</td>", f'<td><a href="{page}">{run}</a></td>')
+    return table
 
 
 def _sweep_figure(table: pd.DataFrame, varied: Sequence[str]) -> bytes | None:

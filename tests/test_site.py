@@ -38,23 +38,31 @@ def outputs(tmp_path, monkeypatch):
     write_executed(failed, "Lost", said={"duration": 1.0, "exception": True})
     (folder / "03_half.1234abcd.part.ipynb").write_text("{")
     write_executed(tmp_path / "notebooks" / "01_look.ipynb", "Look <b>", said={})
+    grid = folder / "sweeps" / "grid"
     for number in range(3):
-        write_run(folder / "sweeps" / "grid", str(number), number, number**2)
-    results.write_table(folder / "sweeps" / "grid")
+        write_run(grid, f"run{number}", number, number**2)
+    write_executed(grid / "run1" / "look.ipynb", "Look with 1", said={})
+    results.write_failure(grid / "run3", record_of("run3", 3, error="ValueError: no"))
+    write_executed(grid / "run3" / "look.failed.ipynb", "Look with 3", said={})
+    results.write_table(grid)
     return folder
 
 
+def record_of(run, number, *, error="", **metrics):
+    record = {"run": run, "notebook": "look", "route": "direct", "error": error, "versions": {}}
+    numbers = {"seconds": 1.0, "peak_memory_mb": None, "metrics": metrics}
+    return record | numbers | {"parameters": {"number": number, "x": 1}}
+
+
 def write_run(out, run, number, square):
-    record = {"run": run, "notebook": "look", "route": "direct", "error": "", "versions": {}}
-    numbers = {"seconds": 1.0, "peak_memory_mb": None, "metrics": {"square": square, "word": "<i>"}}
-    results.write_result(out / run, record | numbers | {"parameters": {"number": number, "x": 1}})
+    results.write_result(out / run, record_of(run, number, square=square, word="<i>"))
 
 
 def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, capsys):
     assert cli.main(["gallery", "--figures", "notebooks", "figures"]) == 0
     page, asked, complaints = browser(outputs / "site" / "index.html", color_scheme="dark")
     assert page.locator(".card h2").all_inner_texts() == ["Look <b>", "Lost", "Sweep: grid"]
-    assert "2 of 3 finished" in page.locator("body").inner_text()
+    assert "1 of 3 finished" in page.locator("body").inner_text()
     shown = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth)")
     assert shown[0] == 640 and len(shown) == 2 and all(shown)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
@@ -62,11 +70,24 @@ def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, 
     page.locator("nav >> text=Look").click()
     assert page.title() == "Look <b>" and page.locator("math").count() == 1
     page.locator("nav >> text=Sweep").click()
-    assert "3 of 3 runs finished" in page.locator("body").inner_text()
-    assert page.locator("tbody tr").count() == 3 and "<i>" in page.locator("table").inner_text()
+    assert "3 of 4 runs finished" in page.locator("body").inner_text()
+    assert page.locator("tbody tr").count() == 4 and "<i>" in page.locator("table").inner_text()
     assert page.locator("th").all_inner_texts()[:4] == ["run", "number", "square", "word"]
+    assert page.locator("td a").all_inner_texts() == ["run1", "run3"]
+    page.locator("td a >> text=run3").click()
+    assert page.title() == "Look with 3"
+    page.locator("nav >> text=Sweep: grid").click()
     page.locator("nav >> text=All notebooks").click()
     assert asked == [] and complaints == []
+
+
+def test_only_so_many_runs_of_a_sweep_have_a_page_and_failed_ones_first(outputs, monkeypatch):
+    monkeypatch.setattr(site, "RUN_PAGES", 1)
+    site.build_site(outputs, outputs / "site")
+    [page] = (outputs / "site" / "sweeps" / "grid").glob("*.html")
+    assert page.name == "run3.html"
+    sweep = (outputs / "site" / "sweeps" / "grid.html").read_text()
+    assert "1 runs have a page" in sweep and sweep.count("<td><a") == 1
 
 
 def test_figure_of_the_readme_is_the_one_that_is_tagged_and_small(outputs):
