@@ -28,7 +28,7 @@ SPECIAL = (
 )
 WORDS = (
     *("user", "assistant", "system", "?", '"', "(", ")", ","),
-    *("click", "what", "where", "how", "is", "does", "say", "wide", "the", "at", "on"),
+    *("click", "what", "where", "how", "is", "does", "say", "far", "down", "the", "at", "on"),
     *("colour", "icon"),
 )
 ALL_LABELS = tuple(label for labels in LABELS.values() for label in labels)

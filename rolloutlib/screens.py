@@ -231,10 +231,15 @@ def _alike(one: Element, other: Element, parts: Sequence[str]) -> bool:
     return all(getattr(one, part) == getattr(other, part) for part in parts)
 
 
+def _centre(element: Element, size: tuple[int, int]) -> tuple[float, float]:
+    """Its middle as shares of the picture's width and height."""
+    left, top, right, bottom = element.box
+    return (left + right) / 2 / size[1], (top + bottom) / 2 / size[0]
+
+
 def _instructions(elements: Sequence[Element], size: tuple[int, int]) -> Iterator[Instruction]:
     for element in elements:
-        left, top, right, bottom = element.box
-        x, y = (left + right) / 2 / size[1], (top + bottom) / 2 / size[0]
+        x, y = _centre(element, size)
         answer = f"({number_near(x)}, {number_near(y)})"
         point = int(x * 1000), int(y * 1000)
         for by, text in phrases(element, elements).items():
@@ -245,13 +250,13 @@ def _instructions(elements: Sequence[Element], size: tuple[int, int]) -> Iterato
 def _questions(elements: Sequence[Element], size: tuple[int, int]) -> Iterator[Question]:
     """What has each element that the phrase for it does not already tell?"""
     for element in elements:
-        left, _, right, _ = element.box
-        wide = str(number_near((right - left) / size[1]))
+        right, down = (str(number_near(part)) for part in _centre(element, size))
         asked = [
             ("colour", "what colour is the {}?", element.colour),
             ("where", "where is the {}?", element.place),
             ("label", "what does the {} say?", element.label),
-            ("wide", "how wide is the {}?", wide),
+            ("right", "how far right is the {}?", right),
+            ("down", "how far down is the {}?", down),
         ]
         if element.icon:
             asked.append(("icon", "what icon is on the {}?", element.icon))

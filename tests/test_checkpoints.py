@@ -74,7 +74,8 @@ def share_of_clicks_inside(model, instructed):
 
 
 def test_tiny_qwen3_vl_clicks_with_its_adapter_and_not_without(clicker, instructed):
-    assert share_of_clicks_inside(clicker, instructed) >= 0.7
+    # 90 % of 500 held-out screens; of 60 a model as good as that has 85 % or more nine times in ten
+    assert share_of_clicks_inside(clicker, instructed) >= 0.85
     with clicker.without_adapter():
         assert share_of_clicks_inside(clicker, instructed) < 0.3
 

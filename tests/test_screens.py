@@ -122,9 +122,13 @@ def test_every_question_is_answered_by_its_element(screens):
                 "label": element.label,
                 "kind": element.kind,
             }
-            if question.kind == "wide":
-                wide = (element.box[2] - element.box[0]) / screen.picture.width * 1000
-                assert abs(int(question.answer) - wide) <= 4
+            if question.kind in ("right", "down"):
+                left, top, right, bottom = element.box
+                middle = {
+                    "right": (left + right) / 2 / screen.picture.width,
+                    "down": (top + bottom) / 2 / screen.picture.height,
+                }
+                assert abs(int(question.answer) - 1000 * middle[question.kind]) <= 4
             else:
                 assert question.answer == said[question.kind]
                 assert question.answer not in question.text
