@@ -13,6 +13,7 @@ function render({ model, el }) {
   const words = get("words");
   const prompt = get("prompt");
   const answer = words.map((_, index) => index).slice(prompt);
+  const whole = prompt ? "whole answer" : `all ${get("title")}`;
   const lookups = new Map();
   let panels = decode();
   let pointed = null; // the word under the pointer, as a list of one
@@ -229,7 +230,7 @@ function render({ model, el }) {
     if (!sheet) return;
     const row = relevance(sheet, which);
     shade(row.subarray(pictures.at(-1).end));
-    parts.readout.textContent = `${which === answer ? "whole answer" : which.map(quote).join(" + ")}: ${told(row)}`;
+    parts.readout.textContent = `${which === answer ? whole : which.map(quote).join(" + ")}: ${told(row)}`;
   }
 
   function shadeByPatch() {
@@ -293,16 +294,20 @@ function render({ model, el }) {
       list.addEventListener("pointerleave", () => point());
       list.addEventListener("focusin", (event) => point(event.target.dataset.word));
       list.addEventListener("focusout", () => point());
-      list.addEventListener("click", (event) => pin(event.target.dataset.word));
+      list.addEventListener("click", (event) => {
+        pin(event.target.dataset.word);
+        if (event.pointerType === "touch") point(); // the finger is gone; only the focus stayed
+      });
       list.addEventListener("keydown", walk);
       return make("section", {}, make("h4", {}, name), list);
     });
-    return words.length > 1 && pictures.length > 1 ? [...sections, matrix()] : sections;
+    // Maps that have a scale each are not shares of one whole, which alone a matrix can show.
+    return words.length > 1 && pictures.length > 1 && get("together") ? [...sections, matrix()] : sections;
   }
 
   function point(word) {
     pointed = word === undefined ? null : [Number(word)];
-    patch = null;
+    if (pointed) patch = null;
     draw();
   }
 
@@ -480,7 +485,8 @@ function render({ model, el }) {
 
   function controls() {
     parts.updates = [];
-    const sheets = panels[0].sheets;
+    const sheets = panels.flatMap((panel) => panel.sheets);
+    const names = [...new Set(sheets.map((sheet) => sheet.name))];
     const fields = [
       choice("pinned words", "combine", ["mean", "max"]),
       slider("power", "power", 0.25, 4, 0.25),
@@ -489,8 +495,8 @@ function render({ model, el }) {
     ];
     if (sheets.some((sheet) => !sheet.colours && !sheet.point)) fields.push(choice("colours", "colours", Object.keys(get("palettes"))));
     if (pictures.length > 1) fields.push(box("one scale for all pictures", () => get("together"), (on) => set("together", on)));
-    if (sheets.length > 1) {
-      for (const { name } of sheets) {
+    if (names.length > 1) {
+      for (const name of names) {
         fields.push(box(name, () => !get("hidden").includes(name), (on) => set("hidden", on ? get("hidden").filter((other) => other !== name) : [...get("hidden"), name])));
       }
     }
@@ -611,13 +617,8 @@ function crosshair([x, y]) {
   for (const [name, value] of [["class", "rx-cross"], ["width", 1], ["height", 1]]) svg.setAttribute(name, value);
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", `click at ${percent(x)} from the left, ${percent(y)} from the top`);
-  for (const [colour, width] of [["#1e3a5f", 5], ["#00c800", 2]]) {
-    for (const [x1, y1, x2, y2] of [[-14, 0, 14, 0], [0, -14, 0, 14]]) {
-      const line = document.createElementNS(svg.namespaceURI, "line");
-      for (const [name, value] of Object.entries({ x1, y1, x2, y2, stroke: colour, "stroke-width": width })) line.setAttribute(name, value);
-      svg.append(line);
-    }
-  }
+  const hair = (colour, width) => `<g fill="none" stroke="${colour}" stroke-width="${width}"><circle r="11"/><path d="M5 0H18M-5 0H-18M0 5V18M0 -5V-18"/></g>`;
+  svg.innerHTML = `${hair("#1e3a5f", 4)}${hair("#00c800", 2)}<circle r="4" fill="#1e3a5f"/>`;
   svg.style.cssText = `left:${x * 100}%;top:${y * 100}%`;
   return svg;
 }

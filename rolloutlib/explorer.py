@@ -31,12 +31,13 @@ from rolloutlib.grid import View
 from rolloutlib.models import Answer
 from rolloutlib.overlay import blend, blur, colour, crosshair, to_picture
 from rolloutlib.plots import plot_pictures
+from rolloutlib.tower import through_tower
 from rolloutlib.widgets import LATE, share_slider
 
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
 STEPS = 65535  # of a row's highest value: what a map's numbers are rounded to in the browser
-SETTINGS = "First layer, heads, residual and discard change the rollout itself"
+SETTINGS = "First layer, heads, residual, discard and receptive field change the rollout itself"
 FILM = {"columns": 8, "height": 1.4}
 WRAP = {"flex_flow": "row wrap"}
 STILL = f"{SETTINGS}: they need the notebook with its kernel running."
@@ -85,6 +86,22 @@ class Mark:
     y: float
 
 
+@dataclass(frozen=True)
+class Words:
+    """What of a prompt and its answer can be pointed at: all but pictures and marks in them.
+
+    texts: prompt first.  prompt: how many of them were asked.
+    positions: where each stands in the sequence.
+    rows: the query row that made each: its own of a word of the prompt, of a generated one the row
+    before it, which predicted it.
+    """
+
+    texts: list[str]
+    prompt: int
+    positions: Int[torch.Tensor, " word"]
+    rows: Int[torch.Tensor, " word"]
+
+
 Sheets = Mapping[str, Heatmaps | Mark]  # what lies over one picture, each to be switched by name
 Panels = Mapping[str, Sheets]  # pictures side by side, such as with an adapter and without
 
@@ -131,8 +148,8 @@ class Explorer(ipywidgets.VBox):
     pictures, views: what is shown, and how each one's maps lie on it.
     words: whatever can be pointed at: tokens, or frames.  prompt: how many of the first were asked.
     panels: pictures side by side → sheets on each → `Heatmaps` or a `Mark`; or a function that
-    computes them from `start_layer`, `head_fusion`, `residual` and `discard_ratio` of `depth`
-    layers, for which controls then appear below.
+    computes them from the settings of a `rollout` of `depth` layers, for which controls then appear
+    below.  settings: what it is called with first; without them, the rollout's own.
     labels: a name for each picture.  title: what the words are together.
     look: traits of `MapView` to begin with, such as `power` or `colours`.
 
@@ -150,6 +167,7 @@ class Explorer(ipywidgets.VBox):
         panels: Panels | Callable[..., Panels],
         *,
         depth: int = 0,
+        settings: Mapping[str, object] | None = None,
         prompt: int = 0,
         labels: Sequence[str] = (),
         title: str = "words",
@@ -175,10 +193,10 @@ class Explorer(ipywidgets.VBox):
             status=STILL if depth else "",
             **({"together": len(pictures) > 1} | look),
         )
-        self._controls = _controls(depth) if depth else {}
+        self._show(self._compute(**(settings or {})))
+        self._controls = _controls(depth, **(settings or {})) if depth else {}
         for control in self._controls.values():
             control.observe(self._recompute, names="value")
-        self._show(self._compute(**self.settings))
         self.maps.on_msg(self._greet)
         super().__init__([self.maps, ipywidgets.HBox(list(self._controls.values()), layout=WRAP)])
 
@@ -200,6 +218,14 @@ class Explorer(ipywidgets.VBox):
     def shown(self) -> list[int]:
         """The numbers of the words whose maps are combined: the pinned, or else the answer's."""
         return self.selected or list(range(self.maps.prompt, len(self.maps.words)))
+
+    def close(self) -> None:
+        """Take all parts out of the browser and out of memory."""
+        for child in self.children:
+            for part in getattr(child, "children", ()):
+                part.close()
+            child.close()
+        super().close()
 
     def figure(self) -> Figure:
         """What is shown, for a page of paper: every panel, and of a clip every picture."""
@@ -228,7 +254,8 @@ class Explorer(ipywidgets.VBox):
     def _title(self) -> str:
         if not self.selected:
             return f"all {self.maps.title}" if not self.maps.prompt else "whole answer"
-        return f" {self.maps.combine} ".join(self.maps.words[word] for word in self.selected)
+        pinned = [self.maps.words[word] for word in self.selected]
+        return f"{self.maps.combine} of {', '.join(pinned)}" if len(pinned) > 1 else pinned[0]
 
     def _painted(
         self, panel: str, number: int, picture: Image.Image
@@ -326,39 +353,60 @@ class Explorer(ipywidgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | still
 
 
-def explore(answer: Answer, **look) -> Explorer:
+def explore(
+    answer: Answer,
+    *,
+    to_patches: bool = False,
+    start_layer: int = 0,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    receptive_field: bool = False,
+    **look,
+) -> Explorer:
     """Where did the model look for each word of its answer, and of the question?
 
     Replays the answer, rolls the language model's attention out, and shows the row that predicted
     each generated word, and the row of each word of the prompt. A word that stands before the
-    picture drew nothing from it. Rows are scaled to sum to 1.
+    picture drew nothing from it. Rows are scaled to sum to 1. A video's steps in time are pictures
+    along a time slider, each the first of its frames.
 
-    look: traits of `MapView` to begin with, such as `power=2` or `colours="cividis"`.
+    to_patches: carry each map on through the vision tower, as `through_tower` does.
+    start_layer to receptive_field: the language model's rollout to begin with, as `rollout` takes
+    them; controls change them.  look: traits of `MapView` to begin with, such as `power=2`.
 
-    Raises ValueError for an answer about a video, whose frames it does not keep: take
-    `explore_clip`.
+    Raises ValueError for a setting out of its range.
     """
-    if any(len(image.view.grid) != 2 for image in answer.images):
-        raise ValueError("expected an answer about pictures, got one about a video: explore_clip")
-    layers = answer.model.record(answer)["language"]
-    positions = _word_positions(answer)
-    generated = len(answer.tokens)
-    rows = torch.cat([positions[:-generated], answer.rows])
-    tokenizer = answer.model.processor.tokenizer
+    recording = answer.model.record(answer)
+    layers, words = recording["language"], words_of(answer)
+    pictures, views, labels = _seen(answer, to_patches)
 
     def panels(**settings) -> Panels:
-        relevance = normalize_rows(rollout_rows(layers, rows, **settings)[0]).cpu()
-        on_pictures = [image.heatmaps(relevance) for image in answer.images]
-        return {"": {"": Heatmaps(on_pictures, relevance[:, positions])}}
+        relevance = normalize_rows(rollout_rows(layers, words.rows, **settings)[0])
+        on_pictures = []
+        for image in answer.images:
+            if to_patches:
+                maps = through_tower(recording, image, relevance).cpu()
+            else:
+                maps = image.heatmaps(relevance).cpu()
+            on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)
+        return {"": {"": Heatmaps(on_pictures, relevance.cpu()[:, words.positions])}}
 
     return Explorer(
-        [image.picture for image in answer.images],
-        [image.view for image in answer.images],
-        [tokenizer.decode([token]) for token in answer.sequence[positions].tolist()],
+        pictures,
+        views,
+        words.texts,
         panels,
         depth=len(layers),
-        prompt=len(positions) - generated,
-        **look,
+        settings={
+            "start_layer": start_layer,
+            "head_fusion": head_fusion,
+            "residual": residual,
+            "discard_ratio": discard_ratio,
+            "receptive_field": receptive_field,
+        },
+        prompt=words.prompt,
+        **({"labels": labels} | look),
     )
 
 
@@ -373,7 +421,8 @@ def explore_clip(
 
     words: what the rows of the relevance belong to, such as the names of the frames.
     relevance: scaled to sum to 1 over the clip, such as `space_time_relevance` gives it.
-    look: as `Explorer` takes it, such as `labels` of the frames.
+    look: as `Explorer` takes it, such as `labels` of the frames; `together=False` for maps of which
+    each has its own scale, so that no matrix compares the frames.
     """
     shares = normalize_rows(relevance.reshape(len(relevance), -1)).reshape(relevance.shape)
     maps = Heatmaps(list(shares.swapaxes(0, 1)))
@@ -383,23 +432,52 @@ def explore_clip(
     )
 
 
-def _word_positions(answer: Answer) -> Int[torch.Tensor, " word"]:
-    """Where the words stand: outside of the pictures and of the marks that part their rows."""
-    words = torch.ones(len(answer.sequence), dtype=torch.bool)
+def words_of(answer: Answer) -> Words:
+    """Which words were asked and answered, and which query row made each of them?"""
+    outside = torch.ones(len(answer.sequence), dtype=torch.bool)
     for image in answer.images:
-        words[int(image.positions[0]) : int(image.positions[-1]) + 1] = False
-    return words.nonzero().flatten()
+        outside[int(image.positions[0]) : int(image.positions[-1]) + 1] = False
+    positions = outside.nonzero().flatten()
+    prompt = len(positions) - len(answer.tokens)
+    decode = answer.model.processor.tokenizer.decode
+    texts = [decode([token]) for token in answer.sequence[positions].tolist()]
+    return Words(texts, prompt, positions, torch.cat([positions[:prompt], answer.rows]))
 
 
-def _controls(depth: int) -> dict[str, ipywidgets.Widget]:
+def _seen(answer: Answer, to_patches: bool) -> tuple[list[Image.Image], list[View], list[str]]:
+    """The pictures of an answer, how maps lie on them, and their names if they have any."""
+    views = [image.patch_view if to_patches else image.view for image in answer.images]
+    if not answer.frames:
+        return [image.picture for image in answer.images], views, []
+    steps, *grid = views[0].grid
+    together = answer.model.processor.video_processor.temporal_patch_size
+    starts = range(0, len(answer.frames), together)
+    ends = [min(start + together, len(answer.frames)) - 1 for start in starts]
+    labels = [f"frames {start}–{end}" for start, end in zip(starts, ends, strict=True)]
+    frames = [answer.frames[start] for start in starts]
+    return frames, [replace(views[0], grid=tuple(grid))] * steps, labels
+
+
+def _controls(
+    depth: int,
+    *,
+    start_layer: int = 0,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    receptive_field: bool = False,
+) -> dict[str, ipywidgets.Widget]:
     """What changes the rollout itself; out of use until a kernel answers."""
-    first = ipywidgets.IntSlider(description="first layer", max=depth - 1, **LATE)
-    fusion = ipywidgets.Dropdown(description="heads", options=HEAD_FUSIONS)
+    first = {"description": "first layer", "value": start_layer, "max": depth - 1}
+    field = {"description": "receptive field", "value": receptive_field, "indent": False}
     controls = {
-        "start_layer": first,
-        "head_fusion": fusion,
-        "residual": share_slider("residual", 0.5, highest=1.0),
-        "discard_ratio": share_slider("discard", 0.0, highest=0.95),
+        "start_layer": ipywidgets.IntSlider(**first, **LATE),
+        "head_fusion": ipywidgets.Dropdown(
+            description="heads", options=HEAD_FUSIONS, value=head_fusion
+        ),
+        "residual": share_slider("residual", residual, highest=1.0),
+        "discard_ratio": share_slider("discard", discard_ratio, highest=max(0.95, discard_ratio)),
+        "receptive_field": ipywidgets.Checkbox(**field),
     }
     for control in controls.values():
         control.disabled = True

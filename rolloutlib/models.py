@@ -38,6 +38,7 @@ class Answer:
     sequence: the prompt's S token ids and the T generated ones, without the closing token.
     tokens: the T generated tokens as text.  text: the answer as it reads.
     images: for each picture of the prompt its tokens' positions and pixels; one for a video.
+    frames: all those of a video.
     model: who answered, and can replay the answer.
     """
 
@@ -47,6 +48,7 @@ class Answer:
     tokens: list[str]
     text: str
     images: list[ImageTokens]
+    frames: list[Image.Image] = field(repr=False, compare=False)
     model: "MultimodalModel" = field(repr=False, compare=False)
 
     @property
@@ -162,6 +164,7 @@ class MultimodalModel:
                 config.video_token_id if video else config.image_token_id,
                 self.family.patches(config, self.processor, views),
             ),
+            frames=pictures if video else [],
             model=self,
         )
 

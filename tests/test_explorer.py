@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from reference import products
 from small_llava import save_small_llava
+from small_qwen3_vl import save_small_qwen3_vl
 
-from rolloutlib import explore, load_model
+from rolloutlib import explore, load_model, rollout_rows, through_tower
 from rolloutlib.explorer import COLOURS, Explorer, Heatmaps, Mark, explore_clip
 from rolloutlib.grid import View
 from rolloutlib.overlay import overlay
@@ -78,12 +79,17 @@ def test_words_are_all_that_was_asked_and_answered(explorer, answer, model):
         {"start_layer": 2},
         {"head_fusion": "max", "residual": 0.3},
         {"discard_ratio": 0.4},
+        {"receptive_field": True, "residual": 0.8},
     ],
 )
-def test_each_word_has_the_row_of_the_rollout_that_made_it(explorer, answer, model, chosen):
+@pytest.mark.parametrize("by", ["control", "argument"])
+def test_each_word_has_the_row_of_the_rollout_that_made_it(answer, model, chosen, by):
+    explorer = explore(answer, **(chosen if by == "argument" else {}))
     greet(explorer)
     for name, value in chosen.items():
-        explorer._controls[name].value = value
+        if by == "control":
+            explorer._controls[name].value = value
+        assert explorer.settings[name] == value
     layers = [
         layer.probabilities()[0].double().numpy() for layer in model.record(answer)["language"]
     ]
@@ -94,6 +100,46 @@ def test_each_word_has_the_row_of_the_rollout_that_made_it(explorer, answer, mod
     expected = whole[made_by] / whole[made_by].sum(1, keepdims=True)
     expected = np.c_[expected[:, image], expected[:, words]]
     np.testing.assert_allclose(received(explorer), expected, atol=1e-5)
+
+
+def test_maps_can_be_carried_on_to_the_patches(answer, model):
+    rows = answer.rows
+    recording = model.record(answer)
+    relevance = rollout_rows(recording["language"], rows, residual=0.8)[0]
+    expected = through_tower(recording, answer.image, relevance).flatten(1)
+    explorer = explore(answer, to_patches=True, residual=0.8)
+    patches = np.prod(answer.image.patch_view.grid)
+    np.testing.assert_allclose(received(explorer)[-len(rows) :, :patches], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("to_patches", [False, True])
+def test_steps_of_a_video_are_pictures_in_time(tmp_path, to_patches):
+    qwen = load_model(save_small_qwen3_vl(tmp_path))
+    frames = [Image.new("RGB", (130, 90), (50 * turn, 0, 0)) for turn in range(5)]
+    answer = qwen.generate(frames, "what", max_new_tokens=2, min_new_tokens=2, frame_rate=2.0)
+    explorer = explore(answer, to_patches=to_patches)
+    sent = explorer.maps.pictures
+    assert [picture["label"] for picture in sent] == ["frames 0–1", "frames 2–3", "frames 4–4"]
+    grid = [6, 8] if to_patches else [3, 4]  # two frames a step, the last one twice
+    assert [picture["grid"] for picture in sent] == [grid] * 3
+    shown = [Image.open(io.BytesIO(picture["data"])).getpixel((5, 5))[0] for picture in sent]
+    np.testing.assert_allclose(shown, [0, 100, 200], atol=3)
+    recording = qwen.record(answer)
+    relevance = rollout_rows(recording["language"], answer.rows)[0]
+    image = answer.image
+    if to_patches:
+        expected = through_tower(recording, image, relevance)
+    else:
+        expected = relevance[:, image.positions]
+    rows = received(explorer)[-2:, : 3 * np.prod(grid)]
+    np.testing.assert_allclose(rows, expected.flatten(1), atol=1e-5)
+
+
+def test_settings_out_of_range_are_refused(answer):
+    with pytest.raises(ValueError, match=r"residual must be in \[0, 1\], got 1.5"):
+        explore(answer, residual=1.5)
+    with pytest.raises(ValueError, match="start_layer"):
+        explore(answer, start_layer=99)
 
 
 def test_words_before_the_picture_drew_nothing_from_it(explorer, answer):
@@ -159,7 +205,7 @@ def test_figure_names_the_pinned_words():
     explorer = single()
     assert explorer.figure().axes[0].get_title() == "whole answer"
     explorer.selected = [1, 2]
-    assert explorer.figure().axes[0].get_title() == "is mean blue"
+    assert explorer.figure().axes[0].get_title() == "mean of is, blue"
     plt.close("all")
 
 
@@ -170,6 +216,17 @@ def test_a_notebook_that_cannot_show_it_live_gets_the_picture():
     drawn = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
     assert min(drawn.size) > 100
     assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize("name", ["viridis", "cividis", "magma"])
+def test_colours_can_be_told_by_their_lightness_alone(name):
+    """So those who see no red or green can: a higher value is lighter, step for step."""
+    sent = np.frombuffer(single().maps.palettes[name], np.uint8).reshape(256, 4)[:, :3] / 255
+    linear = np.where(sent <= 0.04045, sent / 12.92, ((sent + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]  # of sRGB, IEC 61966-2-1
+    assert (np.diff(luminance[::4]) > 0).all()
+    assert luminance[-1] > luminance[0] + 0.4
+    assert COLOURS[0] == single().maps.colours == "viridis"
 
 
 # Panels, sheets and clips
@@ -273,6 +330,13 @@ def test_what_cannot_be_computed_is_said(explorer, monkeypatch):
         explorer._controls["start_layer"].value = 1
     assert explorer.maps.status == "The kernel could not compute this: no such layer"
     assert not explorer.maps.busy
+
+
+def test_closed_it_leaves_no_part_behind(explorer):
+    parts = [explorer, explorer.maps, *explorer.children, *explorer._controls.values()]
+    assert all(part.comm is not None for part in parts)
+    explorer.close()
+    assert all(part.comm is None for part in parts)
 
 
 def test_ready_maps_have_no_such_controls():

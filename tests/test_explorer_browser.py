@@ -96,19 +96,24 @@ def five_words(**look):
     return Explorer([PICTURE], [VIEW], WORDS, {"": {"": sheet}}, prompt=3, **look)
 
 
+def page_of(explorer, folder):
+    """Its page from the disk, as the gallery writes that of an executed notebook."""
+    state = {"state": dependency_state([explorer], drop_defaults=False)}
+    data = {WIDGET_VIEW: {"model_id": explorer.model_id}, "text/plain": "Explorer()"}
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])
+    notebook = nbformat.v4.new_notebook(metadata={"widgets": {WIDGET_STATE: state}})
+    notebook.cells.append(cell)
+    nbformat.write(notebook, folder / "page.ipynb")
+    return write_page(folder / "page.ipynb")
+
+
 @pytest.fixture
 def show(browser, tmp_path):
-    """`show(explorer)`: its page, as the gallery writes that of an executed notebook."""
+    """`show(explorer)`: its page, open."""
     complaints = []
 
-    def open_page(explorer):
-        state = {"state": dependency_state([explorer], drop_defaults=False)}
-        data = {WIDGET_VIEW: {"model_id": explorer.model_id}, "text/plain": "Explorer()"}
-        cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])
-        notebook = nbformat.v4.new_notebook(metadata={"widgets": {WIDGET_STATE: state}})
-        notebook.cells.append(cell)
-        nbformat.write(notebook, tmp_path / "page.ipynb")
-        page, asked, said = browser(write_page(tmp_path / "page.ipynb"), viewport=LARGE)
+    def open_page(explorer, **how):
+        page, asked, said = browser(page_of(explorer, tmp_path), viewport=LARGE, **how)
         complaints.extend([asked, said])
         wait_until_drawn(page)
         return page
@@ -118,10 +123,10 @@ def show(browser, tmp_path):
     assert [text for part in complaints for text in part if "willReadFrequently" not in text] == []
 
 
-def expected_colours(heatmap, power=1.0):
+def expected_colours(heatmap, power=1.0, colours="viridis"):
     """The colour of each token without blur: by the definition, not by the package."""
     scaled = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
-    return 255 * mpl.colormaps["viridis"](scaled**power)
+    return 255 * mpl.colormaps[colours](scaled**power)
 
 
 def token_colours(page):
@@ -160,6 +165,41 @@ def test_blur_is_that_of_the_package(show, tmp_path):
     saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png")))[:, 20:100]
     small = Image.fromarray(painted).resize((80, 60), Image.Resampling.BOX)
     assert np.abs(np.asarray(small, float) - saved).mean() < 4
+
+
+def test_controls_of_the_look_do_what_they_say(show):
+    page = show(five_words(blur=0.0))
+    for name in ("cividis", "magma"):
+        page.get_by_label("colours").select_option(name)
+        expected = expected_colours(ON_PICTURE[3:].mean(0), colours=name)
+        np.testing.assert_allclose(token_colours(page), expected, atol=4)
+    page.get_by_label("power").fill("2")
+    expected = expected_colours(ON_PICTURE[3:].mean(0), power=2.0, colours="magma")
+    np.testing.assert_allclose(token_colours(page), expected, atol=4)
+    canvas = page.locator(".rx-picture canvas").first
+    assert canvas.evaluate("part => part.style.opacity") == "0.5"
+    page.get_by_label("opacity").fill("0.8")
+    assert canvas.evaluate("part => part.style.opacity") == "0.8"
+    before = pixels(page).astype(float)
+    page.get_by_label("blur, in patches").fill("1")
+    after = pixels(page).astype(float)
+    assert np.abs(np.diff(after, axis=1)).max() < np.abs(np.diff(before, axis=1)).max() / 2
+
+
+def test_a_finger_points_pins_and_asks_the_picture(show):
+    page = show(five_words(blur=0.0), has_touch=True)
+    whole = token_colours(page)
+    page.locator(".rx-chip").nth(1).tap()
+    assert pinned(page) == [1]
+    np.testing.assert_allclose(token_colours(page), expected_colours(ON_PICTURE[1]), atol=4)
+    bounds = page.locator(".rx-picture").bounding_box()
+    x = bounds["x"] + bounds["width"] * (20 + 6.5 * 10) / 120
+    page.touchscreen.tap(x, bounds["y"] + bounds["height"] * 2.5 / 6)
+    said = page.locator(".rx-readout").inner_text()
+    assert said.startswith("patch in row 3 of 6, column 7 of 8, drawn on by ")
+    page.locator(".rx-chip").nth(1).tap()
+    assert pinned(page) == []
+    np.testing.assert_array_equal(token_colours(page), whole)
 
 
 def test_pointing_at_the_picture_shows_which_words_drew_on_the_patch(show):
@@ -288,6 +328,25 @@ def test_a_clip_has_time_a_film_strip_and_a_matrix(show):
     page.screenshot(path=ARTIFACTS / "clip.png")
 
 
+def test_maps_with_a_scale_each_are_not_compared_in_a_matrix(show):
+    relevance = rng.random((2, 3, 6, 8))
+    page = show(explore_clip([PICTURE] * 3, VIEW, ["a", "b"], relevance, together=False))
+    assert page.locator(".rx-matrix").count() == 0
+    before = pixels(page)
+    page.get_by_role("slider", name="time").fill("2")
+    assert (pixels(page) != before).any()
+    assert page.locator(".rx-readout").inner_text().startswith("all words: ")
+
+
+def test_a_page_with_sixty_four_words_is_below_five_megabytes(tmp_path):
+    view = View((3000, 4000), (336, 448), (0, 56), (336, 336), 14, (24, 24))
+    photo = Image.open(ROOT / "data" / "images" / "retina.jpg").convert("RGB").resize((4000, 3000))
+    sheet = Heatmaps([rng.random((64, 24, 24))], rng.random((64, 64)))
+    words = [f"word{number}" for number in range(64)]
+    explorer = Explorer([photo], [view], words, {"": {"": sheet}}, prompt=40)
+    assert page_of(explorer, tmp_path).stat().st_size < 5e6
+
+
 def test_five_hundred_words_on_a_large_picture_stay_smooth(show):
     """Time of the processor and not of the clock: other programs may keep this one waiting."""
     view = View((3000, 4000), (3008, 4000), (0, 0), (3008, 4000), 32, (94, 125))
@@ -402,6 +461,8 @@ def test_executed_without_a_browser_it_leaves_a_picture_and_lives_on_a_page(brow
 def test_jupyterlab_run_all_point_pin_and_turn_a_control(chromium, notebook):
     folder, address = notebook
     page = chromium.new_page(viewport=LARGE)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
     goto_when_up(page, address)
     page.wait_for_function("window.jupyterapp?.restored", timeout=LONG)
     idle = """() => {
@@ -441,3 +502,6 @@ def test_jupyterlab_run_all_point_pin_and_turn_a_control(chromium, notebook):
     page.wait_for_function(f"{said}('The last took')", timeout=LONG)
     assert (pixels(page) != before).any()
     page.screenshot(path=ARTIFACTS / "lab-after.png")
+    server = address.partition("/lab/")[0]
+    own = (server, server.replace("http", "ws", 1), "blob:", "data:")
+    assert [url for url in asked if not url.startswith(own)] == []
