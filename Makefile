@@ -1,6 +1,7 @@
 # make notebooks   run every notebook with its defaults; the results are in outputs/index.html
 # make test        lint, format, doctests and tests
 # make lab         open JupyterLab on the notebooks
+# make app         a page to ask a model about your picture (MODEL_ID=… for another model)
 # make gallery     a site of all that was executed, sweeps too, in outputs/site/index.html
 # make checkpoints train the small checkpoints in data/checkpoints again (some hours)
 # make benchmark   time and memory against plain code and other packages; outputs/benchmark.md
@@ -11,13 +12,19 @@ PYTHON ?= python3
 TIMEOUT ?= 900
 # Notebooks at a time; empty: one for each core, fewer where memory is short.
 JOBS ?=
+# The app's port, and its model as the notebooks take it: folders or Hugging Face ids.
+PORT ?= 8866
+MODEL_ID ?= data/checkpoints/tiny-llava
+ADAPTER_ID ?=
+DTYPE ?= auto
+DEVICE_MAP ?= cpu
 
 BIN := .venv/bin
 READY := .venv/.ready
 STRIPPED := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: notebooks test lab gallery checkpoints benchmark
+.PHONY: notebooks test lab app gallery checkpoints benchmark
 
 notebooks: $(READY)
 	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT) $(if $(JOBS),--jobs $(JOBS))
@@ -25,11 +32,19 @@ notebooks: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find notebooks -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
+	find notebooks app -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
 	$(BIN)/pytest
 
 lab: $(READY)
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks
+
+# What is a folder here has another relative path in app/, where Voilà and its settings are.
+app: $(READY)
+	cd app && JUPYTER_PREFER_ENV_PATH=1 \
+	  MODEL_ID="$(or $(realpath $(MODEL_ID)),$(MODEL_ID))" \
+	  ADAPTER_ID="$(or $(realpath $(ADAPTER_ID)),$(ADAPTER_ID))" \
+	  DTYPE="$(DTYPE)" DEVICE_MAP="$(DEVICE_MAP)" \
+	  $(abspath $(BIN))/voila --port=$(PORT) explorer.ipynb
 
 gallery: $(READY)
 	$(BIN)/rollout gallery --outputs outputs --out outputs/site --figures notebooks data/figures

@@ -1,5 +1,6 @@
 """Pictures as a model is to see them: upright, RGB, whole."""
 
+import io
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,12 +15,18 @@ def load_picture(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"expected a picture at {path}, got no such file")
+    return read_picture(path.read_bytes(), str(path))
+
+
+def read_picture(content: bytes, name: str) -> Image.Image:
+    """Read what a file holds as `load_picture` reads the file.  name: what an error calls it."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(content)) as picture:
             return upright_rgb(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        size = path.stat().st_size
-        raise ValueError(f"expected a picture, got {path} ({size} bytes): {error}") from error
+    except (OSError, SyntaxError) as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "of no kind that Pillow reads" if unknown else error
+        raise ValueError(f"expected a picture, got {name} ({len(content)} bytes): {why}") from error
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
