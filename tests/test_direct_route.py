@@ -87,7 +87,7 @@ def test_notebook_that_cannot_be_called_is_refused(notebook):
 # The notebooks that take part; these tests start a kernel each
 
 
-@pytest.mark.parametrize("name", ["02_llava"])
+@pytest.mark.parametrize("name", ["02_llava", "07_hyperparameters"])
 def test_notebook_reports_the_same_by_both_routes(name, tmp_path, capsys):
     notebook = ROOT / "notebooks" / f"{name}.ipynb"
     run = run_notebook(notebook, tmp_path / "run.ipynb", {"scenes": 3})
