@@ -140,15 +140,26 @@ def discard_lowest(
     require_share("discard ratio", ratio, below_one=True)
     if ratio == 0:
         return fused
-    flat = fused.flatten(-2)
-    threshold = kth_smallest(flat, int(flat.shape[-1] * ratio))[..., None, None]
+    return clear_lowest(fused.clone(memory_format=torch.contiguous_format), ratio)
+
+
+def clear_lowest(
+    fused: Float[torch.Tensor, "*batch query key"], ratio: float
+) -> Float[torch.Tensor, "*batch query key"]:
+    """`discard_lowest` of a ratio above 0 in the matrix's own place."""
+    entries = fused.view(-1, fused.shape[-2:].numel())
+    threshold = kth_smallest(entries, int(entries.shape[1] * ratio))
     tied = threshold * (1 - 4 * torch.finfo(fused.dtype).eps)
-    return normalize_rows(fused.masked_fill(fused < tied, 0))
+    highest = torch.nextafter(tied, torch.full_like(tied, -torch.inf)).tolist()
+    for matrix, goes in zip(entries, highest, strict=True):  # up to this number
+        torch.nn.functional.threshold_(matrix, goes, 0)  # one pass, and no mask in memory
+    sums = fused.sum(-1, keepdim=True)
+    return fused.div_(sums.masked_fill_(sums == 0, 1))
 
 
-def kth_smallest(values: Float[torch.Tensor, "*batch n"], k: int) -> Float[torch.Tensor, "*batch"]:
-    """The k-th smallest entry (from 0) along the last axis, by selection and not by sorting."""
+def kth_smallest(values: Float[torch.Tensor, "batch n"], k: int) -> Float[torch.Tensor, " batch"]:
+    """The k-th smallest entry (from 0) of each row, by selection and not by sorting."""
     if values.device.type != "cpu":
         return values.kthvalue(k + 1).values
     # NumPy's selection is several times faster than torch's on the CPU.
-    return torch.as_tensor(np.partition(values.detach().numpy(), k)[..., k])
+    return torch.as_tensor(np.partition(values.detach().numpy(), k)[:, k])

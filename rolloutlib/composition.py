@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from rolloutlib.arrays import Array, as_tensor, consecutive, vanishing_flushed
 from rolloutlib.attention import (
-    discard_lowest,
+    clear_lowest,
     merge_heads,
     mix_identity,
     require_attention,
@@ -20,7 +20,7 @@ from rolloutlib.attention import (
 )
 
 CHUNK = 128  # query rows handled at once, at least: enough for fast products
-ENTRIES = 2**19  # and as many rows as have no more entries than this, 2 MB in float32
+ENTRIES = 350_000  # and as many rows as have no more entries than this, 1.4 MB in float32
 
 
 @runtime_checkable
@@ -77,7 +77,16 @@ def whole_rows(
     part: Float[torch.Tensor, "batch row seen"], layer: Layer
 ) -> Float[torch.Tensor, "batch row key"]:
     """The rows with zeros for the keys that were left out."""
-    return torch.nn.functional.pad(part, (0, layer.shape[2] - part.shape[2]))
+    left_out = layer.shape[2] - part.shape[2]
+    return torch.nn.functional.pad(part, (0, left_out)) if left_out else part
+
+
+def joined(
+    parts: Iterable[Float[torch.Tensor, "batch row seen"]], layer: Layer
+) -> Float[torch.Tensor, "batch row key"]:
+    """Parts of a layer below each other, with all their keys; one part alone is not copied."""
+    parts = [whole_rows(part, layer) for part in parts]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def without_unseen(
@@ -174,8 +183,7 @@ class Transition:
         # The threshold of a discard needs the whole matrix, so it is made once.
         self.whole = None
         if discard_ratio > 0:
-            whole = torch.cat([whole_rows(self.mixed(rows), layer) for rows in self.tiles], 1)
-            self.whole = discard_lowest(whole, discard_ratio)
+            self.whole = clear_lowest(joined(map(self.mixed, self.tiles), layer), discard_ratio)
 
     def mixed(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
         """Rows of the fused attention with the residual mixed in."""
@@ -194,8 +202,7 @@ class Transition:
     @vanishing_flushed()
     def rows(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
         """Rows of Ā with all their keys."""
-        parts = (self.part(some) for some in rows.split(len(self.tiles[0])))
-        return torch.cat([whole_rows(part, self.layer) for part in parts], 1)
+        return joined(map(self.part, rows.split(len(self.tiles[0]))), self.layer)
 
     @vanishing_flushed()
     def after(self, product: "Product | None") -> "Product":

@@ -3,6 +3,7 @@
 import shutil
 import signal
 
+import hypothesis
 import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import config, install_import_hook
@@ -14,6 +15,10 @@ def check_types(function):
 
 
 install_import_hook("rolloutlib", "conftest.check_types")
+
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 # A shell that starts the tests in the background makes them and their children deaf to Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -470,10 +470,66 @@ def test_multihead_attention_that_does_not_run_is_an_error():
             model.layers[0](torch.randn(1, 3, 8))
 
 
-def test_generating_while_recording_is_an_error_that_says_what_to_do(llava, inputs):
+NO_PICTURE = {"suppress_tokens": [WORDS.index("<image>")]}
+FIVE = {"max_new_tokens": 5, "min_new_tokens": 5} | NO_PICTURE
+
+
+def left_padded(inputs, padding):
+    """A prompt with so many places before it that are not to be seen."""
+    before = {"input_ids": WORDS.index("<pad>"), "attention_mask": 0}
+    padded = {
+        name: torch.nn.functional.pad(inputs[name], (padding, 0), value=value)
+        for name, value in before.items()
+    }
+    return inputs | padded
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_recorded_generation_is_the_pass_over_its_tokens(llava, inputs, padding):
+    inputs = left_padded(inputs, padding)
     with record_attention(llava) as recording:
-        llava.generate(**inputs, max_new_tokens=3, min_new_tokens=3)
-    with pytest.raises(ValueError, match=r"ran 3 times.*one pass over the whole sequence"):
+        sequence = llava.generate(**inputs, **FIVE)
+    mask = torch.ones_like(sequence)
+    mask[:, :padding] = 0
+    replayed, _ = record(llava, inputs | {"input_ids": sequence, "attention_mask": mask})
+    rows = sequence.shape[1] - 1  # the last token was never given to the model
+    for layer, expected in zip(recording["language"], replayed["language"], strict=True):
+        assert layer.shape[1:] == (rows, rows)
+        wanted = expected.probabilities()[:, :, padding:rows, :rows]
+        actual = layer.probabilities()[:, :, padding:]
+        torch.testing.assert_close(actual, wanted, atol=1e-6, rtol=0)
+    wanted = range(rows - 5, rows)
+    torch.testing.assert_close(
+        rollout_rows(recording["language"], wanted),
+        rollout_rows(replayed["language"], wanted)[..., :rows],
+        atol=1e-6,
+        rtol=0,
+    )
+    assert len(recording["vision"]) == len(replayed["vision"])
+
+
+def test_the_keys_of_earlier_steps_are_let_go(llava, inputs):
+    with record_attention(llava) as recording:
+        llava.generate(**inputs, **FIVE)
+    calls = recording._calls[recording.names[-1]]
+    assert len(calls) == 5
+    assert [call.last_key.untyped_storage().nbytes() for call in calls[:-1]] == [
+        call.last_key.nbytes for call in calls[:-1]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"num_beams": 3}, "the cache changed while recording, as in beam search"),
+        ({"cache_implementation": "static"}, r"ran 4 times.*one pass over the whole sequence"),
+        ({"use_cache": False}, r"ran 4 times.*one pass over the whole sequence"),
+    ],
+)
+def test_generation_that_is_not_one_growing_pass_is_an_error(llava, inputs, how, message):
+    with record_attention(llava) as recording:
+        llava.generate(**inputs, max_new_tokens=4, min_new_tokens=4, **NO_PICTURE, **how)
+    with pytest.raises(ValueError, match=message):
         recording["language"]
 
 
