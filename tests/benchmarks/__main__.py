@@ -6,11 +6,22 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.growth import growth
+from benchmarks.growth import CURVES, chosen, growth
 from benchmarks.measure import peak_memory
 from benchmarks.report import line, write_report
 from benchmarks.table import rows_of
 from benchmarks.workloads import WORKLOADS
+
+
+def memory_of(name: str, which: str, small: bool) -> int | list[int]:
+    """Peak memory of a contender of a workload, or of each point of a growth curve."""
+    if name in CURVES:
+        make, points = CURVES[name]
+        runs = [make(point) for point in chosen(points, small)]
+        runs[0]()  # libraries take their own memory
+        return [peak_memory(run) for run in runs]
+    WORKLOADS[name](small=True).contenders[which]()
+    return peak_memory(WORKLOADS[name](small=small).contenders[which])
 
 
 def main() -> int:
@@ -21,23 +32,18 @@ def main() -> int:
     parts = [*WORKLOADS, "growth"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--load", default="not said", help="what else ran on the machine")
-    parser.add_argument("--memory", nargs=2, metavar=("WORKLOAD", "CONTENDER"))
+    parser.add_argument("--memory", nargs=2, metavar=("WORKLOAD|AXIS", "CONTENDER|all"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.memory:
-        workload, contender = options.memory
-        WORKLOADS[workload](small=True).contenders[contender]()  # libraries take their own memory
-        print(
-            json.dumps(peak_memory(WORKLOADS[workload](small=options.small).contenders[contender]))
-        )
+        print(json.dumps(memory_of(*options.memory, options.small)))
         return 0
-    table = []
+    table, curves = [], growth(options.small) if "growth" in options.only else {}
     for name in filter(options.only.__contains__, WORKLOADS):
         for row in rows_of(name, options.small):
             print(line(row), flush=True)
             table.append(row)
-    curves = growth(options.small) if "growth" in options.only else {}
-    write_report(options.out, table, curves, options.load)
+        write_report(options.out, table, curves, options.load)  # a stopped run leaves what it has
     return 0 if all(row["agrees"] for row in table) else 1
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.measure import peak_memory, times
+from benchmarks.measure import memory_in_a_fresh_process, times
 from benchmarks.workloads import recorded_layers, softmax_layers
 from rolloutlib import rollout_rows
 from rolloutlib.video import spatial_rollout
@@ -35,10 +35,11 @@ def growth(small: bool) -> dict[str, dict]:
     """For each axis its points, CPU seconds, megabytes, and the exponents of both."""
     curves = {}
     for axis, (make, points) in CURVES.items():
-        points = points[:2] if small else points
+        points = chosen(points, small)
         runs = {point: make(point) for point in points}
         seconds = times({str(point): run for point, run in runs.items()}, 3)
-        memory = [max(peak_memory(runs[point]), 4096) / 2**20 for point in points]
+        peaks = memory_in_a_fresh_process(axis, "all", small)
+        memory = [max(peak, 4096) / 2**20 for peak in peaks]
         spent = [seconds[str(point)] for point in points]
         curves[axis] = {
             "points": points,
@@ -48,6 +49,11 @@ def growth(small: bool) -> dict[str, dict]:
             "memory exponent": exponent(points, memory),
         }
     return curves
+
+
+def chosen(points: list[int], small: bool) -> list[int]:
+    """The points to measure: two do to try the code."""
+    return points[:2] if small else points
 
 
 def exponent(points: list[int], values: list[float]) -> float:

@@ -52,8 +52,8 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def memory_in_a_fresh_process(workload: str, contender: str, small: bool) -> int:
-    """`peak_memory` of one contender, in a process in which no other has run."""
+def memory_in_a_fresh_process(workload: str, contender: str, small: bool) -> int | list[int]:
+    """`peak_memory` of one contender, or of a growth curve, in a process that ran nothing else."""
     command = [sys.executable, "-m", "benchmarks", "--memory", workload, contender]
     folder = Path(__file__).parent.parent  # where `benchmarks` is found
     done = subprocess.run(
