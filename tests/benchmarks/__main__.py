@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs"))
     parser.add_argument("--small", action="store_true", help="tiny sizes, in seconds")
-    parts = [*WORKLOADS, "growth"]
+    parts = [*WORKLOADS, "routes", "growth"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--load", default="not said", help="what else ran on the machine")
     parser.add_argument("--memory", nargs=2, metavar=("WORKLOAD|AXIS", "CONTENDER|all"))
@@ -44,6 +44,13 @@ def main() -> int:
             print(line(row), flush=True)
             table.append(row)
         write_report(options.out, table, curves, options.load)  # a stopped run leaves what it has
+    if "routes" in options.only and not options.small:  # a notebook has no tiny size
+        from benchmarks.routes import route_rows  # with Dask, which would disturb what is measured
+
+        for row in route_rows():
+            print(line(row), flush=True)
+            table.append(row)
+        write_report(options.out, table, curves, options.load)
     return 0 if all(row["agrees"] for row in table) else 1
 
 
