@@ -54,11 +54,6 @@ class Evidence:
         """Does every token see those before it alone?"""
         return not self.fused[0].triu(1).any()
 
-    @cached_property
-    def tower_fused(self) -> list[Float[torch.Tensor, "query key"]]:
-        """The same of the layers behind the image tokens."""
-        return [fuse_heads(layer) for layer in self.tower]
-
 
 @dataclass(frozen=True)
 class Method:
@@ -102,20 +97,24 @@ class Method:
         return evidence.image.view if self.behind is None else evidence.image.patch_view
 
 
-def evidence_of(model: MultimodalModel, answer: Answer) -> Evidence:
+def evidence_of(
+    model: MultimodalModel, answer: Answer, tokens: Sequence[int] | None = None
+) -> Evidence:
     """Everything that the methods need of an answer about one picture, from one replay pass.
 
-    The gradient is that of the summed logits of the generated tokens.
+    tokens: which of the generated tokens are asked about, such as those of a click's coordinates;
+    all by default. The gradient is that of their summed logits.
     """
     recording, logits = model.record_gradients(answer)
     patches, language = answer.image.patches, recording["language"]
     tower = recording["vision"][: patches.layers] if patches else []
-    weighted = weigh_by_gradient([*language, *tower], logits.sum())
+    chosen = list(range(len(answer.tokens)) if tokens is None else tokens)
+    weighted = weigh_by_gradient([*language, *tower], logits[chosen].sum())
     sequence = patches.sequence if patches else 0
     return Evidence(
         attention=[layer.probabilities()[0] for layer in language],
         weighted=weighted[: len(language)],
-        rows=answer.rows,
+        rows=answer.rows[chosen],
         image=answer.image,
         tower=[layer.probabilities()[sequence] for layer in tower],
         tower_weighted=[
@@ -129,8 +128,8 @@ def rolled(start: float = 0.0, **settings) -> Callable[[Evidence], Relevance]:
     """Rollout with these settings; `start` is the share of layers, the first ones, left out."""
 
     def relevance(evidence: Evidence) -> Relevance:
-        first = int(len(evidence.fused) * start)
-        return rollout_rows(evidence.fused, evidence.rows, start_layer=first, **settings)
+        first = int(len(evidence.attention) * start)
+        return rollout_rows(evidence.attention, evidence.rows, start_layer=first, **settings)
 
     return relevance
 
@@ -184,9 +183,9 @@ def without_sinks(relevance: Callable[[Evidence], Relevance]) -> Callable[[Evide
     return redistributed
 
 
-def rolled_behind(evidence: Evidence, relevance: Relevance) -> Relevance:
-    """On through the layers behind the image tokens by rollout, with its default settings."""
-    return carry_back(evidence.tower_fused, relevance)
+def rolled_behind(**settings) -> Callable[[Evidence, Relevance], Relevance]:
+    """On through the layers behind the image tokens by rollout with these settings."""
+    return lambda evidence, relevance: carry_back(evidence.tower, relevance, **settings)
 
 
 def weighted_behind(evidence: Evidence, relevance: Relevance) -> Relevance:
@@ -194,19 +193,26 @@ def weighted_behind(evidence: Evidence, relevance: Relevance) -> Relevance:
     return gradient_rollout(evidence.tower_weighted, relevance[None])[0]
 
 
+# What one head attends to is not thinned by the others, and each layer changes a token little.
+STRONGEST = {"head_fusion": "max", "residual": 0.9}
+
 METHODS: dict[str, Method] = {
     "rollout": Method(rolled()),
     "receptive field": Method(rolled(receptive_field=True), causal=True),
     "later first layer": Method(rolled(start=0.5)),
     "strong residual": Method(rolled(start=0.25, residual=0.9)),
+    "strongest heads": Method(rolled(**STRONGEST)),
     "sinks shared out": Method(without_sinks(rolled())),
     "last layer": Method(last_layer),
     "mean of layers": Method(mean_of_layers),
     "attention received": Method(received),
     "gradient rollout": Method(gradient_weighted),
-    "rollout to patches": Method(rolled(), rolled_behind),
-    "receptive field to patches": Method(rolled(receptive_field=True), rolled_behind, causal=True),
-    "later first layer to patches": Method(rolled(start=0.5), rolled_behind),
-    "last layer to patches": Method(last_layer, rolled_behind),
+    "rollout to patches": Method(rolled(), rolled_behind()),
+    "receptive field to patches": Method(
+        rolled(receptive_field=True), rolled_behind(), causal=True
+    ),
+    "later first layer to patches": Method(rolled(start=0.5), rolled_behind()),
+    "strongest heads to patches": Method(rolled(**STRONGEST), rolled_behind(**STRONGEST)),
+    "last layer to patches": Method(last_layer, rolled_behind()),
     "gradient rollout to patches": Method(gradient_weighted, weighted_behind),
 }

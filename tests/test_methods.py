@@ -7,7 +7,7 @@ from small_llava import save_small_llava
 from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import load_model, rollout_rows
-from rolloutlib.gradients import WeightedLayer
+from rolloutlib.gradients import WeightedLayer, weigh_by_gradient
 from rolloutlib.methods import METHODS, Evidence, Method, evidence_of, head, rolled, sinks
 
 SAVE = {"llava": save_small_llava, "fuyu": save_small_fuyu, "qwen": save_small_qwen3_vl}
@@ -81,6 +81,18 @@ def test_to_patches_equals_the_product_written_out(asked):
             relevance = relevance @ step
         expected = relevance[patches.positions].reshape(patches.view.grid)
         np.testing.assert_allclose(METHODS[name].heatmap(evidence), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_evidence_of_some_tokens_is_of_their_rows_and_their_logits(asked):
+    model, answer, whole = asked
+    parts = [evidence_of(model, answer, [number]) for number in range(len(answer.tokens))]
+    assert torch.cat([part.rows for part in parts]).equal(whole.rows)
+    maps = [METHODS["rollout"].heatmap(part) for part in parts]
+    np.testing.assert_allclose(np.mean(maps, 0), METHODS["rollout"].heatmap(whole), rtol=1e-5)
+    recording, logits = model.record_gradients(answer)
+    expected = weigh_by_gradient(recording["language"], logits[1])
+    for one, other in zip(parts[1].weighted, expected, strict=True):
+        torch.testing.assert_close(one.weights, other.weights)
 
 
 def test_a_head_is_one_of_those_that_the_mean_is_made_of(asked):
