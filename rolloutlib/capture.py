@@ -392,7 +392,10 @@ class Recording:
 
 
 def _one_pass(
-    calls: list[RecordedLayer | Continued] | list[RecordedWeights] | list[DifferentiableLayer],
+    calls: list[RecordedLayer | Continued]
+    | list[RecordedBlocks]
+    | list[RecordedWeights]
+    | list[DifferentiableLayer],
 ) -> RecordedLayer | RecordedBlocks | RecordedWeights | DifferentiableLayer:
     """The layer that these calls of one module make up: one call, a call and those that continued
     it, or the blocks of one pass.
