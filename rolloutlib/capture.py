@@ -31,6 +31,7 @@ INTERFACE = "rolloutlib"
 TILE = 2**18  # entries of probabilities computed at once: 1 MB in float32, or of one head's tile
 WIDTH = 1024  # keys of a tile
 HEIGHT, CAUSAL_HEIGHT = 512, 128  # rows of a tile
+LOG2_E = math.log2(math.e)
 JOINS = {  # how what is fused takes in one more head
     "mean": torch.Tensor.add_,
     "max": lambda fused, head: torch.maximum(fused, head, out=fused),
@@ -72,9 +73,9 @@ class RecordedLayer:
         Vaswani et al. 2017, equation 1. Float64 queries stay float64.
         """
         rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
-        every, keys = slice(0, self.key.shape[1]), slice(0, self.shape[2])
-        scores = [self._scores(item, every, rows, keys) for item in range(self.shape[0])]
-        return torch.stack(scores).softmax(-1)
+        groups, keys = slice(0, self.key.shape[1]), slice(0, self.shape[2])
+        tiles = [Tile(self, item, rows, keys) for item in range(self.shape[0])]
+        return torch.stack([tile.scores(groups, self.scaling) for tile in tiles]).softmax(-1)
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows, a tile in memory at a time.
@@ -117,100 +118,105 @@ class RecordedLayer:
         """
         # Fewer rows of causal attention: a tile on the diagonal is half empty.
         height = min(len(rows), CAUSAL_HEIGHT if self.causal else HEIGHT)
-        width = WIDTH // self._sharing or 1
+        width = WIDTH // self.sharing or 1
         if self.logsumexp is None:  # a row is normalized whole
             width = self.shape[2]
             height = min(height, TILE // width or 1)
+        size = max(TILE, self.sharing * height * width)
+        room = self.query.new_empty(size, dtype=working_dtype(self.query.dtype))
         for item in range(self.shape[0]):
             for some in _slices(len(rows), height):
                 for keys in _slices(self._seen(rows[some]), width):
-                    yield item, some, keys, self._heads(item, rows[some], keys)
-
-    def _heads(
-        self, item: int, rows: torch.Tensor, keys: slice
-    ) -> Iterator[Float[torch.Tensor, "row some_key"]]:
-        """A tile's probabilities of one head after the other.
-
-        As many heads as fit are computed at once, and written where those before them were.
-        """
-        count, area = self.key.shape[1], len(rows) * (keys.stop - keys.start)
-        groups = min(count, TILE // (self._sharing * area) or 1)
-        room = self.query.new_empty(
-            groups * self._sharing * area, dtype=working_dtype(self.query.dtype)
-        )
-        for group in _slices(count, groups):
-            yield from self._tile(item, group, rows, keys, room)
-
-    def _tile(
-        self, item: int, group: slice, rows: torch.Tensor, keys: slice, room: torch.Tensor
-    ) -> Float[torch.Tensor, "some_head row some_key"]:
-        """Probabilities of the query heads that share these key heads."""
-        if self.logsumexp is None:
-            scores = self._scores(item, group, rows, keys, room=room)
-            return torch.softmax(scores, -1, out=scores)
-        # To base 2: torch.exp is many times slower than torch.exp2 where results vanish.
-        scores = self._scores(item, group, rows, keys, math.log2(math.e), room)
-        known = self.logsumexp[item, self._served(group), consecutive(rows), None]
-        return scores.sub_(known.to(scores.dtype) * math.log2(math.e)).exp2_()
-
-    def _scores(
-        self,
-        item: int,
-        group: slice,
-        rows: torch.Tensor,
-        keys: slice,
-        unit: float = 1.0,
-        room: torch.Tensor | None = None,
-    ) -> Float[torch.Tensor, "some_head row some_key"]:
-        """QKᵀ · scaling + mask, times the unit, of the query heads that share these key heads."""
-        heads, dtype = self._served(group), working_dtype(self.query.dtype)
-        query = self.query[item, heads, consecutive(rows)].to(dtype)
-        key = self.key[item, group, keys].to(dtype)
-        shape = len(key), self._sharing * len(rows), keys.stop - keys.start
-        scores = torch.baddbmm(
-            query.new_zeros(1),
-            query.reshape(*shape[:2], -1),
-            key.mT,
-            beta=0,
-            alpha=self.scaling * unit,
-            out=None if room is None else room[: math.prod(shape)].view(shape),
-        ).view(-1, len(rows), shape[2])
-        if self.softcap is not None:
-            scores = self.softcap * (scores / self.softcap).tanh()
-        return self._masked(scores, item, heads, rows, keys)
+                    yield item, some, keys, Tile(self, item, rows[some], keys).heads(room)
 
     @property
-    def _sharing(self) -> int:
+    def sharing(self) -> int:
         """How many query heads share a key head."""
         return self.query.shape[1] // self.key.shape[1]
 
-    def _served(self, group: slice) -> slice:
-        """The query heads that share these key heads."""
-        return slice(group.start * self._sharing, group.stop * self._sharing)
+
+class Tile:
+    """Some query rows and keys of one recorded sequence. What its heads share is made once."""
+
+    def __init__(self, layer: RecordedLayer, item: int, rows: torch.Tensor, keys: slice):
+        self.layer, self.shape = layer, (len(rows), keys.stop - keys.start)
+        self.dtype = working_dtype(layer.query.dtype)
+        self.nothing = layer.query.new_zeros(1, dtype=self.dtype)
+        self.lowest = torch.finfo(self.dtype).min  # not -inf: a row that sees nothing would be NaN
+        chosen = consecutive(rows)
+        self.query, self.key = layer.query[item, :, chosen], layer.key[item, :, keys]
+        self.mask = self.hidden = self.known = None
+        if layer.logsumexp is not None:
+            self.known = layer.logsumexp[item, :, chosen, None].to(self.dtype) * LOG2_E
+        if layer.mask is not None:
+            mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
+            self.mask = mask[item, :, chosen, keys]
+        elif layer.causal and keys.stop > rows.min() + 1:
+            self.hidden = self._hidden(rows, keys)
+
+    def _hidden(self, rows: torch.Tensor, keys: slice) -> Float[torch.Tensor, "row some_key"]:
+        """What to add to scores so that no row sees a later key: for the last keys alone, from
+        the first one on that some row must not see."""
+        first = max(keys.start, int(rows.min()) + 1)
+        later = torch.arange(first, keys.stop) > rows[:, None]
+        hidden = self.query.new_zeros(later.shape, dtype=self.dtype)
+        return hidden.masked_fill_(later.to(hidden.device), self.lowest)
+
+    def heads(self, room: torch.Tensor) -> Iterator[Float[torch.Tensor, "row key"]]:
+        """The probabilities of one head after the other, in this memory.
+
+        As many heads as fit are computed at once, and written where those before them were.
+        """
+        area = self.layer.sharing * math.prod(self.shape)
+        for groups in _slices(len(self.key), TILE // area or 1):
+            yield from self.probabilities(groups, room)
+
+    def probabilities(
+        self, groups: slice, room: torch.Tensor
+    ) -> Float[torch.Tensor, "some_head row key"]:
+        """Those of the query heads that share these key heads."""
+        if self.known is None:
+            scores = self.scores(groups, self.layer.scaling, room)
+            return torch.softmax(scores, -1, out=scores)
+        # To base 2: torch.exp is many times slower than torch.exp2 where results vanish.
+        scores = self.scores(groups, self.layer.scaling * LOG2_E, room)
+        return scores.sub_(self.known[self._served(groups)]).exp2_()
+
+    def scores(
+        self, groups: slice, scaling: float, room: torch.Tensor | None = None
+    ) -> Float[torch.Tensor, "some_head row key"]:
+        """QKᵀ · scaling + mask of the query heads that share these key heads."""
+        query = self.query[self._served(groups)].to(self.dtype)
+        key = self.key[groups].to(self.dtype)
+        shape = len(key), self.layer.sharing * self.shape[0], self.shape[1]
+        scores = torch.baddbmm(
+            self.nothing,
+            query.reshape(*shape[:2], -1),
+            key.mT,
+            beta=0,
+            alpha=scaling,
+            out=None if room is None else room[: math.prod(shape)].view(shape),
+        ).view(-1, *self.shape)
+        if self.layer.softcap is not None:
+            scores = self.layer.softcap * (scores / self.layer.softcap).tanh()
+        return self._masked(scores, groups)
 
     def _masked(
-        self,
-        scores: Float[torch.Tensor, "some_head row some_key"],
-        item: int,
-        heads: slice,
-        rows: torch.Tensor,
-        keys: slice,
-    ) -> Float[torch.Tensor, "some_head row some_key"]:
+        self, scores: Float[torch.Tensor, "some_head row key"], groups: slice
+    ) -> Float[torch.Tensor, "some_head row key"]:
         """The scores, in their own place, with the lowest number where a row must not look."""
-        lowest = torch.finfo(scores.dtype).min  # not -inf: a row that sees nothing must not be NaN
-        if self.mask is not None:
-            mask = self.mask.expand(self.shape[0], self.query.shape[1], -1, -1)
-            mask = mask[item, heads, consecutive(rows), keys]
-            if mask.dtype == torch.bool:
-                return scores.masked_fill_(~mask, lowest)
-            return scores.add_(mask.to(scores.dtype)).clamp_(min=lowest)
-        first = max(keys.start, int(rows.min()) + 1)  # the first key that some row must not see
-        if self.causal and first < keys.stop:
-            later = torch.arange(first, keys.stop) > rows[:, None]
+        if self.hidden is not None:
             # Added, which takes a tenth of the time of a masked fill: beside it scores vanish.
-            hidden = scores.new_zeros(later.shape).masked_fill_(later.to(scores.device), lowest)
-            scores[..., first - keys.start :].add_(hidden)
+            scores[..., self.shape[1] - self.hidden.shape[1] :].add_(self.hidden)
+        elif self.mask is not None and self.mask.dtype == torch.bool:
+            scores.masked_fill_(~self.mask[self._served(groups)], self.lowest)
+        elif self.mask is not None:
+            scores.add_(self.mask[self._served(groups)].to(self.dtype)).clamp_(min=self.lowest)
         return scores
+
+    def _served(self, groups: slice) -> slice:
+        """The query heads that share these key heads."""
+        return slice(groups.start * self.layer.sharing, groups.stop * self.layer.sharing)
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:

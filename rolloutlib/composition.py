@@ -70,7 +70,11 @@ class DenseLayer:
 
 def row_tiles(layer: Layer) -> tuple[torch.Tensor, ...]:
     """All query rows of a layer, in tiles that a cache holds."""
-    return torch.arange(layer.shape[1]).split(max(CHUNK, ENTRIES // layer.shape[2]))
+    _, queries, keys = layer.shape
+    size = ENTRIES // keys
+    if size < queries:  # whole chunks, as few rows more would be slow products of their own
+        size = max(size // CHUNK, 1) * CHUNK
+    return torch.arange(queries).split(size)
 
 
 def whole_rows(

@@ -1,6 +1,7 @@
 """Other ways to the same numbers: as plain code writes it, and as other packages do."""
 
 import importlib.util
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -53,6 +54,19 @@ def dense_product(attentions: Layers, rows: list[int]) -> torch.Tensor:
 def column_sums(layers: list) -> torch.Tensor:
     """Attention received, from each layer's whole attention."""
     return torch.stack([part.mean((0, 1)).sum(0) for part in eager_attention(layers)]).mean(0)
+
+
+def scores_alone(layers: list, height: int, width: int = 1024) -> None:
+    """QKᵀ of recorded layers in tiles of two heads, and nothing done with it."""
+    room = torch.empty(2 * height * width)
+    for layer in layers:
+        for query, key in zip(layer.query[0].split(2), layer.key[0].split(2), strict=True):
+            for start in range(0, layer.shape[1], height):
+                some = query[:, start : start + height]
+                seen = start + some.shape[1] if layer.causal else layer.shape[2]
+                for keys in key[:, :seen].split(width, 1):
+                    shape = (len(some), some.shape[1], keys.shape[1])
+                    torch.bmm(some, keys.mT, out=room[: math.prod(shape)].view(shape))
 
 
 def _probabilities(layer, dtype: torch.dtype) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -56,8 +57,11 @@ def memory_in_a_fresh_process(workload: str, contender: str, small: bool) -> int
     """`peak_memory` of one contender, or of a growth curve, in a process that ran nothing else."""
     command = [sys.executable, "-m", "benchmarks", "--memory", workload, contender]
     folder = Path(__file__).parent.parent  # where `benchmarks` is found
+    # Memory that was freed goes back at once, or what the C library keeps would count.
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0"}
+    command += ["--small"] * small
     done = subprocess.run(
-        command + ["--small"] * small, cwd=folder, capture_output=True, text=True, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"{contender} of {workload} failed:\n{done.stderr}")
