@@ -51,7 +51,7 @@ class AskPanel(ipywidgets.VBox):
             picture = read_picture(bytes(file["content"]), file["name"])
             longest = self.longest.value
             answer = self._model.generate(picture, self.prompt.value, max_new_tokens=longest)
-            self._show(explore(answer, to_patches=True, blur=1.0))
+            self._show(explore(answer, to_patches=True))
             self.status.value = said(f"The model says: {answer.text}")
         except Exception as error:
             self._show()
