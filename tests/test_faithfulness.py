@@ -71,3 +71,25 @@ def test_a_verdict_says_who_is_better(made_up, tell, capsys):
     assert "Plain rollout loses to last layer and centre in pointing game" in told
     assert "Its pointing game reaches 0.9: 0.95 [0.94, 0.96], n = 500" in told
     assert "does not clearly beat centre: -3.00" in told
+
+
+def test_a_verdict_says_what_limits_a_map(made_up, tell, capsys):
+    shown = "receptive field, blurred"
+    kinds = {"there": (0.5, 100), "where": (1.0, 300), "shape": (0.8, 100)}
+    more = [(*line(shown, f"pointing game, {k}", v)[:-1], n) for k, (v, n) in kinds.items()]
+    more.append(line("the region itself", "pointing game", 1.0))
+    more.append(line("the region itself", "deletion", -9.0))
+    tell(pd.concat([made_up, pd.DataFrame(more, columns=COLUMNS)]))
+    told = capsys.readouterr().out
+    assert "It points worst for “there”: 0.50 [0.49, 0.51]; for all else: 0.95." in told
+    assert "Deletion of the region itself: -9.00" in told
+    assert "clearly worse than centre." in told  # and not than the region, which knows the answer
+
+
+def test_every_shown_map_reaches_the_aim_on_500_cases(full, tell, capsys):
+    tell(full)
+    told = capsys.readouterr().out
+    assert told.count("Its pointing game reaches 0.9") == 4
+    assert told.count("Its deletion curve beats random, centre, last layer") == 4
+    cases = full[full["score"] == "pointing game"].groupby(["model", "method"])["n"].max()
+    assert cases.min() >= 500
