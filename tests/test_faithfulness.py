@@ -84,3 +84,12 @@ def test_a_verdict_says_what_limits_a_map(made_up, tell, capsys):
     assert "It points worst for “there”: 0.50 [0.49, 0.51]; for all else: 0.95." in told
     assert "Deletion of the region itself: -9.00" in told
     assert "clearly worse than centre." in told  # and not than the region, which knows the answer
+
+
+def test_every_shown_map_reaches_the_aim_on_500_cases(full, tell, capsys):
+    tell(full)
+    told = capsys.readouterr().out
+    assert told.count("Its pointing game reaches 0.9") == 4
+    assert told.count("Its deletion curve beats random, centre, last layer") == 4
+    cases = full[full["score"] == "pointing game"].groupby(["model", "method"])["n"].max()
+    assert cases.min() >= 500
