@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -32,11 +33,8 @@ TILE = 2**18  # entries of probabilities computed at once: 1 MB in float32, or o
 WIDTH = 1024  # keys of a tile
 HEIGHT, CAUSAL_HEIGHT = 512, 128  # rows of a tile
 LOG2_E = math.log2(math.e)
-JOINS = {  # how what is fused takes in one more head
-    "mean": torch.Tensor.add_,
-    "max": lambda fused, head: torch.maximum(fused, head, out=fused),
-    "min": lambda fused, head: torch.minimum(fused, head, out=fused),
-}
+EXTREMES = {"max": torch.maximum, "min": torch.minimum}
+MODERATE = 80.0  # up to this size of scores exp(score) and exp(-score) are float32 numbers
 
 active: ContextVar[tuple["Recording", ...]] = ContextVar("active recordings", default=())
 
@@ -73,9 +71,10 @@ class RecordedLayer:
         Vaswani et al. 2017, equation 1. Float64 queries stay float64.
         """
         rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
-        groups, keys = slice(0, self.key.shape[1]), slice(0, self.shape[2])
-        tiles = [Tile(self, item, rows, keys) for item in range(self.shape[0])]
-        return torch.stack([tile.scores(groups, self.scaling) for tile in tiles]).softmax(-1)
+        keys, dtype = slice(0, self.shape[2]), working_dtype(self.query.dtype)
+        room = self.query.new_empty(self.query.shape[1] * len(rows) * self.shape[2], dtype=dtype)
+        tiles = (Tile(self, item, rows, keys, room) for item in range(self.shape[0]))
+        return torch.stack([tile.probabilities() for tile in tiles])
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows, a tile in memory at a time.
@@ -84,11 +83,18 @@ class RecordedLayer:
         """
         require_fusion(how)
         fused = self._zeros(len(rows), self._seen(rows))
-        for item, some, keys, heads in self._tiles(rows):
-            tile = fused[item, some, keys]
-            tile.copy_(next(heads))
-            for head in heads:
-                JOINS[how](tile, head)
+        for item, some, keys, tile in self._tiles(rows):
+            block = fused[item, some, keys]
+            if how == "mean":
+                for head, weights in tile.exponentials():
+                    block.addcmul_(head, weights)
+                tile.hide_later(block)
+            else:  # the largest logarithm is that of the largest probability
+                heads = tile.logarithms()
+                block.copy_(next(heads))
+                for head in heads:
+                    EXTREMES[how](block, head, out=block)
+                block.exp2_()
         return fused.div_(self.query.shape[1]) if how == "mean" else fused
 
     def received(self) -> Float[torch.Tensor, "batch key"]:
@@ -97,9 +103,11 @@ class RecordedLayer:
         Without a head-fused row in memory, which a long sequence makes long.
         """
         total = self._zeros(self.shape[2])
-        for item, _, keys, heads in self._tiles(torch.arange(self.shape[1])):
-            for head in heads:
-                total[item, keys] += head.new_ones(len(head)) @ head  # quicker than a sum
+        for item, _, keys, tile in self._tiles(torch.arange(self.shape[1])):
+            block = total[item, None, keys]
+            for head, weights in tile.exponentials():
+                tile.hide_later(head)
+                block.addmm_(weights.mT, head)
         return total / self.query.shape[1]
 
     def _zeros(self, *shape: int) -> torch.Tensor:
@@ -110,9 +118,9 @@ class RecordedLayer:
         """How many keys at most any of these rows attends to."""
         return int(rows.max()) + 1 if self.causal else self.shape[2]
 
-    def _tiles(self, rows: torch.Tensor) -> Iterator[tuple[int, slice, slice, Iterator]]:
+    def _tiles(self, rows: torch.Tensor) -> Iterator[tuple[int, slice, slice, "Tile"]]:
         """All probabilities of these rows, in tiles: item of the batch, which of the rows, which
-        keys, and `[row key]` of one head after the other.
+        keys, and the tile.
 
         So what is added up over heads stays in the processor's cache.
         """
@@ -127,96 +135,157 @@ class RecordedLayer:
         for item in range(self.shape[0]):
             for some in _slices(len(rows), height):
                 for keys in _slices(self._seen(rows[some]), width):
-                    yield item, some, keys, Tile(self, item, rows[some], keys).heads(room)
+                    yield item, some, keys, Tile(self, item, rows[some], keys, room)
 
     @property
     def sharing(self) -> int:
         """How many query heads share a key head."""
         return self.query.shape[1] // self.key.shape[1]
 
+    @cached_property
+    def moderate(self) -> list[list[bool]]:
+        """For each item of the batch and key head: is every score's exponential a number that
+        float32 holds, and so is its inverse?
+
+        By |q · k| ≤ |q| · |k|, without any score.
+        """
+        longest = [
+            torch.linalg.vector_norm(each, dim=-1, dtype=working_dtype(each.dtype)).amax(-1)
+            for each in (self.query, self.key)
+        ]
+        query = longest[0].unflatten(1, (-1, self.sharing)).amax(-1)
+        return (query * longest[1] * abs(self.scaling) <= MODERATE).tolist()
+
+
+class Group(NamedTuple):
+    """Some heads of a tile, as many as there is room for, and the memory for their scores."""
+
+    heads: slice
+    served: slice  # their key heads
+    query: Float[torch.Tensor, "key_head sharing_row width"]
+    key: Float[torch.Tensor, "key_head width some_key"]
+    scores: Float[torch.Tensor, "key_head sharing_row some_key"]
+    each: tuple[Float[torch.Tensor, "row some_key"], ...]  # the same memory, head by head
+
 
 class Tile:
-    """Some query rows and keys of one recorded sequence. What its heads share is made once."""
+    """Some query rows and keys of one recorded sequence. What its heads share is made once.
 
-    def __init__(self, layer: RecordedLayer, item: int, rows: torch.Tensor, keys: slice):
-        self.layer, self.shape = layer, (len(rows), keys.stop - keys.start)
-        self.dtype = working_dtype(layer.query.dtype)
-        self.nothing = layer.query.new_zeros(1, dtype=self.dtype)
-        self.lowest = torch.finfo(self.dtype).min  # not -inf: a row that sees nothing would be NaN
+    room: memory for the scores of some heads, or of all where that is much.
+    """
+
+    def __init__(
+        self, layer: RecordedLayer, item: int, rows: torch.Tensor, keys: slice, room: torch.Tensor
+    ):
+        self.layer, self.item, self.room = layer, item, room
+        self.shape = len(rows), keys.stop - keys.start
+        self.nothing, self.one = room.new_zeros(1), room.new_ones(1)
+        self.lowest = torch.finfo(room.dtype).min  # not -inf: a row that sees nothing would be NaN
         chosen = consecutive(rows)
-        self.query, self.key = layer.query[item, :, chosen], layer.key[item, :, keys]
-        self.mask = self.hidden = self.known = None
+        query, self.key = layer.query[item, :, chosen].to(room.dtype), layer.key[item, :, keys].mT
+        # Queries that share a key head stand below each other.
+        self.query = query.reshape(self.key.shape[0], layer.sharing * len(rows), -1)
+        self.mask = self.later = self.known = None
         if layer.logsumexp is not None:
-            self.known = layer.logsumexp[item, :, chosen, None].to(self.dtype) * LOG2_E
+            known = layer.logsumexp[item, :, chosen, None].to(room.dtype)
+            self.known = known.contiguous()  # the kernel puts heads beside each other
         if layer.mask is not None:
             mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
             self.mask = mask[item, :, chosen, keys]
-        elif layer.causal and keys.stop > rows.min() + 1:
-            self.hidden = self._hidden(rows, keys)
+        elif layer.causal:
+            # Of the last keys alone, from the first one on that some row must not see.
+            first = max(keys.start, int(rows.min()) + 1)
+            if first < keys.stop:
+                self.later = (torch.arange(first, keys.stop) > rows[:, None]).to(room.device)
 
-    def _hidden(self, rows: torch.Tensor, keys: slice) -> Float[torch.Tensor, "row some_key"]:
-        """What to add to scores so that no row sees a later key: for the last keys alone, from
-        the first one on that some row must not see."""
-        first = max(keys.start, int(rows.min()) + 1)
-        later = torch.arange(first, keys.stop) > rows[:, None]
-        hidden = self.query.new_zeros(later.shape, dtype=self.dtype)
-        return hidden.masked_fill_(later.to(hidden.device), self.lowest)
+    def exponentials(
+        self,
+    ) -> Iterator[tuple[Float[torch.Tensor, "row key"], Float[torch.Tensor, "row 1"]]]:
+        """One head after the other: exponentials, and for each row what makes them probabilities
+        if they are multiplied by it. In memory that later heads will take.
 
-    def heads(self, room: torch.Tensor) -> Iterator[Float[torch.Tensor, "row key"]]:
-        """The probabilities of one head after the other, in this memory.
-
-        As many heads as fit are computed at once, and written where those before them were.
+        Those of keys that a row must not see are any numbers before `hide_later`.
         """
-        area = self.layer.sharing * math.prod(self.shape)
-        for groups in _slices(len(self.key), TILE // area or 1):
-            yield from self.probabilities(groups, room)
+        even = [self.one.expand(self.shape[0], 1)] * len(self.query) * self.layer.sharing
+        weights = even if self.known is None else self.known.neg().exp_().unbind()
+        for group in self._groups():
+            moderate = self.known is not None and all(self.layer.moderate[self.item][group.served])
+            if moderate:
+                self._scores(group, self.layer.scaling).exp_()
+            elif self.known is None:
+                scores = self._masked(self._scores(group, self.layer.scaling), group)
+                torch.softmax(scores, -1, out=scores)
+            else:  # to base 2: torch.exp is many times slower than torch.exp2 where results vanish
+                self._logarithms(group).exp2_()
+            yield from zip(group.each, (weights if moderate else even)[group.heads], strict=True)
 
-    def probabilities(
-        self, groups: slice, room: torch.Tensor
-    ) -> Float[torch.Tensor, "some_head row key"]:
-        """Those of the query heads that share these key heads."""
+    def hide_later(self, matrix: Float[torch.Tensor, "row key"]) -> None:
+        """Set to 0 what causal rows must not see."""
+        if self.later is not None:
+            self._last_keys(matrix).masked_fill_(self.later, 0)
+
+    def logarithms(self) -> Iterator[Float[torch.Tensor, "row key"]]:
+        """The base-2 logarithms of the probabilities, of one head after the other."""
+        for group in self._groups():
+            self._logarithms(group)
+            yield from group.each
+
+    def probabilities(self) -> Float[torch.Tensor, "head row key"]:
+        """Those of all heads at once, without what the model's own pass knew of them."""
+        [group] = self._groups()
+        return self._masked(self._scores(group, self.layer.scaling), group).softmax(-1)
+
+    def _groups(self) -> list[Group]:
+        """All heads. A list, as small steps between large products find the cache full of numbers,
+        and take several times as long as when they follow each other."""
+        (count, rows, _), size, sharing = self.query.shape, self.shape[1], self.layer.sharing
+        step = min(self.room.shape[0] // (rows * size), count)
+        scores = self.room[: step * rows * size].view(step, rows, size)
+        each = scores.view(-1, *self.shape).unbind()
+        groups, starts = [], range(0, count, step)
+        for start, *pair in zip(starts, self.query.split(step), self.key.split(step), strict=True):
+            stop = min(start + step, count)
+            heads = slice(start * sharing, stop * sharing)
+            here = scores if stop - start == step else scores[: stop - start]
+            part = each[: heads.stop - heads.start]
+            groups.append(Group(heads, slice(start, stop), *pair, here, part))
+        return groups
+
+    def _scores(
+        self, group: Group, scaling: float
+    ) -> Float[torch.Tensor, "key_head sharing_row some_key"]:
+        """QKᵀ · scaling."""
+        query, key, scores = group.query, group.key, group.scores
+        key = key if key.dtype == scores.dtype else key.to(scores.dtype)
+        torch.baddbmm(self.nothing, query, key, beta=0, alpha=scaling, out=scores)
+        cap = self.layer.softcap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+    def _logarithms(self, group: Group) -> Float[torch.Tensor, "head row key"]:
         if self.known is None:
-            scores = self.scores(groups, self.layer.scaling, room)
-            return torch.softmax(scores, -1, out=scores)
-        # To base 2: torch.exp is many times slower than torch.exp2 where results vanish.
-        scores = self.scores(groups, self.layer.scaling * LOG2_E, room)
-        return scores.sub_(self.known[self._served(groups)]).exp2_()
+            scores = self._masked(self._scores(group, self.layer.scaling), group)
+            return torch.log_softmax(scores, -1, out=scores).mul_(LOG2_E)
+        scores = self._masked(self._scores(group, self.layer.scaling * LOG2_E), group)
+        return scores.sub_(self.known[group.heads], alpha=LOG2_E)
 
-    def scores(
-        self, groups: slice, scaling: float, room: torch.Tensor | None = None
-    ) -> Float[torch.Tensor, "some_head row key"]:
-        """QKᵀ · scaling + mask of the query heads that share these key heads."""
-        query = self.query[self._served(groups)].to(self.dtype)
-        key = self.key[groups].to(self.dtype)
-        shape = len(key), self.layer.sharing * self.shape[0], self.shape[1]
-        scores = torch.baddbmm(
-            self.nothing,
-            query.reshape(*shape[:2], -1),
-            key.mT,
-            beta=0,
-            alpha=scaling,
-            out=None if room is None else room[: math.prod(shape)].view(shape),
-        ).view(-1, *self.shape)
-        if self.layer.softcap is not None:
-            scores = self.layer.softcap * (scores / self.layer.softcap).tanh()
-        return self._masked(scores, groups)
-
-    def _masked(
-        self, scores: Float[torch.Tensor, "some_head row key"], groups: slice
-    ) -> Float[torch.Tensor, "some_head row key"]:
+    def _masked(self, scores: torch.Tensor, group: Group) -> Float[torch.Tensor, "head row key"]:
         """The scores, in their own place, with the lowest number where a row must not look."""
-        if self.hidden is not None:
+        scores = scores.view(-1, *self.shape)
+        if self.later is not None:
             # Added, which takes a tenth of the time of a masked fill: beside it scores vanish.
-            scores[..., self.shape[1] - self.hidden.shape[1] :].add_(self.hidden)
+            later = self.later.to(scores.dtype)
+            self._last_keys(scores).add_(later, alpha=self.lowest)
         elif self.mask is not None and self.mask.dtype == torch.bool:
-            scores.masked_fill_(~self.mask[self._served(groups)], self.lowest)
+            scores.masked_fill_(~self.mask[group.heads], self.lowest)
         elif self.mask is not None:
-            scores.add_(self.mask[self._served(groups)].to(self.dtype)).clamp_(min=self.lowest)
+            scores.add_(self.mask[group.heads].to(scores.dtype)).clamp_(min=self.lowest)
         return scores
 
-    def _served(self, groups: slice) -> slice:
-        """The query heads that share these key heads."""
-        return slice(groups.start * self.layer.sharing, groups.stop * self.layer.sharing)
+    def _last_keys(
+        self, matrix: Float[torch.Tensor, "*head row key"]
+    ) -> Float[torch.Tensor, "*head row some_key"]:
+        """Of the keys that are later than some row."""
+        return matrix[..., self.shape[1] - self.later.shape[1] :]
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:
