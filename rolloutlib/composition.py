@@ -229,7 +229,7 @@ class Transition:
             if share.any():  # below a causal layer no row after the last wanted one has any share
                 part = self.part(rows)
                 total = total.to(part)
-                total[..., : part.shape[-1]] += share.to(part) @ part
+                total[..., : part.shape[-1]].baddbmm_(share.to(part), part)
         return total
 
 
