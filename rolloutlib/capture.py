@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import torch
@@ -29,9 +29,8 @@ from rolloutlib.arrays import consecutive, working_dtype
 from rolloutlib.attention import fuse_heads, require_fusion
 
 INTERFACE = "rolloutlib"
-TILE = 2**18  # entries of probabilities computed at once: 1 MB in float32, or of one head's tile
-WIDTH = 1024  # keys of a tile
-HEIGHT, CAUSAL_HEIGHT = 512, 128  # rows of a tile
+TILE = 2**18  # entries of scores computed at once: 1 MB in float32, or of one head's tile
+SIDES = {False: (512, 1024), True: (128, 2048)}  # rows and keys of a tile, by whether it is causal
 LOG2_E = math.log2(math.e)
 EXTREMES = {"max": torch.maximum, "min": torch.minimum}
 MODERATE = 80.0  # up to this size of scores exp(score) and exp(-score) are float32 numbers
@@ -74,8 +73,9 @@ class RecordedLayer:
         rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
         keys, dtype = slice(0, self.shape[2]), working_dtype(self.query.dtype)
         room = self.query.new_empty(self.query.shape[1] * len(rows) * self.shape[2], dtype=dtype)
-        tiles = (Tile(self, item, rows, keys, room) for item in range(self.shape[0]))
-        return torch.stack([tile.probabilities() for tile in tiles])
+        sequences = (Rows(self, item, rows, room) for item in range(self.shape[0]))
+        every = slice(0, len(rows))
+        return torch.stack([Tile(each, every, keys).probabilities() for each in sequences])
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows, a tile in memory at a time.
@@ -87,8 +87,8 @@ class RecordedLayer:
         for item, some, keys, tile in self._tiles(rows):
             block = fused[item, some, keys]
             if how == "mean":
-                for head, weights in tile.exponentials():
-                    block.addcmul_(head, weights)
+                for head, shares in tile.exponentials():
+                    block.addcmul_(head, shares)
                 tile.hide_later(block)
             else:  # the largest logarithm is that of the largest probability
                 heads = tile.logarithms()
@@ -96,7 +96,7 @@ class RecordedLayer:
                 for head in heads:
                     EXTREMES[how](block, head, out=block)
                 block.exp2_()
-        return fused.div_(self.query.shape[1]) if how == "mean" else fused
+        return fused
 
     def received(self) -> Float[torch.Tensor, "batch key"]:
         """How much attention each key gets: summed over queries, averaged over heads.
@@ -106,10 +106,10 @@ class RecordedLayer:
         total = self._zeros(self.shape[2])
         for item, _, keys, tile in self._tiles(torch.arange(self.shape[1])):
             block = total[item, None, keys]
-            for head, weights in tile.exponentials():
+            for head, shares in tile.exponentials():
                 tile.hide_later(head)
-                block.addmm_(weights.mT, head)
-        return total / self.query.shape[1]
+                block.addmm_(shares.mT, head)
+        return total
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         dtype = working_dtype(self.query.dtype)
@@ -126,17 +126,18 @@ class RecordedLayer:
         So what is added up over heads stays in the processor's cache.
         """
         # Fewer rows of causal attention: a tile on the diagonal is half empty.
-        height = min(len(rows), CAUSAL_HEIGHT if self.causal else HEIGHT)
-        width = WIDTH // self.sharing or 1
+        height, width = SIDES[self.causal]
+        height, width = min(len(rows), height), min(self.shape[2], width // self.sharing or 1)
         if self.logsumexp is None:  # a row is normalized whole
             width = self.shape[2]
             height = min(height, TILE // width or 1)
         size = max(TILE, self.sharing * height * width)
         room = self.query.new_empty(size, dtype=working_dtype(self.query.dtype))
         for item in range(self.shape[0]):
+            sequence = Rows(self, item, rows, room)
             for some in _slices(len(rows), height):
                 for keys in _slices(self._seen(rows[some]), width):
-                    yield item, some, keys, Tile(self, item, rows[some], keys, room)
+                    yield item, some, keys, Tile(sequence, some, keys)
 
     @property
     def sharing(self) -> int:
@@ -170,56 +171,74 @@ class Group(NamedTuple):
     each: tuple[Float[torch.Tensor, "row some_key"], ...]  # the same memory, head by head
 
 
-class Tile:
-    """Some query rows and keys of one recorded sequence. What its heads share is made once.
+class Rows:
+    """Some query rows of one recorded sequence. What their tiles share is made once.
 
-    room: memory for the scores of some heads, or of all where that is much.
+    room: memory for the scores of some heads of a tile, or of all where that is much.
     """
 
-    def __init__(
-        self, layer: RecordedLayer, item: int, rows: torch.Tensor, keys: slice, room: torch.Tensor
-    ):
-        self.layer, self.item, self.room = layer, item, room
-        self.shape = len(rows), keys.stop - keys.start
-        self.nothing, self.one = room.new_zeros(1), room.new_ones(1)
-        self.lowest = torch.finfo(room.dtype).min  # not -inf: a row that sees nothing would be NaN
-        chosen = consecutive(rows)
-        query, self.key = layer.query[item, :, chosen].to(room.dtype), layer.key[item, :, keys].mT
-        # Queries that share a key head stand below each other.
-        self.query = query.reshape(self.key.shape[0], layer.sharing * len(rows), -1)
-        self.mask = self.later = self.known = None
-        if layer.logsumexp is not None:
-            known = layer.logsumexp[item, :, chosen, None].to(room.dtype)
-            self.known = known.contiguous()  # the kernel puts heads beside each other
+    def __init__(self, layer: RecordedLayer, item: int, rows: torch.Tensor, room: torch.Tensor):
+        self.layer, self.room, self.numbers = layer, room, rows
+        self.chosen = consecutive(rows)
+        self.query, self.key = layer.query[item][:, self.chosen], layer.key[item]
+        self.mask = self.known = None
+        # What makes a probability one head's share of their mean.
+        self.share = room.new_full((1, 1), 1 / len(self.query))
         if layer.mask is not None:
             mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
-            self.mask = mask[item, :, chosen, keys]
-        elif layer.causal:
+            self.mask = mask[item][:, self.chosen]
+        if layer.logsumexp is not None:
+            known = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
+            self.known = known.contiguous()  # the kernel puts heads beside each other
+            # And what makes an exponential one, where the score's alone is computed.
+            self.shares = self.known.neg().exp_().mul_(self.share)
+            self.moderate = layer.moderate[item]
+
+
+class Tile:
+    """Some query rows and some keys. What their heads share is made once."""
+
+    def __init__(self, rows: Rows, some: slice, keys: slice):
+        self.rows, self.some, self.layer = rows, some, rows.layer
+        self.shape = some.stop - some.start, keys.stop - keys.start
+        self.key = rows.key[:, keys].mT
+        # Queries that share a key head stand below each other.
+        query = rows.query[:, some].to(rows.room.dtype)
+        self.query = query.reshape(self.key.shape[0], rows.layer.sharing * self.shape[0], -1)
+        self.mask = self.later = self.known = None
+        if rows.known is not None:
+            self.known = rows.known[:, some]
+        if rows.mask is not None:
+            self.mask = rows.mask[:, some, keys]
+        elif rows.layer.causal:
             # Of the last keys alone, from the first one on that some row must not see.
-            first = max(keys.start, int(rows.min()) + 1)
+            numbers = rows.numbers[some]
+            first = max(keys.start, int(numbers.min()) + 1)
             if first < keys.stop:
-                self.later = (torch.arange(first, keys.stop) > rows[:, None]).to(room.device)
+                later = torch.arange(first, keys.stop) > numbers[:, None]
+                self.later = later.to(rows.room.device)
 
     def exponentials(
         self,
     ) -> Iterator[tuple[Float[torch.Tensor, "row key"], Float[torch.Tensor, "row 1"]]]:
-        """One head after the other: exponentials, and for each row what makes them probabilities
-        if they are multiplied by it. In memory that later heads will take.
+        """One head after the other: exponentials, and for each row what makes them shares of the
+        heads' mean if they are multiplied by it. In memory that later heads will take.
 
         Those of keys that a row must not see are any numbers before `hide_later`.
         """
-        even = [self.one.expand(self.shape[0], 1)] * len(self.query) * self.layer.sharing
-        weights = even if self.known is None else self.known.neg().exp_().unbind()
+        even = repeat(self.rows.share.expand(self.shape[0], 1))
+        shares = None if self.known is None else self.rows.shares[:, self.some].unbind()
         for group in self._groups():
-            moderate = self.known is not None and all(self.layer.moderate[self.item][group.served])
-            if moderate:
-                self._scores(group, self.layer.scaling).exp_()
-            elif self.known is None:
+            if self.known is None:
                 scores = self._masked(self._scores(group, self.layer.scaling), group)
                 torch.softmax(scores, -1, out=scores)
+                yield from zip(group.each, even, strict=False)
+            elif all(self.rows.moderate[group.served]):
+                self._scores(group, self.layer.scaling).exp_()
+                yield from zip(group.each, shares[group.heads], strict=True)
             else:  # to base 2: torch.exp is many times slower than torch.exp2 where results vanish
                 self._logarithms(group).exp2_()
-            yield from zip(group.each, (weights if moderate else even)[group.heads], strict=True)
+                yield from zip(group.each, even, strict=False)
 
     def hide_later(self, matrix: Float[torch.Tensor, "row key"]) -> None:
         """Set to 0 what causal rows must not see."""
@@ -241,8 +260,9 @@ class Tile:
         """All heads. A list, as small steps between large products find the cache full of numbers,
         and take several times as long as when they follow each other."""
         (count, rows, _), size, sharing = self.query.shape, self.shape[1], self.layer.sharing
-        step = min(self.room.shape[0] // (rows * size), count)
-        scores = self.room[: step * rows * size].view(step, rows, size)
+        room = self.rows.room
+        step = min(room.shape[0] // (rows * size), count)
+        scores = room[: step * rows * size].view(step, rows, size)
         each = scores.view(-1, *self.shape).unbind()
         groups, starts = [], range(0, count, step)
         for start, *pair in zip(starts, self.query.split(step), self.key.split(step), strict=True):
@@ -259,7 +279,7 @@ class Tile:
         """QKᵀ · scaling."""
         query, key, scores = group.query, group.key, group.scores
         key = key if key.dtype == scores.dtype else key.to(scores.dtype)
-        torch.baddbmm(self.nothing, query, key, beta=0, alpha=scaling, out=scores)
+        scores.baddbmm_(query, key, beta=0, alpha=scaling)
         cap = self.layer.softcap
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
@@ -273,14 +293,15 @@ class Tile:
     def _masked(self, scores: torch.Tensor, group: Group) -> Float[torch.Tensor, "head row key"]:
         """The scores, in their own place, with the lowest number where a row must not look."""
         scores = scores.view(-1, *self.shape)
+        lowest = torch.finfo(scores.dtype).min  # not -inf: a row that sees nothing would be NaN
         if self.later is not None:
             # Added, which takes a tenth of the time of a masked fill: beside it scores vanish.
             later = self.later.to(scores.dtype)
-            self._last_keys(scores).add_(later, alpha=self.lowest)
+            self._last_keys(scores).add_(later, alpha=lowest)
         elif self.mask is not None and self.mask.dtype == torch.bool:
-            scores.masked_fill_(~self.mask[group.heads], self.lowest)
+            scores.masked_fill_(~self.mask[group.heads], lowest)
         elif self.mask is not None:
-            scores.add_(self.mask[group.heads].to(scores.dtype)).clamp_(min=self.lowest)
+            scores.add_(self.mask[group.heads].to(scores.dtype)).clamp_(min=lowest)
         return scores
 
     def _last_keys(
