@@ -129,7 +129,7 @@ def float64_probabilities(layer):
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("key_heads", [4, 2])
-@pytest.mark.parametrize("scale", [5, 100, 400])
+@pytest.mark.parametrize("scale", [5, 60, 100, 400])
 def test_tiles_of_large_scores_equal_float64(scale, causal, key_heads, known):
     layer = recorded_layer(scale, causal, key_heads, known=known)
     expected = float64_probabilities(layer)
@@ -145,6 +145,44 @@ def test_tiles_of_large_scores_equal_float64(scale, causal, key_heads, known):
     torch.testing.assert_close(fused.double(), merged, **tolerance)
     received = attention_received([layer]).double()
     torch.testing.assert_close(received, expected.mean(1).sum(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_heads_with_small_and_with_large_scores_share_a_tile(causal):
+    """One head of which exp(score) is no number, one of which it vanishes, two moderate ones."""
+    layer = recorded_layer(20, causal, 4)
+    query = layer.query * torch.tensor([1, 15, 1, 0.1])[:, None, None]
+    key = layer.key.clone()
+    query[:, 2], key[:, 2] = query[:, 2].abs() + 1, -key[:, 2].abs() - 3  # all scores below -40
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    known = flash(query, key, key, 0.0, causal, scale=layer.scaling)[1]
+    layer = RecordedLayer("", query, key, None, causal, layer.scaling, logsumexp=known)
+    assert known[:, 1].max() > 100
+    assert known[:, 2].max() < -40
+    assert layer.moderate == [[True, False, False, True]] * 2
+    expected = float64_probabilities(layer)
+    for how, merged in [("mean", expected.mean(1)), ("max", expected.amax(1))]:
+        fused = layer.fused(torch.arange(300), how).double()
+        torch.testing.assert_close(fused, merged, atol=1e-4, rtol=0)
+        if how == "mean":
+            ones = torch.ones(2, 300, dtype=torch.float64)
+            torch.testing.assert_close(fused.sum(-1), ones, atol=1e-4, rtol=0)
+    received = attention_received([layer]).double()
+    torch.testing.assert_close(received, expected.mean(1).sum(1), rtol=1e-4, atol=1e-3)
+
+
+def test_a_large_score_that_no_sample_shows_is_exact_all_the_same():
+    """The largest query is none of those that tell whether scores are moderate."""
+    layer = recorded_layer(5, True, 4)
+    query = layer.query.clone()
+    query[:, :, 101] *= 15
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    known = flash(query, layer.key, layer.key, 0.0, True, scale=layer.scaling)[1]
+    layer = RecordedLayer("", query, layer.key, None, True, layer.scaling, logsumexp=known)
+    assert all(layer.moderate[0])
+    expected = float64_probabilities(layer).mean(1)
+    fused = layer.fused(torch.arange(300), "mean").double()
+    torch.testing.assert_close(fused, expected, atol=1e-5, rtol=0)
 
 
 def test_a_layer_longer_than_a_tile_rolls_out_like_its_probabilities():
