@@ -1,7 +1,6 @@
 """Layers composed: attention rollout, whole or only the rows that are wanted."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol, runtime_checkable
 
@@ -104,44 +103,54 @@ def without_unseen(
     return fused
 
 
-@dataclass
 class Product:
     """The rollout so far, in tiles of rows of which each knows how many keys it reaches.
 
     Of causal attention the product is a lower triangle as well, so that a third of a whole
     product's work would do for one triangle, and a sixth does for two.
+
+    earlier: the product one layer before, which is multiplied and whose memory is used again.
     """
 
-    matrix: Float[torch.Tensor, "batch query key"]
-    tiles: list[tuple[slice, int]]  # rows, and the key from which on all of them are 0
-    spare: torch.Tensor | None  # of the size of the matrix: memory for the layer after the next
+    def __init__(self, earlier: "Product | None", shape: tuple[int, int, int]):
+        self.earlier, self.shape = earlier, shape
+        self.matrices: list[Float[torch.Tensor, "query key"]] = []  # one for each item of the batch
+        self.spare: list[torch.Tensor] = [] if earlier is None else earlier.spare
+        # Rows, and the key from which on all of them are 0.
+        self.tiles: list[tuple[slice, int]] = []
 
-    @classmethod
-    def beside(
-        cls, product: "Product | None", part: torch.Tensor, shape: tuple[int, int, int]
-    ) -> "Product":
-        """An empty one, to be filled while `product` is still needed."""
-        room = product.spare if product is not None else None
-        if room is None or room.dtype != part.dtype or room.device != part.device:
-            room = part.new_empty(shape)
-        return cls(room, [], None if product is None else product.matrix)
+    @property
+    def matrix(self) -> Float[torch.Tensor, "batch query key"]:
+        """All of it, not copied where it is one item's."""
+        one = len(self.matrices) == 1
+        return self.matrices[0][None] if one else torch.stack(self.matrices)
 
-    def append(
-        self, part: Float[torch.Tensor, "batch row seen"], product: "Product | None"
-    ) -> None:
-        """Set the next rows to part · product, or to the part where there is no product yet."""
+    def append(self, part: Float[torch.Tensor, "batch row seen"]) -> None:
+        """Set the next rows to part · earlier, or to the part where there is no product before."""
         first = self.tiles[-1][0].stop if self.tiles else 0
         rows = slice(first, first + part.shape[1])
-        if product is None:
-            reach = part.shape[2]
-            self.matrix[:, rows, :reach] = part
-        else:
-            steps = product.steps(part.shape[2])
-            reach = steps[0][1]
-            for item, out in enumerate(self.matrix[:, rows]):
-                _multiply(part[item], product.matrix[item].to(part), steps, out)
-        self.matrix[:, rows, reach:] = 0
+        steps = self.earlier.steps(part.shape[2]) if self.earlier else None
+        reach = steps[0][1] if steps else part.shape[2]
+        for item, some in enumerate(part):
+            if first == 0:
+                self.matrices.append(self._room(part))
+            out = self.matrices[item][rows]
+            if steps:
+                _multiply(some, self.earlier.matrices[item].to(part), steps, out)
+            else:
+                out[:, :reach] = some
+            out[:, reach:] = 0
+            if self.earlier and rows.stop == self.shape[1]:
+                self.spare.append(self.earlier.matrices[item])
         self.tiles.append((rows, reach))
+
+    def _room(self, part: torch.Tensor) -> Float[torch.Tensor, "query key"]:
+        """Memory for one item: that of a product that is no longer needed, if there is any."""
+        while self.spare:
+            room = self.spare.pop()
+            if room.dtype == part.dtype and room.device == part.device:
+                return room
+        return part.new_empty(self.shape[1:])
 
     def steps(self, seen: int) -> list[tuple[slice, int]]:
         """The first `seen` rows in pieces of one reach each, that of the longest reach first."""
@@ -211,11 +220,10 @@ class Transition:
     @vanishing_flushed()
     def after(self, product: "Product | None") -> "Product":
         """Ā · product: the rollout one layer further on; Ā itself where there is none before."""
-        grown = None
+        grown = Product(product, self.layer.shape)
         for rows in self.tiles:
-            part = self.part(rows)
-            grown = grown or Product.beside(product, part, self.layer.shape)
-            grown.append(part, product)
+            grown.append(self.part(rows))
+        grown.earlier = None
         return grown
 
     @vanishing_flushed()

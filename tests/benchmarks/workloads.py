@@ -295,13 +295,14 @@ def causal_product(small: bool) -> Workload:
     make = transition_maker("mean", 0.5, 0.0, False)
     first, second = (make(DenseLayer(layer)) for layer in layers)
     product = first.after(None)
-    product.spare = torch.empty_like(product.matrix)  # as from the third layer on
+    product.spare = [torch.empty(size, size)]  # as from the third layer on
     parts, whole = [second.part(tile) for tile in second.tiles], torch.empty(size, size)
 
     def grown():
-        later = Product.beside(product, parts[0], second.layer.shape)
+        later = Product(product, second.layer.shape)
         for part in parts:
-            later.append(part, product)
+            later.append(part)
+        product.spare = later.matrices  # to be written again
         return later.matrix[0]
 
     return Workload(
