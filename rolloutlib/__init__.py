@@ -9,13 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "attention": ["add_residual", "discard_lowest", "fuse_heads", "normalize_rows"],
-        "capture": [
-            "RecordedBlocks",
-            "RecordedLayer",
-            "RecordedWeights",
-            "Recording",
-            "record_attention",
-        ],
+        "capture": ["Recording", "record_attention"],
         "composition": [
             "attention_received",
             "carry_back",
@@ -28,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "metrics": ["report"],
         "models": ["Answer", "MultimodalModel", "load_model"],
         "pictures": ["load_picture"],
+        "recorded": ["RecordedBlocks", "RecordedLayer", "RecordedWeights"],
         "teaching": ["AttentionRollout", "compare_discard_ratios", "compare_head_fusion"],
         "text": ["load_minilm", "record_sentence"],
         "tower": ["through_tower"],

