@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float
 from rolloutlib.arrays import consecutive, working_dtype
 from rolloutlib.attention import fuse_heads, require_fusion
 
-TILE = 2**18  # entries of scores computed at once: 1 MB in float32, or of one head's tile
-SIDES = {False: (512, 1024), True: (128, 2048)}  # rows and keys of a tile, by whether it is causal
+TILE = 320_000  # entries of scores computed at once: 1.3 MB in float32, or of one head's tile
+SIDES = (512, 1024)  # rows and keys of a tile
+CAUSAL_SIDES = {0: (128, 2048), 2048: (256, 1024)}  # from so many keys on
 LOG2_E = math.log2(math.e)
 EXTREMES = {"max": torch.maximum, "min": torch.minimum}
 MODERATE = 80.0  # up to this size of scores exp(score) and exp(-score) are float32 numbers
@@ -77,13 +78,13 @@ class RecordedLayer:
             if how == "mean":
                 for head, shares in tile.exponentials():
                     block.addcmul_(head, shares)
-                tile.hide_later(block)
             else:  # the largest logarithm is that of the largest probability
                 heads = tile.logarithms()
                 block.copy_(next(heads))
                 for head in heads:
                     EXTREMES[how](block, head, out=block)
                 block.exp2_()
+            tile.hide_later(block)
         return fused
 
     def received(self) -> Float[torch.Tensor, "batch key"]:
@@ -96,7 +97,7 @@ class RecordedLayer:
             block = total[item, None, keys]
             for head, shares in tile.exponentials():
                 tile.hide_later(head)
-                block.addmm_(shares.mT, head)
+                block.add_(shares.mT @ head)  # an addmm_ would round after every row
         return total
 
     def _zeros(self, *shape: int) -> torch.Tensor:
@@ -113,19 +114,26 @@ class RecordedLayer:
 
         So what is added up over heads stays in the processor's cache.
         """
-        # Fewer rows of causal attention: a tile on the diagonal is half empty.
-        height, width = SIDES[self.causal]
-        height, width = min(len(rows), height), min(self.shape[2], width // self.sharing or 1)
-        if self.logsumexp is None:  # a row is normalized whole
-            width = self.shape[2]
-            height = min(height, TILE // width or 1)
-        size = max(TILE, self.sharing * height * width)
-        room = self.query.new_empty(size, dtype=working_dtype(self.query.dtype))
+        height, width = self._sides(len(rows))
+        area = self.sharing * height * width
+        room = self.query.new_empty(
+            max(TILE // area, 1) * area, dtype=working_dtype(self.query.dtype)
+        )
         for item in range(self.shape[0]):
             sequence = Rows(self, item, rows, room)
             for some in _slices(len(rows), height):
                 for keys in _slices(self._seen(rows[some]), width):
                     yield item, some, keys, Tile(sequence, some, keys)
+
+    def _sides(self, rows: int) -> tuple[int, int]:
+        """Rows and keys of a tile, as measured. Tall tiles make fast products, but of causal
+        attention those on the diagonal are half empty."""
+        longest = max(least for least in CAUSAL_SIDES if least <= self.shape[2])
+        queries, keys = CAUSAL_SIDES[longest] if self.causal else SIDES
+        height, width = min(rows, queries), min(self.shape[2], keys // self.sharing or 1)
+        if self.logsumexp is not None:
+            return height, width
+        return min(height, TILE // self.shape[2] or 1), self.shape[2]  # a row is normalized whole
 
     @property
     def sharing(self) -> int:
@@ -212,7 +220,7 @@ class Tile:
         """One head after the other: exponentials, and for each row what makes them shares of the
         heads' mean if they are multiplied by it. In memory that later heads will take.
 
-        Those of keys that a row must not see are any numbers before `hide_later`.
+        Those of keys that a causal row must not see may be any numbers: `hide_later`.
         """
         even = repeat(self.rows.share.expand(self.shape[0], 1))
         shares = None if self.known is None else self.rows.shares[:, self.some].unbind()
@@ -234,7 +242,10 @@ class Tile:
             self._last_keys(matrix).masked_fill_(self.later, 0)
 
     def logarithms(self) -> Iterator[Float[torch.Tensor, "row key"]]:
-        """The base-2 logarithms of the probabilities, of one head after the other."""
+        """The base-2 logarithms of the probabilities, of one head after the other.
+
+        Those of keys that a causal row must not see may be any numbers, as of `exponentials`.
+        """
         for group in self._groups():
             self._logarithms(group)
             yield from group.each
@@ -275,8 +286,8 @@ class Tile:
         if self.known is None:
             scores = self._masked(self._scores(group, self.layer.scaling), group)
             return torch.log_softmax(scores, -1, out=scores).mul_(LOG2_E)
-        scores = self._masked(self._scores(group, self.layer.scaling * LOG2_E), group)
-        return scores.sub_(self.known[group.heads], alpha=LOG2_E)
+        scores = self._scores(group, self.layer.scaling * LOG2_E)
+        return scores.view(-1, *self.shape).sub_(self.known[group.heads], alpha=LOG2_E)
 
     def _masked(self, scores: torch.Tensor, group: Group) -> Float[torch.Tensor, "head row key"]:
         """The scores, in their own place, with the lowest number where a row must not look."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.growth import CURVES, chosen, growth
-from benchmarks.measure import peak_memory
+from benchmarks.measure import peak_memory, times
 from benchmarks.report import line, write_report
 from benchmarks.table import rows_of
 from benchmarks.workloads import WORKLOADS
@@ -21,6 +21,7 @@ def memory_of(name: str, which: str, small: bool) -> int | list[int]:
         runs[0]()  # libraries take their own memory
         return [peak_memory(run) for run in runs]
     WORKLOADS[name](small=True).contenders[which]()
+    times({}, 1)  # and their buffers for large products, which they keep
     return peak_memory(WORKLOADS[name](small=small).contenders[which])
 
 

@@ -37,20 +37,24 @@ def sgemm_speed(seconds: float) -> float:
 
 
 def peak_memory(run: Callable) -> int:
-    """The most bytes that a call needs beyond what the process holds before it. Linux only."""
+    """The most bytes that a call needs beyond what the process holds before it. Linux only.
+
+    Without the code of libraries that it is the first to use, which the system reads from files.
+    """
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, but is kept by the C library
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status("VmRSS")
+    before = _status()
     result = run()
-    peak = _status("VmHWM") - before
+    after = _status()
     del result
-    return peak
+    return after["VmHWM"] - before["VmRSS"] - (after["RssFile"] - before["RssFile"])
 
 
-def _status(name: str) -> int:
+def _status() -> dict[str, int]:
+    """Bytes of this process's memory, of several kinds."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    [line] = [line for line in lines if line.startswith(f"{name}:")]
-    return int(line.split()[1]) * 1024
+    pairs = (line.split(":") for line in lines if line.startswith(("Vm", "Rss")))
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
 
 
 def memory_in_a_fresh_process(workload: str, contender: str, small: bool) -> int | list[int]:
