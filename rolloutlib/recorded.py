@@ -21,7 +21,7 @@ from rolloutlib.attention import fuse_heads, require_fusion
 
 TILE = 320_000  # entries of scores computed at once: 1.3 MB in float32, or of one head's tile
 SIDES = (512, 1024)  # rows and keys of a tile
-CAUSAL_SIDES = {0: (128, 2048), 2048: (256, 832)}  # from so many keys on
+CAUSAL_SIDES = {0: (128, 2048), 2048: (192, 1536)}  # from so many keys on
 LOG2_E = math.log2(math.e)
 EXTREMES = {"max": torch.maximum, "min": torch.minimum}
 MODERATE = 80.0  # up to this size of scores exp(score) and exp(-score) are float32 numbers
