@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "metrics": ["report"],
         "models": ["Answer", "MultimodalModel", "load_model"],
         "pictures": ["load_picture"],
-        "recorded": ["RecordedBlocks", "RecordedLayer", "RecordedWeights"],
+        "recorded": ["FusedLayer", "RecordedBlocks", "RecordedLayer", "RecordedWeights"],
         "teaching": ["AttentionRollout", "compare_discard_ratios", "compare_head_fusion"],
         "text": ["load_minilm", "record_sentence"],
         "tower": ["through_tower"],

@@ -9,6 +9,7 @@ by head, and give the caller what the caller had asked for; these weights are ke
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -23,14 +24,18 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rolloutlib.arrays import vanishing_flushed, working_dtype
+from rolloutlib.attention import require_fusion
 from rolloutlib.recorded import (
     DifferentiableLayer,
+    FusedLayer,
     RecordedBlocks,
     RecordedLayer,
     RecordedWeights,
 )
 
 INTERFACE = "rolloutlib"
+PART = 128  # rows of fused attention that are kept together, with all keys that any of them sees
 
 active: ContextVar[tuple["Recording", ...]] = ContextVar("active recordings", default=())
 
@@ -52,13 +57,15 @@ class Recording:
 
     Each gives a list of layers, first layer first: of `RecordedLayer`; of `RecordedBlocks` where
     a layer saw several pictures one by one; of `RecordedWeights` for `nn.MultiheadAttention`; of
-    `DifferentiableLayer` where gradients are recorded.
+    `FusedLayer` where heads were fused while recording; of `DifferentiableLayer` where gradients
+    are recorded.
     """
 
-    def __init__(self, model: torch.nn.Module):
-        self.model = model
+    def __init__(self, model: torch.nn.Module, head_fusion: str | None = None):
+        self.model, self.head_fusion = model, head_fusion
         self._names = {id(module): name for name, module in model.named_modules()}
         self._calls: dict[str, list] = {}
+        self._fused: dict[str, FusedLayer] = {}  # first calls, of which queries are let go
 
     def note(self, module: torch.nn.Module, kind: type = RecordedLayer, **call) -> None:
         """Keep one attention call of a module of this model; calls of other models pass by."""
@@ -66,6 +73,9 @@ class Recording:
         if name is None:
             return
         calls, call = self._calls.setdefault(name, []), kind(name=name, **call)
+        if not calls and self.head_fusion is not None and _takes_less_fused(call):
+            self._fused[name] = _fused(call, range(call.shape[1]), self.head_fusion)
+            call = replace(call, query=call.query.new_zeros(()).expand_as(call.query))
         if calls and _continues(calls[-1], call):
             earlier = calls.pop()
             last = earlier.key[:, :, -1:].clone()  # not a view, which would keep all keys
@@ -79,7 +89,7 @@ class Recording:
 
     def __getitem__(
         self, part: str
-    ) -> list[RecordedLayer | RecordedBlocks | RecordedWeights | DifferentiableLayer]:
+    ) -> list[RecordedLayer | FusedLayer | RecordedBlocks | RecordedWeights | DifferentiableLayer]:
         """The layers of a part: "vision", "language", the path of a module, or "" for all.
 
         The calls of a generation with a growing cache make up one pass over all its tokens but
@@ -98,7 +108,10 @@ class Recording:
                 f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}"
             )
         for name in names:  # each one's calls are let go as soon as they are one
-            self._calls[name] = [_one_pass(self._calls[name])]
+            whole = _one_pass(self._calls[name])
+            if name in self._fused:
+                whole = _continued(self._fused.pop(name), whole)
+            self._calls[name] = [whole]
         return [self._calls[name][0] for name in names]
 
     def require_complete(self) -> None:
@@ -116,10 +129,11 @@ class Recording:
 
 def _one_pass(
     calls: list[RecordedLayer | Continued]
+    | list[FusedLayer]
     | list[RecordedBlocks]
     | list[RecordedWeights]
     | list[DifferentiableLayer],
-) -> RecordedLayer | RecordedBlocks | RecordedWeights | DifferentiableLayer:
+) -> RecordedLayer | FusedLayer | RecordedBlocks | RecordedWeights | DifferentiableLayer:
     """The layer that these calls of one module make up: one call, a call and those that continued
     it, or the blocks of one pass.
 
@@ -144,8 +158,38 @@ def _continues(earlier: object, call: object) -> bool:
     """Does this call attend to all keys of the earlier one and to those of its own queries?"""
     if not (isinstance(earlier, RecordedLayer) and isinstance(call, RecordedLayer)):
         return False
-    causal = earlier.mask is not None or earlier.causal or earlier.shape[1] == 1
-    return causal and call.shape[2] == earlier.shape[2] + call.shape[1]
+    return _sees_no_later(earlier) and call.shape[2] == earlier.shape[2] + call.shape[1]
+
+
+def _sees_no_later(call: RecordedLayer) -> bool:
+    """May later calls continue this one, as none of its tokens attends to any after it?"""
+    return call.mask is not None or call.causal or call.shape[1] == 1
+
+
+def _takes_less_fused(call: object) -> bool:
+    """Is a call's fused attention smaller than its queries and keys?
+
+    Not asked of calls that none can continue: each may be one block of a pass.
+    """
+    if not (isinstance(call, RecordedLayer) and _sees_no_later(call)):
+        return False
+    fused = math.prod(call.shape) * working_dtype(call.query.dtype).itemsize
+    return fused < call.query.nbytes + call.key.nbytes
+
+
+@vanishing_flushed()
+def _fused(layer: RecordedLayer, rows: range, how: str) -> FusedLayer:
+    """Some rows of a layer with its heads fused."""
+    some = torch.arange(rows.start, rows.stop).split(PART)
+    return FusedLayer(layer.name, how, tuple(layer.fused(part, how) for part in some))
+
+
+def _continued(first: FusedLayer, whole: RecordedLayer) -> FusedLayer:
+    """The whole layer, whose first rows are kept with their heads fused and have no queries."""
+    rows = range(first.shape[1], whole.shape[1])
+    if not rows:
+        return first
+    return replace(first, parts=first.parts + _fused(whole, rows, first.head_fusion).parts)
 
 
 def _whole_sequence(*calls: RecordedLayer | Continued) -> RecordedLayer:
@@ -209,7 +253,9 @@ def modality(model: torch.nn.Module, name: str) -> str:
 
 
 @contextmanager
-def record_attention(model: torch.nn.Module) -> Iterator[Recording]:
+def record_attention(
+    model: torch.nn.Module, *, head_fusion: str | None = None
+) -> Iterator[Recording]:
     """What did each layer attend to? Record every attention call of `model` inside the block.
 
     ```
@@ -223,10 +269,18 @@ def record_attention(model: torch.nn.Module) -> Iterator[Recording]:
     copied, and stay where the model put them. Modules of `nn.MultiheadAttention` compute their
     weights openly, which may change the last digits of their output, and keep them.
 
+    head_fusion: "mean", "max" or "min" to fuse heads while recording. Of layers where no token
+    sees a later one, fused attention is then kept instead of queries and keys if it is smaller:
+    of sequences shorter than about (query heads + key heads) · head size. A rollout of such layers
+    needs the same head_fusion. None, the default, leaves the choice open.
+
     Raises ValueError where the model, or a part of it, is in training mode (dropout would be
-    recorded as attention), RuntimeError on leaving where an attention module was not captured.
+    recorded as attention) and for an unknown head_fusion, RuntimeError on leaving where an
+    attention module was not captured.
     """
-    recording = Recording(model)
+    if head_fusion is not None:
+        require_fusion(head_fusion)
+    recording = Recording(model, head_fusion)
 
     def note_weights(module, weights):
         recording.note(module, RecordedWeights, weights=weights.detach())

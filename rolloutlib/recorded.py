@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
+from itertools import accumulate, repeat
 from typing import NamedTuple
 
 import torch
@@ -309,6 +309,55 @@ def _slices(size: int, step: int) -> Iterator[slice]:
 
 
 @dataclass(frozen=True)
+class FusedLayer:
+    """One attention layer of one pass of which only the head-fused attention was kept.
+
+    parts: `[batch row seen]` each, all rows in order, without keys that none of a part's rows
+    attends to.
+    """
+
+    name: str
+    head_fusion: str
+    parts: tuple[Float[torch.Tensor, "batch _ _"], ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        length = sum(part.shape[1] for part in self.parts)
+        return self.parts[0].shape[0], length, self.parts[-1].shape[2]
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows.
+
+        Raises ValueError for any other fusion than the one that was recorded.
+        """
+        if how != self.head_fusion:
+            raise ValueError(
+                f"{self.name} was recorded with head_fusion={self.head_fusion!r} and kept nothing "
+                f"else, got {how!r}: record with head_fusion=None to choose afterwards"
+            )
+        found = list(_by_piece([part.shape[1] for part in self.parts], rows))
+        seen = max(self.parts[number].shape[2] for number, *_ in found)
+        gathered = self.parts[0].new_zeros(self.shape[0], len(rows), seen)
+        for number, _, ours, own in found:
+            part = self.parts[number][:, consecutive(own)]
+            gathered[:, consecutive(ours), : part.shape[2]] = part
+        return gathered
+
+
+def _by_piece(
+    lengths: list[int], rows: torch.Tensor
+) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    """Of a sequence in pieces of these lengths, those that have some of the rows: which piece,
+    where it starts, which of the rows are its own, and their numbers within it."""
+    for number, (end, length) in enumerate(zip(accumulate(lengths), lengths, strict=True)):
+        start = end - length
+        ours = ((rows >= start) & (rows < end)).nonzero().flatten()
+        if len(ours):
+            yield number, start, ours, rows[ours] - start
+
+
+@dataclass(frozen=True)
 class RecordedWeights:
     """One `nn.MultiheadAttention` of one pass: the weights that it computed, head by head."""
 
@@ -368,15 +417,12 @@ class RecordedBlocks:
         self, rows: torch.Tensor, answer: Callable[[RecordedLayer, torch.Tensor], torch.Tensor]
     ) -> Float[torch.Tensor, "*batch row key"]:
         """What each block answers for its own rows, in its place among zeros."""
-        gathered, start = None, 0
-        for block in self.blocks:
-            ours = ((rows >= start) & (rows < start + block.shape[1])).nonzero().flatten()
-            if len(ours):
-                part = answer(block, rows[ours] - start)
-                if gathered is None:
-                    gathered = part.new_zeros(*part.shape[:-2], len(rows), self.shape[2])
-                gathered[..., ours, start : start + part.shape[-1]] = part
-            start += block.shape[1]
+        gathered, lengths = None, [block.shape[1] for block in self.blocks]
+        for number, start, ours, own in _by_piece(lengths, rows):
+            part = answer(self.blocks[number], own)
+            if gathered is None:
+                gathered = part.new_zeros(*part.shape[:-2], len(rows), self.shape[2])
+            gathered[..., ours, start : start + part.shape[-1]] = part
         return gathered
 
 

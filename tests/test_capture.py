@@ -16,8 +16,15 @@ from transformers import (
     TimesformerModel,
 )
 
-from rolloutlib import RecordedLayer, attention_received, record_attention, rollout_rows
-from rolloutlib.composition import rollout
+from rolloutlib import (
+    FusedLayer,
+    RecordedLayer,
+    attention_received,
+    capture,
+    record_attention,
+    rollout_rows,
+)
+from rolloutlib.composition import rollout, whole_rows
 
 
 @pytest.fixture
@@ -565,11 +572,65 @@ def test_the_keys_of_earlier_steps_are_let_go(llava, inputs):
         ({"use_cache": False}, r"ran 4 times.*one pass over the whole sequence"),
     ],
 )
-def test_generation_that_is_not_one_growing_pass_is_an_error(llava, inputs, how, message):
-    with record_attention(llava) as recording:
+@pytest.mark.parametrize("head_fusion", [None, "mean"])
+def test_generation_that_is_not_one_growing_pass_is_an_error(
+    llava, inputs, how, message, head_fusion
+):
+    with record_attention(llava, head_fusion=head_fusion) as recording:
         llava.generate(**inputs, max_new_tokens=4, min_new_tokens=4, **NO_PICTURE, **how)
     with pytest.raises(ValueError, match=message):
         recording["language"]
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+def test_heads_fused_while_recording_roll_out_alike(
+    llava, inputs, head_fusion, padding, monkeypatch
+):
+    monkeypatch.setattr(capture, "PART", 8)  # several parts of a short prompt
+    inputs = left_padded(inputs, padding)
+    recordings = []
+    for how in (None, head_fusion):
+        with record_attention(llava, head_fusion=how) as recording:
+            llava.generate(**inputs, **FIVE)
+        recordings.append(recording)
+    chosen_later, chosen_before = (recording["language"] for recording in recordings)
+    assert all(isinstance(layer, FusedLayer) for layer in chosen_before)
+    assert [layer.shape for layer in chosen_before] == [layer.shape for layer in chosen_later]
+    assert not any(isinstance(layer, FusedLayer) for layer in recordings[1]["vision"])
+    rows = torch.tensor([23, 5, 12])  # generated, and of two parts, in no order
+    for layer, expected in zip(chosen_before, chosen_later, strict=True):
+        some, wanted = (each.fused(rows, head_fusion) for each in (layer, expected))
+        torch.testing.assert_close(whole_rows(some, layer), whole_rows(wanted, layer))
+    for settings in ({}, {"discard_ratio": 0.2}, {"residual": 0.9}):
+        torch.testing.assert_close(
+            rollout(chosen_before, head_fusion=head_fusion, **settings)[:, padding:],
+            rollout(chosen_later, head_fusion=head_fusion, **settings)[:, padding:],
+        )
+
+
+def test_fused_heads_are_kept_where_they_are_smaller(llava):
+    for words, smaller in ((5, True), (300, False)):
+        with torch.no_grad(), record_attention(llava, head_fusion="mean") as recording:
+            llava(**prompt(words=words))
+        (first, *_), (whole, *_) = (
+            recording["language"],
+            record(llava, prompt(words))[0]["language"],
+        )
+        assert isinstance(first, FusedLayer) == smaller
+        if smaller:
+            kept = sum(part.nbytes for part in first.parts)
+            assert kept < whole.query.nbytes + whole.key.nbytes
+            assert all(part.untyped_storage().nbytes() == part.nbytes for part in first.parts)
+
+
+def test_heads_fused_in_one_way_answer_for_no_other(llava, inputs):
+    with torch.no_grad(), record_attention(llava, head_fusion="max") as recording:
+        llava(**inputs)
+    with pytest.raises(ValueError, match="head_fusion='max' and kept nothing else, got 'mean'"):
+        rollout_rows(recording["language"], [-1])
+    with pytest.raises(ValueError, match="one of mean, max, min, got 'median'"):
+        record_attention(llava, head_fusion="median").__enter__()
 
 
 def test_recording_keeps_no_attention_tensor(llava, inputs):

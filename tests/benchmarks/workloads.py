@@ -333,7 +333,7 @@ def generation(small: bool, length: int, target: float) -> Workload:
         return model.generate(**inputs, **words, **options)
 
     def recorded():
-        with record_attention(language) as recording:
+        with record_attention(language, head_fusion="mean") as recording:
             generate()
         return rollout_rows(recording["language"], wanted)[0]
 
