@@ -42,9 +42,9 @@ def numpy_too(function: Callable) -> Callable:
 def consecutive(positions: torch.Tensor) -> slice | torch.Tensor:
     """The positions as a slice where they follow each other, which copies nothing."""
     numbers = positions.cpu().numpy()  # small steps take less time in NumPy
-    slice_of_them = slice(int(numbers[0]), int(numbers[0]) + len(numbers))
-    in_order = np.array_equal(numbers, np.arange(slice_of_them.start, slice_of_them.stop))
-    return slice_of_them if in_order else positions
+    run = slice(int(numbers[0]), int(numbers[0]) + len(numbers))
+    in_order = np.array_equal(numbers, np.arange(run.start, run.stop))
+    return run if in_order else positions
 
 
 @contextmanager

@@ -322,7 +322,7 @@ def rollout_by_layer(
     product, products = None, []
     for layer in layers_from(layers, start_layer):
         product = make(layer).after(product)
-        products.append(answer_like(layer, product.matrix.clone()))
+        products.append(answer_like(layer, torch.stack(product.matrices)))
     return products
 
 

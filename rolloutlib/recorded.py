@@ -20,7 +20,7 @@ from rolloutlib.arrays import consecutive, working_dtype
 from rolloutlib.attention import fuse_heads, require_fusion
 
 TILE = 320_000  # entries of scores computed at once: 1.3 MB in float32, or of one head's tile
-SIDES = (512, 1024)  # rows and keys of a tile
+SIDES = (1024, 1024)  # rows and keys of a tile
 CAUSAL_SIDES = {0: (128, 2048), 2048: (192, 1536)}  # from so many keys on
 LOG2_E = math.log2(math.e)
 EXTREMES = {"max": torch.maximum, "min": torch.minimum}
@@ -76,14 +76,9 @@ class RecordedLayer:
         for item, some, keys, tile in self._tiles(rows):
             block = fused[item, some, keys]
             if how == "mean":
-                for head, shares in tile.exponentials():
-                    block.addcmul_(head, shares)
-            else:  # the largest logarithm is that of the largest probability
-                heads = tile.logarithms()
-                block.copy_(next(heads))
-                for head in heads:
-                    EXTREMES[how](block, head, out=block)
-                block.exp2_()
+                tile.add_mean(block)
+            else:
+                tile.set_extreme(block, EXTREMES[how])
             tile.hide_later(block)
         return fused
 
@@ -177,17 +172,17 @@ class Rows:
         self.layer, self.room, self.numbers = layer, room, rows
         self.chosen = consecutive(rows)
         self.query, self.key = layer.query[item][:, self.chosen], layer.key[item]
-        self.mask = self.known = None
+        self.mask = self.logsumexp = None
         # What makes a probability one head's share of their mean.
         self.share = room.new_full((1, 1), 1 / len(self.query))
         if layer.mask is not None:
             mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
             self.mask = mask[item][:, self.chosen]
         if layer.logsumexp is not None:
-            self.known = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
+            self.logsumexp = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
             # And what makes an exponential one, where the score's alone is computed. The kernel
             # puts heads beside each other, which would make every use slow.
-            self.shares = self.known.neg().exp_().mul_(self.share).contiguous()
+            self.shares = self.logsumexp.neg().exp_().mul_(self.share).contiguous()
             self.moderate = layer.moderate[item]
 
 
@@ -202,8 +197,22 @@ class Tile:
         query = rows.query[:, some].to(rows.room.dtype)
         self.query = query.reshape(self.key.shape[0], rows.layer.sharing * self.shape[0], -1)
         self.numbers, self.keys = rows.numbers[some], keys
-        self.known = None if rows.known is None else rows.known[:, some]
+        self.logsumexp = None if rows.logsumexp is None else rows.logsumexp[:, some]
         self.mask = None if rows.mask is None else rows.mask[:, some, keys]
+
+    def add_mean(self, total: Float[torch.Tensor, "row key"]) -> None:
+        """Add the mean of the heads' probabilities."""
+        for head, shares in self.exponentials():
+            total.addcmul_(head, shares)
+
+    def set_extreme(self, fused: Float[torch.Tensor, "row key"], extreme: Callable) -> None:
+        """Write the largest or smallest probability of all heads: that of the extreme logarithm, so
+        that one exponential does for all."""
+        heads = self.logarithms()
+        fused.copy_(next(heads))
+        for head in heads:
+            extreme(fused, head, out=fused)
+        fused.exp2_()
 
     def exponentials(
         self,
@@ -214,9 +223,9 @@ class Tile:
         Those of keys that a causal row must not see may be any numbers: `hide_later`.
         """
         even = repeat(self.rows.share.expand(self.shape[0], 1))
-        shares = None if self.known is None else self.rows.shares[:, self.some].unbind()
+        shares = None if self.logsumexp is None else self.rows.shares[:, self.some].unbind()
         for group in self._groups():
-            if self.known is None:
+            if self.logsumexp is None:
                 scores = self._masked(self._scores(group, self.layer.scaling), group)
                 torch.softmax(scores, -1, out=scores)
                 yield from zip(group.each, even, strict=False)
@@ -282,11 +291,11 @@ class Tile:
         return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
 
     def _logarithms(self, group: Group) -> Float[torch.Tensor, "head row key"]:
-        if self.known is None:
+        if self.logsumexp is None:
             scores = self._masked(self._scores(group, self.layer.scaling), group)
             return torch.log_softmax(scores, -1, out=scores).mul_(LOG2_E)
         scores = self._scores(group, self.layer.scaling * LOG2_E)
-        return scores.view(-1, *self.shape).sub_(self.known[group.heads], alpha=LOG2_E)
+        return scores.view(-1, *self.shape).sub_(self.logsumexp[group.heads], alpha=LOG2_E)
 
     def _masked(self, scores: torch.Tensor, group: Group) -> Float[torch.Tensor, "head row key"]:
         """The scores, in their own place, with the lowest number where a row must not look."""
