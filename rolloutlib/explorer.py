@@ -29,7 +29,7 @@ from rolloutlib.composition import rollout_rows
 from rolloutlib.files import complete_file
 from rolloutlib.grid import View
 from rolloutlib.models import Answer
-from rolloutlib.overlay import blend, blur, colour, crosshair, to_picture
+from rolloutlib.overlay import blend, colour, crosshair, to_picture
 from rolloutlib.plots import plot_pictures
 from rolloutlib.tower import through_tower
 from rolloutlib.widgets import LATE, share_slider
@@ -287,8 +287,7 @@ class Explorer(ipywidgets.VBox):
         ends = np.cumsum([np.prod(view.grid) for view in self._views])
         cells = combined[: ends[-1]]
         grid = cells[ends[number] - np.prod(view.grid) : ends[number]].reshape(view.grid)
-        width = view.token * view.picture[1] / view.resized[1]
-        smooth = blur(to_picture(grid, view), self.maps.blur * width)
+        smooth = to_picture(grid, view, blur_tokens=self.maps.blur)
         measured = cells if self.maps.together else smooth[~np.isnan(smooth)]
         low, high = measured.min(initial=np.inf), measured.max(initial=0)
         if high <= 0:  # nothing to show: the bare picture

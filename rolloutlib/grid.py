@@ -42,6 +42,11 @@ class View:
                 f"{self.window[0]}x{self.window[1]} pixels, got {times(self.grid)}"
             )
 
+    @property
+    def token_width(self) -> float:
+        """How wide a token is on the original picture, in pixels."""
+        return self.token * self.picture[1] / self.resized[1]
+
     def boxes(self) -> Float[np.ndarray, "token 4"]:
         """Which rectangle of the original picture does each token stand for?
 

@@ -212,7 +212,9 @@ METHODS: dict[str, Method] = {
         rolled(receptive_field=True), rolled_behind(), causal=True
     ),
     "later first layer to patches": Method(rolled(start=0.5), rolled_behind()),
-    "strongest heads to patches": Method(rolled(**STRONGEST), rolled_behind(residual=0.9)),
+    "strongest heads to patches": Method(
+        rolled(**STRONGEST), rolled_behind(residual=STRONGEST["residual"])
+    ),
     "last layer to patches": Method(last_layer, rolled_behind()),
     "gradient rollout to patches": Method(gradient_weighted, weighted_behind),
 }

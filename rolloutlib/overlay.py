@@ -88,9 +88,15 @@ def _within(index: np.ndarray, size: int) -> Bool[np.ndarray, " n"]:
     return (index >= 0) & (index < size)
 
 
-def to_picture(heatmap: Float[Array, "rows columns"], view: View) -> Heatmap:
-    """The grid laid on the original picture: `upscale`, `undo_crop`, `undo_resize`."""
-    return undo_resize(undo_crop(upscale(heatmap, view), view), view)
+def to_picture(
+    heatmap: Float[Array, "rows columns"], view: View, *, blur_tokens: float = 0.0
+) -> Heatmap:
+    """The grid laid on the original picture: `upscale`, `undo_crop`, `undo_resize`, `blur`.
+
+    blur_tokens: the blur's standard deviation, in widths of a token on the picture.
+    """
+    pixels = undo_resize(undo_crop(upscale(heatmap, view), view), view)
+    return blur(pixels, blur_tokens * view.token_width)
 
 
 def blur(heatmap: Heatmap, sigma: float) -> Heatmap:
@@ -231,6 +237,5 @@ def overlay(
     blur_tokens: the blur's standard deviation, in widths of a token on the picture.
     The other settings are those of `emphasize`, `colour` and `blend`.
     """
-    width = view.token * view.picture[1] / view.resized[1]
-    smooth = blur(to_picture(heatmap, view), blur_tokens * width)
+    smooth = to_picture(heatmap, view, blur_tokens=blur_tokens)
     return blend(picture, colour(emphasize(smooth, power, clip), colours), opacity)

@@ -64,6 +64,14 @@ def test_a_constant_map_stays_constant_on_every_picture_size(height, width):
     np.testing.assert_allclose(blur(pixels, 2), 0.3, atol=1e-6)
 
 
+def test_blur_is_counted_in_tokens_as_wide_as_they_are_on_the_picture():
+    view = View((80, 40), (40, 20), (0, 0), (40, 20), 5, (8, 4))
+    assert view.token_width == 10 == view.boxes()[0, 2]
+    heatmap = np.random.default_rng(0).random((8, 4))
+    wanted = blur(to_picture(heatmap, view), 5)
+    np.testing.assert_array_equal(to_picture(heatmap, view, blur_tokens=0.5), wanted)
+
+
 def test_blur_is_gaussian_where_everything_was_seen():
     heatmap = np.zeros((41, 61))
     heatmap[20, 30] = 1

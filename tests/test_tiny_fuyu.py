@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from rolloutlib import load_model, rollout_rows
 from rolloutlib.evaluate import pointing_game
-from rolloutlib.overlay import blur, to_picture
+from rolloutlib.overlay import to_picture
 from rolloutlib.scenes import load_photos, make_scene
 from rolloutlib.training import FUYU_SIZES
 
@@ -48,9 +48,9 @@ def test_the_map_of_one_object_lands_on_it(fuyu, group):
             answer = fuyu.generate(scene.picture, question.text, max_new_tokens=4)
             layers = fuyu.record(answer)["language"]
             relevance = rollout_rows(layers, answer.rows, receptive_field=True)[0]
-            pixels = to_picture(answer.image.heatmaps(relevance).mean(0), answer.image.view)
-            smooth = blur(pixels, sigma=0.5 * answer.image.view.token)
-            scores.append(pointing_game(smooth, question.region))
+            heatmap = answer.image.heatmaps(relevance).mean(0)
+            pixels = to_picture(heatmap, answer.image.view, blur_tokens=0.5)
+            scores.append(pointing_game(pixels, question.region))
     assert np.mean(scores) > 0.7  # an object covers about 3 % of the picture
 
 
