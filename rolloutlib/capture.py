@@ -3,6 +3,8 @@
 Every model of transformers that dispatches its attention through `AttentionInterface` is
 recorded by one function, which notes its arguments and lets the stock SDPA function compute the
 output. So the model runs as it always does, and probabilities are recomputed when asked for.
+Where a recording is told how heads will be fused, short causal layers keep their fused attention
+instead, which is smaller.
 
 PyTorch's own `nn.MultiheadAttention` knows no such interface. Hooks ask it for its weights, head
 by head, and give the caller what the caller had asked for; these weights are kept.
