@@ -9,7 +9,7 @@ import torch
 from benchmarks.growth import CURVES, chosen, growth
 from benchmarks.measure import peak_memory, times
 from benchmarks.report import line, write_report
-from benchmarks.table import rows_of
+from benchmarks.table import rows_in_a_fresh_process, rows_of
 from benchmarks.workloads import WORKLOADS
 
 
@@ -34,14 +34,18 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--load", default="not said", help="what else ran on the machine")
     parser.add_argument("--memory", nargs=2, metavar=("WORKLOAD|AXIS", "CONTENDER|all"))
+    parser.add_argument("--workload", choices=WORKLOADS, help="measure it in this process")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.workload:
+        print(json.dumps(rows_of(options.workload, options.small)))
+        return 0
     if options.memory:
         print(json.dumps(memory_of(*options.memory, options.small)))
         return 0
     table, curves = [], growth(options.small) if "growth" in options.only else {}
     for name in filter(options.only.__contains__, WORKLOADS):
-        for row in rows_of(name, options.small):
+        for row in rows_in_a_fresh_process(name, options.small):
             print(line(row), flush=True)
             table.append(row)
         write_report(options.out, table, curves, options.load)  # a stopped run leaves what it has

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,14 +60,19 @@ def _status() -> dict[str, int]:
 
 def memory_in_a_fresh_process(workload: str, contender: str, small: bool) -> int | list[int]:
     """`peak_memory` of one contender, or of a growth curve, in a process that ran nothing else."""
-    command = [sys.executable, "-m", "benchmarks", "--memory", workload, contender]
-    folder = Path(__file__).parent.parent  # where `benchmarks` is found
     # Memory that was freed goes back at once, or what the C library keeps would count.
-    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0"}
-    command += ["--small"] * small
+    return in_a_fresh_process(
+        ["--memory", workload, contender], small, {"MALLOC_TRIM_THRESHOLD_": "0"}
+    )
+
+
+def in_a_fresh_process(options: list[str], small: bool, variables: dict[str, str]) -> Any:
+    """What the benchmark prints with these options, run by a process that ran nothing else."""
+    command = [sys.executable, "-m", "benchmarks", *options, *["--small"] * small]
+    folder, variables = Path(__file__).parent.parent, os.environ | variables
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        command, cwd=folder, env=variables, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{contender} of {workload} failed:\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(options)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -2,11 +2,21 @@
 
 import numpy as np
 
-from benchmarks.measure import memory_in_a_fresh_process, sgemm_speed, times
+from benchmarks.measure import (
+    in_a_fresh_process,
+    memory_in_a_fresh_process,
+    sgemm_speed,
+    times,
+)
 from benchmarks.workloads import LOUD, OURS, WORKLOADS, Ratio, Workload
 
 MEGABYTE = 2**20
 LOUD_TOLERANCE = 1e-3  # a score of 300 in float32 is known to 3e-5, and its exponential no better
+
+
+def rows_in_a_fresh_process(name: str, small: bool) -> list[dict]:
+    """`rows_of` where no other workload has left memory behind, which is faster than new memory."""
+    return in_a_fresh_process(["--workload", name], small, {})
 
 
 def rows_of(name: str, small: bool) -> list[dict]:
