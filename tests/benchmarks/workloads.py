@@ -238,7 +238,7 @@ def rows(small: bool, model: str, layers: int, heads: int, size: int, width: int
             Ratio("scores up to 300 ÷ common ones", LOUD, OURS),
         ],
         work=float(layers - 1) * heads * width * size**2,
-        rounds=2 if size > 2000 else 5,
+        rounds=3 if size > 2000 else 5,
     )
 
 
