@@ -8,12 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from reference import products
-from small_llava import small_llava
 
 from benchmarks import contenders
-from rolloutlib import RecordedLayer, attention_received, record_attention, rollout, rollout_rows
+from rolloutlib import RecordedLayer, attention_received, rollout, rollout_rows
 from rolloutlib.composition import DenseLayer, Product, transition_maker
-from rolloutlib.teaching import AttentionRollout
 from rolloutlib.video import spatial_rollout
 
 OURS = "rolloutlib"
@@ -125,6 +123,8 @@ def float64_received(layers: list[RecordedLayer]) -> np.ndarray:
 
 
 def teaching(small: bool) -> Workload:
+    from rolloutlib.teaching import AttentionRollout  # with all that draws, which takes seconds
+
     layers = softmax_layers(3, 2, 40, 40) if small else softmax_layers(24, 16, 433, 433)
     plain = {"discard_ratio": 0.1}
     answer = cache(lambda: products([layer.numpy() for layer in layers], **plain)[-1])
@@ -322,6 +322,8 @@ def causal_product(small: bool) -> Workload:
 
 
 def generation(small: bool, length: int, target: float) -> Workload:
+    from rolloutlib import record_attention  # with transformers, which takes seconds
+
     model, inputs, new = _llava(small, length)
     language, length = model.model.language_model, inputs["input_ids"].shape[1]
     wanted = range(length - 1, length - 1 + new)
@@ -377,6 +379,7 @@ def generation(small: bool, length: int, target: float) -> Workload:
                 beyond="plain",
             ),
         ],
+        rounds=3 if length > 2000 else 5,
         tolerance=1e-4,  # the model itself answers in float32, and eagerly with other roundings
     )
 
@@ -402,6 +405,8 @@ def _products(layers: list) -> float:
 
 def _llava(small: bool, length: int):
     """Real classes and widths, random weights: CLIP-L of 6 layers, Llama of 8 layers of 1024."""
+    from small_llava import small_llava  # with transformers
+
     shape = {"hidden_size": 1024, "num_attention_heads": 16}
     vision = shape | {"intermediate_size": 4096, "num_hidden_layers": 6}
     text = shape | {"intermediate_size": 2816, "num_hidden_layers": 8, "num_key_value_heads": 16}
