@@ -6,6 +6,7 @@ import ipywidgets
 from transformers.utils.logging import disable_progress_bar
 
 from rolloutlib.explorer import explore
+from rolloutlib.methods import STRONGEST
 from rolloutlib.models import MultimodalModel, load_model
 from rolloutlib.pictures import read_picture
 
@@ -51,7 +52,8 @@ class AskPanel(ipywidgets.VBox):
             picture = read_picture(bytes(file["content"]), file["name"])
             longest = self.longest.value
             answer = self._model.generate(picture, self.prompt.value, max_new_tokens=longest)
-            self._show(explore(answer, to_patches=True))
+            # Not plain rollout: in some decoders it leads to the first patches, whatever is asked.
+            self._show(explore(answer, to_patches=True, **STRONGEST))
             self.status.value = said(f"The model says: {answer.text}")
         except Exception as error:
             self._show()

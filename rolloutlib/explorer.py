@@ -370,7 +370,8 @@ def explore(
     picture drew nothing from it. Rows are scaled to sum to 1. A video's steps in time are pictures
     along a time slider, each the first of its frames.
 
-    to_patches: carry each map on through the vision tower, as `through_tower` does.
+    to_patches: carry each map on through the vision tower, as `through_tower` does, with the same
+    residual.
     start_layer to receptive_field: the language model's rollout to begin with, as `rollout` takes
     them; controls change them.  look: traits of `MapView` to begin with, such as `power=2`.
 
@@ -385,7 +386,8 @@ def explore(
         on_pictures = []
         for image in answer.images:
             if to_patches:
-                maps = through_tower(recording, image, relevance).cpu()
+                kept = settings["residual"]
+                maps = through_tower(recording, image, relevance, residual=kept).cpu()
             else:
                 maps = image.heatmaps(relevance).cpu()
             on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)

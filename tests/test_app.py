@@ -57,6 +57,7 @@ def test_asking_shows_the_answer_and_its_explorer(panel):
     [explorer] = panel.explored.children
     answered = explorer.maps.words[explorer.maps.prompt :]
     assert len(answered) == 3
+    assert explorer.settings["head_fusion"] == "max" and explorer.settings["residual"] == 0.9
     assert panel.status.value.startswith('<p role="status">The model says: ')
     assert not panel.ask.disabled
 
@@ -165,7 +166,7 @@ def test_in_a_browser_a_picture_and_a_question_are_answered_and_explored(app, ch
     assert page.evaluate(hash_of_map) != before
     status = "document.querySelector('.rx-status').textContent.includes"
     page.wait_for_function(f"{status}('the kernel computes it')", timeout=LONG)
-    page.locator(".widget-dropdown select").select_option("max")
+    page.locator(".widget-dropdown select").select_option("mean")
     page.wait_for_function(f"{status}('The last took')", timeout=LONG)
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=ARTIFACTS / "app.png")

@@ -106,7 +106,7 @@ def test_maps_can_be_carried_on_to_the_patches(answer, model):
     rows = answer.rows
     recording = model.record(answer)
     relevance = rollout_rows(recording["language"], rows, residual=0.8)[0]
-    expected = through_tower(recording, answer.image, relevance).flatten(1)
+    expected = through_tower(recording, answer.image, relevance, residual=0.8).flatten(1)
     explorer = explore(answer, to_patches=True, residual=0.8)
     patches = np.prod(answer.image.patch_view.grid)
     np.testing.assert_allclose(received(explorer)[-len(rows) :, :patches], expected, atol=1e-5)
