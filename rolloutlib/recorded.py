@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, repeat
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Bool, Float
@@ -341,10 +341,7 @@ class FusedLayer:
         Raises ValueError for any other fusion than the one that was recorded.
         """
         if how != self.head_fusion:
-            raise ValueError(
-                f"{self.name} was recorded with head_fusion={self.head_fusion!r} and kept nothing "
-                f"else, got {how!r}: record with head_fusion=None to choose afterwards"
-            )
+            raise ValueError(self._kept_nothing_else(f"{how!r}"))
         found = list(_by_piece([part.shape[1] for part in self.parts], rows))
         seen = max(self.parts[number].shape[2] for number, *_ in found)
         gathered = self.parts[0].new_zeros(self.shape[0], len(rows), seen)
@@ -352,6 +349,16 @@ class FusedLayer:
             part = self.parts[number][:, consecutive(own)]
             gathered[:, consecutive(ours), : part.shape[2]] = part
         return gathered
+
+    def probabilities(self, rows: torch.Tensor | list[int] | None = None) -> NoReturn:
+        """Raises ValueError, as attention head by head was not kept."""
+        raise ValueError(self._kept_nothing_else("a request for single heads"))
+
+    def _kept_nothing_else(self, got: str) -> str:
+        return (
+            f"{self.name} was recorded with head_fusion={self.head_fusion!r} and kept nothing "
+            f"else, got {got}: record with head_fusion=None to choose afterwards"
+        )
 
 
 def _by_piece(

@@ -629,6 +629,8 @@ def test_heads_fused_in_one_way_answer_for_no_other(llava, inputs):
         llava(**inputs)
     with pytest.raises(ValueError, match="head_fusion='max' and kept nothing else, got 'mean'"):
         rollout_rows(recording["language"], [-1])
+    with pytest.raises(ValueError, match="kept nothing else, got a request for single heads"):
+        recording["language"][0].probabilities()
     with pytest.raises(ValueError, match="one of mean, max, min, got 'median'"):
         record_attention(llava, head_fusion="median").__enter__()
 
