@@ -10,6 +10,8 @@
 PYTHON ?= python3
 # Seconds that one notebook may take.
 TIMEOUT ?= 900
+# GB that must be free to make .venv, downloads included. Without CUDA it takes less.
+SPACE ?= 8
 # Notebooks at a time; empty: one for each core, fewer where memory is short.
 JOBS ?=
 # The app's port, and its model as the notebooks take it: folders or Hugging Face ids.
@@ -23,6 +25,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 STRIPPED := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# On a full disk pip complains of the network ("Connection interrupted"), after minutes.
+ENOUGH_SPACE = df -Pk . | awk 'NR == 2 && (free = $$4 * 1.024e-6) < $(SPACE) { \
+  printf "%.1f GB are free here, .venv takes $(SPACE): make room, or say SPACE=…\n", free; \
+  exit 1 }' >&2
 
 .PHONY: notebooks test lab app gallery checkpoints benchmark
 
@@ -62,8 +69,8 @@ benchmark: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks --out outputs
 
 $(READY): pyproject.toml constraints.txt no-deps.txt
-	@echo "Installing into .venv: a few minutes and about 6 GB"
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv: a few minutes and about $(SPACE) GB"
+	@test -x $(BIN)/python || { $(ENOUGH_SPACE) && $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps -r no-deps.txt

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -148,3 +149,13 @@ def test_parameters_are_typed_literals_that_papermill_reads(path, notebook):
         found = inspected[line.target.id]
         assert found["inferred_type_name"].partition("[")[0] in LITERAL_TYPES
         assert found["help"], f"{line.target.id} has no comment"
+
+
+def test_installing_says_before_it_begins_that_the_disk_is_too_small(tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "no-deps.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = ["make", "SPACE=1e9", ".venv/.ready"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "GB are free here, .venv takes 1e9: make room" in ended.stderr
+    assert not (tmp_path / ".venv").exists()
