@@ -89,6 +89,26 @@ def test_shares_of_tokens_give_the_scores_of_their_pixels(seed):
         assert score(heatmap, shares) == pytest.approx(score(pixels, region))
 
 
+@given(
+    picture=st.tuples(st.integers(20, 90), st.integers(20, 90)),
+    resized=st.tuples(st.floats(24, 60), st.floats(24, 60)),
+    offset=st.tuples(st.integers(-8, 0), st.integers(0, 8)),
+    seed=st.integers(0, 99),
+)
+def test_a_pixel_counts_for_the_token_that_its_centre_lies_in(picture, resized, offset, seed):
+    view = View(picture, resized, offset, (24, 24), token=6, grid=(4, 4))
+    region = np.random.default_rng(seed).random(picture) < 0.5
+    for share, (left, top, right, bottom) in zip(
+        region_shares(region, view).flat, view.boxes(), strict=True
+    ):
+        ys = xs = np.arange(-200, 400) + 0.5
+        rows, columns = ((ys >= top) & (ys < bottom)), ((xs >= left) & (xs < right))
+        beyond = np.zeros((len(ys), len(xs)), bool)
+        beyond[200 : 200 + picture[0], 200 : 200 + picture[1]] = region
+        pixels = beyond[np.ix_(rows, columns)]
+        assert share == pytest.approx(pixels.mean() if pixels.size else 0)
+
+
 def test_what_was_not_seen_takes_no_part():
     heatmap = np.array([[0.2, np.nan], [0.1, np.nan]])
     region = np.array([[True, True], [False, True]])

@@ -2,13 +2,14 @@
 
 A heatmap may lie on any grid: words of a text, patches or pixels of a picture, patches and frames
 of a video. The region lies on the same grid, as cells that are in it or not, or as the share of
-each cell that is (`region_shares`), which gives the same scores as the cells' pixels would.
+each cell that is (`region_shares`): where cells have equally many pixels, these give the cells the
+same scores.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -77,19 +78,25 @@ def average_precision(heatmap: Heatmap, region: Region) -> float:
 def region_shares(region: Bool[np.ndarray, "height width"], view: View) -> Float[np.ndarray, "r c"]:
     """Which share of each image token's pixels lies in a region of the picture? On the grid.
 
-    Pixels beyond the picture, where the model saw padding, are in no region.
+    A pixel belongs to the token that its centre lies in. Pixels beyond the picture, where the
+    model saw padding, are in no region.
 
     >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
     >>> region_shares(np.array([[0, 0, 0, 1], [0, 0, 0, 1]], dtype=bool), view)
     array([[0. , 0.5]])
     """
-    left, top, right, bottom = view.boxes().T
+    left, top, right, bottom = (_first_pixel(side) for side in view.boxes().T)
     corners = np.pad(region.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    y0, y1 = (np.rint(y).astype(int).clip(0, region.shape[0]) for y in (top, bottom))
-    x0, x1 = (np.rint(x).astype(int).clip(0, region.shape[1]) for x in (left, right))
+    y0, y1 = (side.clip(0, region.shape[0]) for side in (top, bottom))
+    x0, x1 = (side.clip(0, region.shape[1]) for side in (left, right))
     inside = corners[y1, x1] - corners[y0, x1] - corners[y1, x0] + corners[y0, x0]
-    area = np.rint(bottom - top) * np.rint(right - left)
-    return (inside / np.maximum(area, 1)).clip(0, 1).reshape(view.grid[-2:])
+    area = (bottom - top) * (right - left)
+    return (inside / np.maximum(area, 1)).reshape(view.grid[-2:])
+
+
+def _first_pixel(side: Float[np.ndarray, " token"]) -> Int[np.ndarray, " token"]:
+    """The first pixel whose centre lies at or beyond a rectangle's side."""
+    return np.ceil(side - 0.5).astype(int)
 
 
 def _seen(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:
