@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except runs.Refused as problem:
         print(f"rollout: {problem}", file=sys.stderr)
         return 2
+    except OSError as problem:  # such as a folder that must not be written to
+        print(f"rollout: {problem}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("rollout: interrupted", file=sys.stderr)
         return 130
@@ -76,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument(
         "--scheduler", default="", metavar="ADDRESS", help="a running Dask cluster: tcp://…"
     )
-    many.add_argument("--workers", type=int, help="processes here; default: one for each core")
+    many.add_argument(
+        "--workers", type=_at_least_one, help="processes here; default: one for each core"
+    )
     many.add_argument(
         "--direct",
         action="store_true",
@@ -118,7 +123,9 @@ def _run_one(options: argparse.Namespace) -> int:
     given |= runs.read_assignments(declared, options.parameter)
     parameters = runs.check_parameters(options.notebook, given, Path.cwd())
     output = options.out or OUTPUTS / runs.output_name(options.notebook, parameters)
-    _check_output(output, options.notebook)
+    if output.suffix != ".ipynb":
+        raise runs.Refused(f"--out must name an .ipynb file, got {output}")
+    _check_outputs([output], [options.notebook])
     run = _run(options.notebook, output, parameters, options.timeout, echo=options.echo)
     return 0 if run.ok else 1
 
@@ -157,12 +164,13 @@ def _sweep(options: argparse.Namespace) -> int:
 def _run_all(options: argparse.Namespace) -> int:
     from rolloutlib import site  # with pandas, which the other commands need not wait for
 
-    notebooks = _notebooks(options.folder)
+    notebooks = _notebooks(options.folder, options.out)
     refused = [run for notebook in notebooks if (run := _refused(notebook))]
     for run in refused:
         _report(run)
     left = sorted({*notebooks} - {run.notebook for run in refused})
     tasks = [(notebook, options.out / notebook.relative_to(options.folder)) for notebook in left]
+    _check_outputs([output for _, output in tasks], notebooks)
     finished = [*refused, *_run_together(tasks, options)]
     index = site.write_site(sorted(finished, key=lambda run: run.notebook), options.out)
     failures = sum(not run.ok for run in finished)
@@ -209,8 +217,11 @@ def _gallery(options: argparse.Namespace) -> int:
     return 0
 
 
-def _notebooks(folder: Path) -> list[Path]:
+def _notebooks(folder: Path, out: Path) -> list[Path]:
+    """All notebooks in a folder, but those that an earlier run left in a folder inside of it."""
     found = [path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts]
+    if folder.resolve() in out.resolve().parents:
+        found = [path for path in found if out.resolve() not in path.resolve().parents]
     if not found:
         raise runs.Refused(f"{folder}: there is no notebook in this folder")
     return sorted(found)
@@ -248,7 +259,8 @@ def _run(
 
 
 def _write_page(run: runs.Run) -> None:
-    gallery.write_page(run.output)
+    if run.output.exists():  # a run whose folder could not be written to leaves nothing
+        gallery.write_page(run.output)
     if run.ok:
         gallery.page_of(runs.failed_output(run.output)).unlink(missing_ok=True)
 
@@ -265,11 +277,11 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
-def _check_output(output: Path, notebook: Path) -> None:
-    if output.suffix != ".ipynb":
-        raise runs.Refused(f"--out must name an .ipynb file, got {output}")
-    if output.absolute() == notebook.absolute():
-        raise runs.Refused(f"--out must not be the notebook itself, got {output}")
+def _check_outputs(outputs: Sequence[Path], notebooks: Sequence[Path]) -> None:
+    sources = {notebook.resolve() for notebook in notebooks}
+    for output in outputs:
+        if output.resolve() in sources:
+            raise runs.Refused(f"--out must not be the notebook itself, got {output}")
 
 
 class _SweepProgress:

@@ -3,7 +3,8 @@
 A notebook that can do this tags `direct` the cells that import, load and define, and names the
 function in its metadata: `{"rollout": {"direct": "measure"}}`. The function takes nothing, reads
 the parameters as the cells of the notebook do, and returns the metrics that the notebook reports.
-What functions called `load_…` return is kept for the next call with the same arguments.
+What imported functions called `load_…` return is kept for the next call with the same arguments;
+one that the notebook defines is called anew, as it may read this run's parameters.
 """
 
 import ast
@@ -58,7 +59,8 @@ def _tagged(content: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def _keep_loads(namespace: dict[str, object]) -> None:
     for name, value in namespace.items():
-        if name.startswith("load_") and callable(value) and not hasattr(value, "cache_info"):
+        kept = hasattr(value, "cache_info") or getattr(value, "__globals__", None) is namespace
+        if name.startswith("load_") and callable(value) and not kept:
             namespace[name] = _kept(value)
 
 

@@ -1,6 +1,7 @@
 """Sets of parameters for many runs of one notebook: a grid, a list in a file, or both crossed."""
 
 import csv
+import io
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,11 +81,14 @@ def _read_grid(path: Path, _declared: Mapping[str, Parameter]) -> list[Parameter
 
 
 def _read_csv(path: Path, declared: Mapping[str, Parameter]) -> list[ParameterSet]:
-    table = csv.DictReader(_lines(path), restkey="", restval="", strict=True)
+    table = csv.DictReader(io.StringIO(_text(path), ""), restkey="", restval="", strict=True)
     try:
-        lines = list(table)
+        names, lines = table.fieldnames or [], list(table)
     except csv.Error as problem:
         raise Refused(f"{path}, line {table.line_num}: not CSV: {problem}") from problem
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise Refused(f"{path}: {', '.join(twice)}: named twice in the first line")
     if any("" in line for line in lines):
         raise Refused(f"{path}: a line has more cells than the first line has names")
     return [read_assignments(declared, [cell for cell in x.items() if cell[1]]) for x in lines]
@@ -92,7 +96,9 @@ def _read_csv(path: Path, declared: Mapping[str, Parameter]) -> list[ParameterSe
 
 def _read_lines(path: Path, _declared: Mapping[str, Parameter]) -> list[ParameterSet]:
     sets = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             sets.append(json.loads(line))
         except json.JSONDecodeError as problem:
@@ -102,9 +108,9 @@ def _read_lines(path: Path, _declared: Mapping[str, Parameter]) -> list[Paramete
     return sets
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").strip().splitlines()
+def _text(path: Path) -> str:
+    try:  # spreadsheets mark their UTF-8 with three bytes
+        return path.read_bytes().decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as problem:
         raise Refused(f"{path}: cannot be read: {problem}") from problem
 
@@ -112,7 +118,10 @@ def _lines(path: Path) -> list[str]:
 def _split(text: str, kind: str) -> list[str]:
     """The values of `a,b,c`: words by the rules of CSV, anything with brackets by those of YAML."""
     if kind in ("str", "int", "float", "bool"):
-        return next(csv.reader([text], skipinitialspace=True)) or [""]
+        try:
+            return next(csv.reader([text], skipinitialspace=True)) or [""]
+        except csv.Error as problem:
+            raise Refused(f"expected values with commas between, got {text!r}") from problem
     try:
         return [json.dumps(value) for value in yaml.safe_load(f"[{text}]")]
     except (yaml.YAMLError, TypeError) as problem:

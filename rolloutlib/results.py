@@ -142,6 +142,7 @@ def collect(out: Path) -> pd.DataFrame:
     }
     columns = ["run", "notebook", "route", *names["parameters"], *names["metrics"]]
     columns += ["seconds", "peak_memory_mb", *names["versions"], "error"]
+    columns = list(dict.fromkeys(columns))  # one notebook's metric may be another's parameter
     table = pd.DataFrame([_row(record) for record in records], columns=columns)
     table = table.apply(_one_kind)
     table.attrs = {"parameters": names["parameters"], "metrics": names["metrics"]}

@@ -95,7 +95,7 @@ def declared_parameters(notebook: Path) -> dict[str, Parameter]:
 
     Raises `Refused` when there is no such file, or it is not a notebook.
     """
-    _read(notebook)
+    read_notebook(notebook)
     try:
         inspected = papermill.inspect_notebook(_literal(notebook))
     except ValueError as problem:
@@ -256,11 +256,11 @@ def _run(
     prints: TextIO | None,
 ) -> Run:
     output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
     # The name is random so that two runs towards one output do not write into one file.
     part = output.with_name(f"{output.stem}.{uuid.uuid4().hex[:8]}.part.ipynb")
     started = time.monotonic()
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         _execute(notebook.absolute(), part, dict(parameters), position, timeout, prints)
         _finish(part, output)
         return Run(notebook, output, time.monotonic() - started, peak_bytes=position.peak_bytes)
@@ -441,7 +441,8 @@ def _is_executed(cell: nbformat.NotebookNode) -> bool:
     return cell.cell_type == "code" and bool(cell.source.strip()) and not skipped
 
 
-def _read(path: Path) -> nbformat.NotebookNode:
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Raises `Refused` when there is no such file, or it is not a notebook."""
     if path.suffix != ".ipynb" or not path.is_file():
         raise Refused(f"{path}: there is no notebook (.ipynb) of this name")
     try:
@@ -498,9 +499,19 @@ def _typed(parameter: Parameter, value: object) -> object:
     kind, element_kind = re.fullmatch(r"(\w+)(?:\[(\w+)\])?.*", parameter.kind).groups()
     if not _has_kind(value, kind):
         raise _wrong_type(parameter, value)
+    if not _is_json(value):  # such as a date, which YAML knows
+        raise _wrong_type(parameter, value)
     if kind == "list" and element_kind and not all(_has_kind(x, element_kind) for x in value):
         raise _wrong_type(parameter, value)
     return float(value) if kind == "float" else value
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _has_kind(value: object, kind: str) -> bool:
@@ -524,7 +535,9 @@ def _located(parameter: Parameter, value: object, folder: Path) -> object:
         if parameter.default and parameter.name != "adapter_id":
             raise Refused(f"{parameter.name} must not be empty")
         return value  # "" means "none": a model without an adapter, or where that is the default
-    path = folder.absolute() / Path(value).expanduser()
+    if not isinstance(value, str):
+        raise Refused(f"{parameter.name} names one file: expected a text, got {value!r}")
+    path = folder.absolute() / os.path.expanduser(value)
     if parameter.name in MODEL_NAMES:
         return _located_model(parameter, value, path)
     if not parameter.is_written and not path.exists():

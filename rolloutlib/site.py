@@ -29,7 +29,7 @@ from rolloutlib.gallery import (
     write_text,
 )
 from rolloutlib.results import varied_parameters
-from rolloutlib.runs import Run, failed_output
+from rolloutlib.runs import Refused, Run, failed_output, read_notebook
 
 THUMBNAIL_SIZE = (640, 400)
 README_WIDTH, README_BYTES = 480, 150_000
@@ -99,7 +99,8 @@ def write_site(
 
     place: where the page of an executed notebook goes; beside it by default.
     """
-    executed = [run for run in runs if run.output != run.notebook]  # others were refused
+    # Others were refused, or could not be written.
+    executed = [run for run in runs if run.output != run.notebook and run.output.exists()]
     contents = [("All notebooks", site / "index.html")]
     contents += [(_title(run), place(run.output)) for run in executed]
     contents += [(_sweep_title(folder), _sweep_page(folder, site)) for folder in sweeps]
@@ -114,13 +115,20 @@ def write_site(
 
 
 def build_site(outputs: Path, site: Path) -> Path:
-    """The gallery of everything that lies executed in a folder, its sweeps included."""
+    """The gallery of everything that lies executed in a folder, its sweeps included.
+
+    What cannot be read has a card that says so. Raises `Refused` where there is no such folder.
+    """
+    if not outputs.is_dir():
+        raise Refused(f"{outputs}: there is no such folder")
     sweeps = sorted(path.parent for path in outputs.glob("sweeps/*/results.parquet"))
     passed = {site, outputs / "sweeps"}
     found = [
         path
         for path in sorted(outputs.rglob("*.ipynb"))
-        if not passed.intersection(path.parents) and ".part." not in path.name
+        if not passed.intersection(path.parents)
+        and ".part." not in path.name
+        and ".ipynb_checkpoints" not in path.parts
     ]
     return write_site(
         [run_of(path) for path in found],
@@ -132,7 +140,10 @@ def build_site(outputs: Path, site: Path) -> Path:
 
 def run_of(executed: Path) -> Run:
     """What an executed notebook itself says about its run."""
-    said = nbformat.read(executed, as_version=4).metadata.get("papermill", {})
+    try:
+        said = read_notebook(executed).metadata.get("papermill", {})
+    except Refused as problem:
+        return Run(executed, executed, 0.0, str(problem))
     failed = executed.name.endswith(".failed.ipynb") or said.get("exception")
     error = "it did not reach its end" if failed else ""
     notebook = Path(said.get("input_path") or executed.name)
@@ -165,15 +176,11 @@ def _write_small(figure: bytes, path: Path) -> None:
 
 
 def _card(run: Run, page: Path | None, site: Path) -> Card:
-    notebook = nbformat.read(run.output, as_version=4)
-    return Card(
-        name=run.notebook.stem,
-        title=_title(run),
-        page=relative(page, site) if page else "",
-        picture=_thumbnail(figure_of(notebook), page, site) if page else "",
-        seconds=run.seconds,
-        error=run.error,
-    )
+    name, title, link, picture = run.notebook.stem, run.notebook.stem, "", ""
+    if page:
+        title, link = _title(run), relative(page, site)
+        picture = _thumbnail(figure_of(nbformat.read(run.output, as_version=4)), page, site)
+    return Card(name, title, link, picture, run.seconds, run.error)
 
 
 def _title(run: Run) -> str:

@@ -74,6 +74,20 @@ def test_edited_notebook_is_compiled_anew(notebook, tmp_path):
     assert direct_route.call(notebook, "after", values)["width"] == 350
 
 
+def test_what_the_notebook_itself_loads_follows_its_parameters(notebook, tmp_path):
+    own = "def load_wide():\n    return load_picture(image_path).resize((factor, 1))\n"
+    notebook = write_notebook(
+        tmp_path,
+        "own",
+        *(LOAD, f"{own}picture = load_wide()", "def measure():\n    return {'w': picture.width}"),
+        parameters=PARAMETERS,
+    )
+    tag(notebook, 1, 2, 3, function="measure")
+    values = {"image_path": str(tmp_path / "photo.png")}
+    for factor in (3, 5):
+        assert direct_route.call(notebook, "here", values | {"factor": factor}) == {"w": factor}
+
+
 def test_notebook_that_cannot_be_called_is_refused(notebook):
     tag(notebook, function="lost")
     with pytest.raises(Refused, match="no cell with the tag 'direct' defines the function lost"):

@@ -122,6 +122,7 @@ def test_index_has_a_card_for_each_notebook(tmp_path, monkeypatch, capsys):
     write_notebook(tmp_path, "01_draw", DRAW, title="# Draw <a> line")
     write_notebook(tmp_path, "training/02_fail", "raise ValueError('no & more')", title="# Train")
     write_notebook(tmp_path, "03_refused", "print()", parameters="image_path: str = 'lost.png'\n")
+    (tmp_path / "notebooks" / "04_broken.ipynb").write_text("no notebook")
     draft = tmp_path / "notebooks" / ".ipynb_checkpoints" / "draft.ipynb"
     draft.parent.mkdir()
     draft.write_text("")
@@ -133,10 +134,12 @@ def test_index_has_a_card_for_each_notebook(tmp_path, monkeypatch, capsys):
     assert re.search(r"^02_fail  [\d.]+ s  FAILED In \[1\]: ValueError: no & more", printed, re.M)
     assert re.search(r"^03_refused  0.0 s  FAILED refused: image_path: there is no", printed, re.M)
 
+    assert re.search(r"^04_broken  0.0 s  FAILED refused: .* not a notebook", printed, re.M)
+
     folder = tmp_path / "pages"
     index = BeautifulSoup((folder / "index.html").read_text(), "html.parser")
     cards = {card.h2.text: card for card in index.select(".card")}
-    assert list(cards) == ["Draw <a> line", "03_refused", "Train"]
+    assert list(cards) == ["Draw <a> line", "03_refused", "04_broken", "Train"]
     assert cards["Draw <a> line"].select_one(".ok")
     assert cards["Train"].select_one(".failed").text == "failed: In [1]: ValueError: no & more"
     assert "refused" in cards["03_refused"].text and not cards["03_refused"].a.get("href")

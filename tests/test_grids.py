@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ DECLARED = {
 
 def sets_of(tmp_path, name, text):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", newline="")
     return read_sets(path, DECLARED)
 
 
@@ -41,6 +43,18 @@ def test_json_lines_are_a_set_in_each_line(tmp_path):
     assert sets_of(tmp_path, "sets.jsonl", text) == [{"steps": 1}, {"prompt": "x", "layers": [1]}]
 
 
+def test_every_character_of_a_text_arrives(tmp_path):
+    odd = "two\nlines,\x0c\u2028 and 'quotes'"
+    quoted = '"' + odd + '"'
+    assert sets_of(tmp_path, "sets.csv", f"steps,prompt\n1,{quoted}\n")[0]["prompt"] == odd
+    line = json.dumps({"prompt": odd}, ensure_ascii=False)
+    assert sets_of(tmp_path, "sets.jsonl", f"{line}\r\n\n{line}") == [{"prompt": odd}] * 2
+
+
+def test_spreadsheets_mark_of_utf8_is_no_part_of_a_name(tmp_path):
+    assert sets_of(tmp_path, "sets.csv", "\ufeffprompt\r\nä\r\n") == [{"prompt": "ä"}]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
@@ -52,6 +66,7 @@ def test_json_lines_are_a_set_in_each_line(tmp_path):
         ("sets.csv", "step\n1\n", "unknown parameter step: did you mean steps"),
         ("sets.csv", "steps\n1,2\n", "more cells"),
         ("sets.csv", 'steps\n"1\n', "not CSV"),
+        ("sets.csv", "steps,ratio,steps\n1,2,3\n", "steps: named twice in the first line"),
         ("sets.jsonl", '{"steps": 1}\nsteps\n', "line 2: not JSON"),
         ("sets.jsonl", "[1]\n", "line 1: expected a JSON object"),
     ],
@@ -92,6 +107,7 @@ def test_choices_have_the_declared_type(choice, values):
         (["steps=1,x"], "steps must be of type int, got 'x'"),
         (["step=1"], "unknown parameter step"),
         (["layers=[1"], "list"),
+        (["prompt=a\nb"], "values with commas between, got 'a.nb'"),
     ],
 )
 def test_choice_that_cannot_be_meant_is_refused(choices, complaint):

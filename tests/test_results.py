@@ -164,6 +164,15 @@ def test_table_has_a_row_for_each_run_and_columns_of_one_kind(tmp_path):
     assert list(pd.read_csv(tmp_path / "results.csv").columns) == list(table.columns)
 
 
+def test_a_metric_may_be_a_parameter_of_another_notebook(tmp_path):
+    one = record_of("a", parameters={"ratio": 0.5}, metrics={"auc": 0.7})
+    other = record_of("b", parameters={"auc": 0.9}, metrics={"ratio": 0.1})
+    for record in (one, other):
+        results.write_result(tmp_path / record["run"], record)
+    table = results.write_table(tmp_path)
+    assert list(table["ratio"]) == [0.5, 0.1] and list(table["auc"]) == [0.7, 0.9]
+
+
 def test_table_of_no_runs_is_empty(tmp_path):
     assert len(results.write_table(tmp_path)) == 0
     assert len(pd.read_parquet(tmp_path / "results.parquet")) == 0

@@ -1,3 +1,4 @@
+import datetime
 import json
 import math
 import signal
@@ -78,12 +79,46 @@ def given_as(notebook, *assignments):
         (["-y", "lost.yaml"], "lost.yaml: cannot be read"),
         (["--out", "page.html"], "--out must name an .ipynb file"),
         (["--out", "notebooks/look.ipynb"], "--out must not be the notebook itself"),
+        (["--out", "lost/../notebooks/look.ipynb"], "--out must not be the notebook itself"),
+        (["-p", "image_path", "~nobody-of-this-name/a.png"], "image_path: there is no file"),
     ],
 )
 def test_refused_with_one_sentence(notebook, no_kernel, capsys, arguments, complaint):
     assert cli.main(["run", "notebooks/look.ipynb", *arguments]) == 2
     [sentence] = capsys.readouterr().err.splitlines()
     assert complaint in sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "complaint"),
+    [
+        ("list[str]", ["a.png"], r"x_path names one file: expected a text, got \['a.png'\]"),
+        ("dict", {"day": datetime.date(2026, 1, 2)}, "x_path must be of type dict, got"),
+    ],
+)
+def test_values_that_no_run_could_take_are_refused(tmp_path, kind, value, complaint):
+    declared = {"x_path": Parameter("x_path", kind, None)}
+    with pytest.raises(Refused, match=complaint):
+        runs.check_values(declared, {"x_path": value}, tmp_path)
+
+
+def test_folder_that_cannot_be_written_to_is_a_failed_run(notebook, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.main(["run", "notebooks/look.ipynb", "--out", "file/look.ipynb"]) == 1
+    assert "look  0.0 s  FAILED In [0]: FileExistsError:" in capsys.readouterr().out
+    assert cli.main(["run-all", "notebooks", "--out", "file"]) == 1
+    [*_, complaint] = capsys.readouterr().err.splitlines()
+    assert complaint.startswith("rollout: [Errno ") and "file" in complaint
+
+
+def test_running_all_never_takes_its_outputs_for_notebooks(notebook, tmp_path, capsys):
+    before = notebook.read_bytes()
+    assert cli.main(["run-all", "notebooks", "--out", "notebooks"]) == 2
+    assert "--out must not be the notebook itself" in capsys.readouterr().err
+    for _ in range(2):
+        assert cli.main(["run-all", ".", "--out", "outputs"]) == 0
+        assert "1 of 1 notebooks finished" in capsys.readouterr().out
+    assert notebook.read_bytes() == before
 
 
 def test_a_model_may_run_without_the_adapter_that_is_its_default(notebook):

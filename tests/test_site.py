@@ -37,6 +37,7 @@ def outputs(tmp_path, monkeypatch):
     failed = folder / "deep" / "02_lost.failed.ipynb"
     write_executed(failed, "Lost", said={"duration": 1.0, "exception": True})
     (folder / "03_half.1234abcd.part.ipynb").write_text("{")
+    write_executed(folder / ".ipynb_checkpoints" / "01_look.ipynb", "Look then", said=said)
     write_executed(tmp_path / "notebooks" / "01_look.ipynb", "Look <b>", said={})
     grid = folder / "sweeps" / "grid"
     for number in range(3):
@@ -146,3 +147,12 @@ def test_second_parameter_gives_a_line_for_each_of_its_values(table):
 def test_what_cannot_be_plotted_is_an_error(table, metrics, parameter):
     with pytest.raises(ValueError, match="got"):
         plot_metrics(table, metrics, parameter)
+
+
+def test_what_cannot_be_read_has_a_card_that_says_so(outputs, capsys):
+    (outputs / "04_broken.ipynb").write_text("no notebook")
+    assert cli.main(["gallery"]) == 0
+    index = (outputs / "site" / "index.html").read_text()
+    assert "04_broken.ipynb: not a notebook" in index and "Look &lt;b&gt;" in index
+    assert cli.main(["gallery", "--outputs", "lost"]) == 2
+    assert "lost: there is no such folder" in capsys.readouterr().err

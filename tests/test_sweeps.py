@@ -133,6 +133,13 @@ def test_command_is_refused_with_one_sentence(notebook, capsys, arguments, compl
     assert complaint in sentence
 
 
+@pytest.mark.parametrize("workers", ["0", "-2"])
+def test_no_workers_are_refused(notebook, capsys, workers):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["sweep", str(notebook), "--set", "number=1", "--workers", workers])
+    assert "expected a whole number from 1" in capsys.readouterr().err
+
+
 def test_parameter_with_the_name_of_a_column_is_refused(tmp_path):
     path = write_notebook(tmp_path, "clash", parameters="seconds: float = 1.0\n")
     with pytest.raises(Refused, match="seconds"):
