@@ -1,7 +1,7 @@
 """NumPy and torch arrays through one algorithm: NumPy in gives NumPy out."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,6 +24,12 @@ def as_tensor(array: Array) -> torch.Tensor:
     return array
 
 
+def as_numpy(array: Array) -> np.ndarray:
+    """The same numbers in NumPy, which has no bfloat16 and follows no gradients."""
+    tensor = as_tensor(array).detach().cpu()
+    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
 def numpy_too(function: Callable) -> Callable:
     """Let a function of one torch tensor take a NumPy array as well, and answer in kind.
 
@@ -37,6 +43,24 @@ def numpy_too(function: Callable) -> Callable:
         return result.numpy() if isinstance(array, np.ndarray) else result
 
     return either
+
+
+def positions(rows: Sequence[int] | Array, size: int) -> torch.Tensor:
+    """Row numbers as indices from 0; negative ones count from the end.
+
+    Raises ValueError for no rows, for what is no list of whole numbers, and out of range.
+
+    >>> positions([0, -1], 5)
+    tensor([0, 4])
+    """
+    numbers = torch.as_tensor(rows).cpu()
+    whole = not (numbers.is_floating_point() or numbers.dtype == torch.bool)
+    if numbers.ndim != 1 or len(numbers) == 0 or not whole:
+        raise ValueError(f"expected a list of row numbers, at least one, got {rows!r}")
+    numbers = numbers.long()
+    if numbers.min() < -size or numbers.max() >= size:
+        raise ValueError(f"rows must be in [{-size}, {size - 1}], got {numbers.tolist()}")
+    return numbers % size
 
 
 def consecutive(positions: torch.Tensor) -> slice | torch.Tensor:

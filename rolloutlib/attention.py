@@ -140,7 +140,7 @@ def discard_lowest(
     require_share("discard ratio", ratio, below_one=True)
     if ratio == 0:
         return fused
-    return clear_lowest(fused.clone(memory_format=torch.contiguous_format), ratio)
+    return clear_lowest(fused.detach().clone(memory_format=torch.contiguous_format), ratio)
 
 
 def clear_lowest(

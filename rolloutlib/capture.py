@@ -146,6 +146,12 @@ def _one_pass(
         return calls[0]
     if all(isinstance(call, Continued) for call in calls[:-1]):
         return _whole_sequence(*calls)
+    if isinstance(calls[0], DifferentiableLayer):
+        raise ValueError(
+            f"{calls[0].name} ran {len(calls)} times while recording gradients, expected once: one "
+            "pass over the whole sequence, about one picture (several, or a video's steps in time, "
+            "attend one by one)"
+        )
     recorded = all(isinstance(call, RecordedLayer) for call in calls)
     passes = {call.query.untyped_storage().data_ptr() for call in calls} if recorded else calls
     if len(passes) > 1 or any(call.shape[1] != call.shape[2] for call in calls):

@@ -52,18 +52,22 @@ def read_frames(
             "expected start of 0 or more, stop above start and stride of 1 or more, "
             f"got {start}, {stop}, {stride}"
         )
-    number = -1
+    number, cut_off = -1, 0
     with _opened(Path(path)) as container:
         stream = _stream(container, path)
         try:
-            for number, frame in enumerate(container.decode(stream)):
-                if number == stop:
-                    return
-                if number >= start and (number - start) % stride == 0:
-                    yield _upright(frame)
+            for packet in container.demux(stream):
+                cut_off += packet.is_discard
+                for frame in packet.decode():
+                    number += 1
+                    if number == stop:
+                        return
+                    if number >= start and (number - start) % stride == 0:
+                        yield _upright(frame)
         except av.FFmpegError as error:
             raise ValueError(f"{path}: breaks off after frame {number}: {error}") from error
-        promised = stream.frames if stop is None else stop
+        # A file that was trimmed without encoding keeps frames that no player shows.
+        promised = stream.frames - cut_off if stop is None else stop
     if number + 1 < max(promised, start + 1):
         raise ValueError(f"{path}: expected {max(promised, start + 1)} frames, got {number + 1}")
 

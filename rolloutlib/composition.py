@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rolloutlib.arrays import Array, as_tensor, consecutive, vanishing_flushed
+from rolloutlib.arrays import Array, as_tensor, consecutive, positions, vanishing_flushed
 from rolloutlib.attention import (
     clear_lowest,
     merge_heads,
@@ -39,7 +39,7 @@ class DenseLayer:
     """A layer whose attention is kept whole: `[query key]`, `[head query key]` or with a batch."""
 
     def __init__(self, attention: Array):
-        tensor = as_tensor(attention)
+        tensor = as_tensor(attention).detach()
         if not 2 <= tensor.ndim <= 4:
             raise ValueError(
                 "expected attention [query key], [head query key] or [batch head query key], "
@@ -251,7 +251,8 @@ def divide_by_receptive_field(
     if ahead > 0:
         raise ValueError(
             "expected causal attention, of which alone the receptive field is known to grow with "
-            f"the position, got {ahead:.3g} on a later token"
+            f"the position, got {ahead:.3g} on a later token (padding on the left attends to all: "
+            "answer prompts of different lengths one by one)"
         )
     return fused / (rows[:, None] + 1)
 
@@ -273,10 +274,12 @@ def rollout(
     normalised after the product.
 
     layers: first layer first, each `[head query key]`, `[batch head query key]`, `[query key]`
-    or a recorded layer. They may come from a generator: each is used once and let go.
+    or a recorded layer. They may come from a generator: each is used once and let go. Gradients
+    are not followed.
     head_fusion: "mean", "max" or "min".  residual: share of the identity, in [0, 1]. Mixing it in
     normalises rows; with 0, rows of a maximum or minimum keep their sums.
-    discard_ratio: share of the smallest entries set to 0, in [0, 1).
+    discard_ratio: share of the smallest entries set to 0, in [0, 1), of the whole matrix: rows of
+    padding count too.
     start_layer: the first layer to take part, counted from 0.
     receptive_field: for causal attention, divide row i of the fused attention by the i + 1 tokens
     that it can see, before the residual: Ā[i] ∝ (1-r)·A[i] / (i+1) + r·I[i]. Abnar & Zuidema
@@ -349,7 +352,7 @@ def rollout_rows(
     """
     make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
     *below, last = layers_from(layers, start_layer)
-    relevance = make(last).rows(_positions(rows, last.shape[1]))
+    relevance = make(last).rows(positions(rows, last.shape[1]))
     for layer in reversed(below):
         relevance = make(layer).before(relevance)
     return answer_like(last, relevance)
@@ -380,7 +383,7 @@ def carry_back(
     make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
     chosen = list(layers_from(layers, start_layer))
     batch, outputs, _ = chosen[-1].shape
-    carried = as_tensor(relevance)
+    carried = as_tensor(relevance).detach()
     carried = carried if carried.ndim == 3 else carried[None]
     if carried.shape[0] != batch or carried.shape[2] != outputs:
         raise ValueError(
@@ -395,7 +398,7 @@ def carry_back(
 def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch key"]:
     """How much attention does each key get? Summed over queries, averaged over heads and layers.
 
-    The average key gets 1. No residual and no composition take part.
+    The average key gets 1. No residual and no composition take part. Rows of padding count too.
 
     >>> attention_received([np.array([[[1.0, 0.0], [0.5, 0.5]]])])
     array([1.5, 0.5])
@@ -450,16 +453,6 @@ def layers_from(
         raise ValueError("expected at least one layer, got none")
     if not 0 <= start_layer <= number:
         raise ValueError(f"start_layer must be in [0, {number}], got {start_layer}")
-
-
-def _positions(rows: Sequence[int] | Array, size: int) -> torch.Tensor:
-    """Query positions as a tensor of indices from 0, checked against the number of queries."""
-    positions = torch.as_tensor(rows).cpu()
-    if positions.ndim != 1 or len(positions) == 0 or positions.is_floating_point():
-        raise ValueError(f"expected a list of row numbers, at least one, got {rows!r}")
-    if positions.min() < -size or positions.max() >= size:
-        raise ValueError(f"rows must be in [{-size}, {size - 1}], got {positions.tolist()}")
-    return positions % size
 
 
 def answer_like(layer: Layer, result: torch.Tensor) -> Array:

@@ -11,12 +11,13 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from rolloutlib.arrays import Array, as_tensor
+from rolloutlib.arrays import Array, as_numpy
 from rolloutlib.files import complete_file
 
 KEY = "attention_weights"
@@ -58,17 +59,22 @@ def write_dump(
 ) -> list[Path]:
     """Keep the attention of a refiner's layers, first layer first; returns the files.
 
+    What was kept of the same frames before is replaced, when all layers are written.
+
     meta: what else should be known, as JSON; the shape is added.
     """
-    paths = []
-    for number, layer in enumerate(layers):
-        path = dump_path(folder, video, frames, number)
-        array = as_tensor(layer).cpu().numpy()
-        write_arrays(path, **{KEY: array})
-        about = {"video_id": video, "layer": number, "shape": list(array.shape), **(meta or {})}
-        with complete_file(_meta_path(path)) as part:
+    paths = [dump_path(folder, video, frames, number) for number in range(len(layers))]
+    with ExitStack() as files:  # they appear together: layers of two runs would make no rollout
+        for number, (path, layer) in enumerate(zip(paths, layers, strict=True)):
+            array = as_numpy(layer)
+            _save(files.enter_context(complete_file(path)), {KEY: array})
+            about = {"video_id": video, "layer": number, "shape": list(array.shape), **(meta or {})}
+            part = files.enter_context(complete_file(_meta_path(path)))
             part.write_text(json.dumps(about, indent=2) + "\n")
-        paths.append(path)
+    there = _layers_found(Path(folder), video)[tuple(frames)]
+    for number in there.keys() - set(range(len(layers))):
+        there[number].unlink()
+        _meta_path(there[number]).unlink(missing_ok=True)
     return paths
 
 
@@ -164,6 +170,11 @@ def read_array(path: str | Path, key: str) -> np.ndarray:
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> Path:
     """Keep arrays as a compressed `.npz` file, which appears only when it is complete."""
     path = Path(path)
-    with complete_file(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    with complete_file(path) as part:
+        _save(part, arrays)
     return path
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)

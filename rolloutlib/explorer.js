@@ -2,6 +2,7 @@
 // the pointer and the picture. `explorer.py` says what the model's traits hold.
 
 const BARS = 24; // words that get a bar at once
+const FLAT = 2e-5; // contrast that is rounding, as overlay.py has it
 const FINE = 256; // pixels of a map's longer side; the browser scales it to the picture
 
 export default { render };
@@ -135,7 +136,7 @@ function render({ model, el }) {
     if (canvas.height !== rows * scale) canvas.height = rows * scale;
     const image = context.createImageData(canvas.width, canvas.height);
     const pixels = new Uint32Array(image.data.buffer);
-    const unit = high > low ? 1023 / (high - low) : 0;
+    const unit = high - low > FLAT * high ? 1023 / (high - low) : 0;
     if (high <= 0) return context.putImageData(image, 0, 0); // nothing to show: the bare picture
     for (let i = 0; i < fine.length; i++) {
       pixels[i] = colours[Math.max(0, Math.min(1023, Math.round((fine[i] - low) * unit)))];

@@ -29,7 +29,7 @@ from rolloutlib.composition import rollout_rows
 from rolloutlib.files import complete_file
 from rolloutlib.grid import View
 from rolloutlib.models import Answer
-from rolloutlib.overlay import blend, colour, crosshair, to_picture
+from rolloutlib.overlay import blend, colour, crosshair, is_flat, to_picture
 from rolloutlib.plots import plot_pictures
 from rolloutlib.tower import through_tower
 from rolloutlib.widgets import LATE, share_slider
@@ -248,7 +248,7 @@ class Explorer(ipywidgets.VBox):
             titles += [f"{panel}: {name}" if panel else name for name in names]
         figure = plot_pictures(painted, titles, **(FILM if several else {"columns": 2}))
         if several:
-            figure.suptitle(self._title())
+            figure.suptitle(self._title(), parse_math=False)
         return figure
 
     def _title(self) -> str:
@@ -292,7 +292,9 @@ class Explorer(ipywidgets.VBox):
         low, high = measured.min(initial=np.inf), measured.max(initial=0)
         if high <= 0:  # nothing to show: the bare picture
             return np.full_like(smooth, np.nan)
-        return np.clip((smooth - low) / max(high - low, 1e-30), 0, 1) ** self.maps.power
+        if is_flat(low, high):
+            return smooth * 0
+        return np.clip((smooth - low) / (high - low), 0, 1) ** self.maps.power
 
     def _show(self, panels: Panels) -> None:
         """Keep these maps and send them to the browser, in one message."""

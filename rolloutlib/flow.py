@@ -31,7 +31,8 @@ def attention_flow(
     rows need not sum to 1: flows to different inputs are computed one at a time.
 
     For teaching sizes: query · key maximum flows are computed, about a second for 20 tokens and
-    6 layers. Capacities are rounded to 2⁻³⁰. Arguments and errors are those of `rollout`.
+    6 layers. Capacities are rounded to 2⁻³⁰. Arguments and errors are those of `rollout`; besides,
+    ValueError for capacities above 1, of which attention has none.
 
     >>> attention_flow([np.array([[0.0, 1.0], [1.0, 0.0]])], residual=0.25)
     array([[0.25, 0.75],
@@ -43,6 +44,8 @@ def attention_flow(
         every = torch.arange(layer.shape[1])
         stack.append(make(layer).rows(every).double().cpu().numpy())
     capacities = np.stack(stack, axis=1)
+    if capacities.max() > 1 + 1e-6:
+        raise ValueError(f"expected capacities of at most 1, got {capacities.max():.3g}")
     flows = torch.from_numpy(np.stack([_flows(item) for item in capacities]))
     return answer_like(layer, flows)
 

@@ -47,7 +47,8 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
     ```
 
     Every layer's attention is kept whole until the recording is let go, as `[head query key]`;
-    so this is for sequences of some hundred tokens, not of ten thousand.
+    so this is for sequences of some hundred tokens, not of ten thousand. Of Qwen3-VL's tower, which
+    attends to one picture and one step in time after the other, only one picture can be recorded.
 
     Raises what `record_attention` raises, and ValueError where gradients are switched off.
     """

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -305,7 +306,7 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise FileNotFoundError(
             f"cannot load the checkpoint {source}: expected a folder or Hugging Face id with "
             "config, processor and safetensors weights (pickled weights are refused). Without a "

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from rolloutlib.arrays import Array
+from rolloutlib.arrays import Array, as_numpy
 from rolloutlib.files import complete_file
 from rolloutlib.grid import View
 
@@ -34,6 +33,8 @@ mpl.colormaps.register(
     force=True,
 )
 
+FLAT = 2e-5  # share of a map's values that rounding may make: nothing to see
+
 Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
 
 
@@ -44,13 +45,13 @@ def upscale(heatmap: Float[Array, "rows columns"], view: View) -> Heatmap:
 
     Raises ValueError for a heatmap that is not of the view's grid, negative or not finite.
     """
-    grid = heatmap.cpu().numpy() if isinstance(heatmap, torch.Tensor) else heatmap
+    grid = as_numpy(heatmap)
     if grid.shape != view.grid[-2:]:
         raise ValueError(f"expected a heatmap on the grid {view.grid[-2:]}, got shape {grid.shape}")
     if not (np.isfinite(grid).all() and (grid >= 0).all()):
         raise ValueError("expected a heatmap of finite numbers, 0 or more, got others")
     tiles = grid.repeat(view.token, axis=0).repeat(view.token, axis=1)
-    pixels = np.full(view.window, np.nan, dtype=grid.dtype)
+    pixels = np.full(view.window, np.nan, dtype=np.result_type(grid, np.float16))
     pixels[: tiles.shape[0], : tiles.shape[1]] = tiles
     return pixels
 
@@ -131,7 +132,7 @@ def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heat
     """Scale a map to [0, 1] and raise it to `power`: above 1 only the peaks stay bright.
 
     clip: the percentile that becomes 1; below 100 it keeps one extreme pixel from making the
-    rest dark. A constant map becomes 0.
+    rest dark. A map that is constant but for rounding becomes 0.
 
     >>> emphasize(np.array([[0.0, 1.0, 2.0]]), power=2)
     array([[0.  , 0.25, 1.  ]])
@@ -142,10 +143,17 @@ def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heat
         raise ValueError(f"clip must be a percentile in (0, 100], got {clip}")
     if np.isnan(heatmap).all():
         return heatmap
-    low = np.nanmin(heatmap)
-    height = (np.nanmax(heatmap) if clip == 100 else np.nanpercentile(heatmap, clip)) - low
-    scaled = np.minimum((heatmap - low) / (height if height > 0 else 1), 1)
-    return scaled**power
+    low, high = np.nanmin(heatmap), np.nanmax(heatmap)
+    if is_flat(low, high):
+        return heatmap * 0
+    clipped = high if clip == 100 else np.nanpercentile(heatmap, clip)
+    height = (clipped if clipped > low else high) - low  # of a few peaks none is clipped
+    return np.minimum((heatmap - low) / height, 1) ** power
+
+
+def is_flat(low: float | np.floating, high: float | np.floating) -> bool:
+    """Is there nothing to see in a map of which these are the lowest and the highest value?"""
+    return bool(high - low <= FLAT * max(abs(low), abs(high)))
 
 
 def centre(difference: Heatmap) -> Heatmap:
@@ -165,7 +173,7 @@ def colour(heatmap: Heatmap, colours: str = "turbo") -> Float[np.ndarray, "heigh
     transparent, or "less to more" for `centre`d differences. What the model did not see is fully
     transparent.
     """
-    painted = mpl.colormaps[colours](np.nan_to_num(heatmap))
+    painted = mpl.colormaps[colours](np.nan_to_num(heatmap).astype(float))
     painted[..., 3] *= ~np.isnan(heatmap)
     return painted
 

@@ -23,7 +23,7 @@ def read_picture(content: bytes, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return upright_rgb(picture)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
         why = "of no kind that Pillow reads" if unknown else error
         raise ValueError(f"expected a picture, got {name} ({len(content)} bytes): {why}") from error

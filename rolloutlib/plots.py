@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -15,7 +14,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.arrays import Array
+from rolloutlib.arrays import Array, as_numpy
 from rolloutlib.overlay import colour
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
@@ -77,7 +76,7 @@ def _balanced(count: int, most: int) -> tuple[int, int]:
 
 
 def _one_matrix(matrix: Array, tokens: int) -> np.ndarray:
-    array = matrix.detach().cpu().numpy() if isinstance(matrix, torch.Tensor) else matrix
+    array = as_numpy(matrix)
     array = array[0] if array.ndim == 3 and len(array) == 1 else array
     if array.shape != (tokens, tokens):
         raise ValueError(
@@ -89,6 +88,7 @@ def _one_matrix(matrix: Array, tokens: int) -> np.ndarray:
 def _draw_matrix(
     axis: Axes, array: np.ndarray, tokens: Sequence[str], norm: PowerNorm, points: int
 ) -> None:
+    tokens = [token.replace("$", r"\$") for token in tokens]  # which begins no formula
     sns.heatmap(
         array,
         ax=axis,
@@ -116,7 +116,15 @@ def plot_pictures(
 
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
     regions: for each picture a boolean array whose outline is drawn on it.
+
+    Raises ValueError for no pictures, and for a number of titles or regions that is not theirs.
     """
+    for what, given in [("titles", titles), ("regions", regions if len(regions) else pictures)]:
+        if not 0 < len(pictures) == len(given):
+            raise ValueError(
+                f"expected pictures and as many {what}, got {len(pictures)} pictures "
+                f"and {len(given)} {what}"
+            )
     palette = plt.get_cmap(colours).with_extremes(bad="lightgrey")
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
@@ -128,7 +136,7 @@ def plot_pictures(
         axis.set_axis_off()
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
         axis.imshow(picture, cmap=palette, interpolation="nearest")
-        axis.set_title(title)
+        axis.set_title(title, parse_math=False)
     for axis, region in zip(axes.flat, regions, strict=False):
         if region.any():
             axis.contour(region, levels=[0.5], colors="white", linewidths=2.5)

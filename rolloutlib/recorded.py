@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from jaxtyping import Bool, Float
 
-from rolloutlib.arrays import consecutive, working_dtype
+from rolloutlib.arrays import consecutive, positions, working_dtype
 from rolloutlib.attention import fuse_heads, require_fusion
 
 TILE = 320_000  # entries of scores computed at once: 1.3 MB in float32, or of one head's tile
@@ -57,9 +57,10 @@ class RecordedLayer:
     ) -> Float[torch.Tensor, "batch head row key"]:
         """softmax(QKᵀ · scaling + mask) of these query rows (all of them by default), in float32.
 
-        Vaswani et al. 2017, equation 1. Float64 queries stay float64.
+        Vaswani et al. 2017, equation 1. Float64 queries stay float64. Negative rows count from the
+        end; a ValueError names those that are out of range.
         """
-        rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
+        rows = _every_or_chosen(rows, self.shape[1])
         keys, dtype = slice(0, self.shape[2]), working_dtype(self.query.dtype)
         room = self.query.new_empty(self.query.shape[1] * len(rows) * self.shape[2], dtype=dtype)
         sequences = (Rows(self, item, rows, room) for item in range(self.shape[0]))
@@ -312,6 +313,11 @@ class Tile:
         return scores
 
 
+def _every_or_chosen(rows: torch.Tensor | list[int] | None, size: int) -> torch.Tensor:
+    """The numbers of the wanted rows from 0: by default all."""
+    return torch.arange(size) if rows is None else positions(rows, size)
+
+
 def _slices(size: int, step: int) -> Iterator[slice]:
     """0 to `size`, in order, `step` at a time."""
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
@@ -392,7 +398,7 @@ class RecordedWeights:
 
         Float64 weights stay float64.
         """
-        chosen = self.weights if rows is None else self.weights[:, :, torch.as_tensor(rows)]
+        chosen = self.weights[:, :, consecutive(_every_or_chosen(rows, self.shape[1]))]
         return chosen.to(working_dtype(chosen.dtype))
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
@@ -422,7 +428,7 @@ class RecordedBlocks:
         self, rows: torch.Tensor | list[int] | None = None
     ) -> Float[torch.Tensor, "batch head row key"]:
         """softmax(QKᵀ · scaling) within each row's block, 0 outside, as of `RecordedLayer`."""
-        rows = torch.arange(self.shape[1]) if rows is None else torch.as_tensor(rows)
+        rows = _every_or_chosen(rows, self.shape[1])
         return self._gathered(rows, lambda block, own: block.probabilities(own))
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:

@@ -31,7 +31,8 @@ def through_tower(
     if patches is None:
         return image.heatmaps(relevance)
     layers = recording["vision"][: patches.layers]
-    on_tokens = relevance[..., image.positions.to(relevance.device)].flatten(0, -2)
+    on_tokens = relevance[..., image.positions.to(relevance.device)]
+    on_tokens = on_tokens.reshape(-1, on_tokens.shape[-1])
     batch, length, _ = layers[0].shape
     outputs = on_tokens.new_zeros(batch, len(on_tokens), length)
     outputs[patches.sequence] = patches.on_outputs(on_tokens, length)

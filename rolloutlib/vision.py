@@ -49,12 +49,15 @@ def frame_pixels(
 
     Each is made as small as it may be to cover `size` (height, width), and its centre cut out.
 
-    Raises ValueError where `size` is no multiple of the model's patches.
+    Raises ValueError where `size` is no multiple of the model's patches, and for frames of
+    different sizes.
     """
     patch, (height, width) = model.config.patch_size, size
     if height % patch or width % patch:
         raise ValueError(f"expected a size in multiples of {patch} pixels, got {height}x{width}")
-    full = frames[0].shape[:2]
+    full, *others = {frame.shape[:2]: None for frame in frames}
+    if others:
+        raise ValueError(f"expected frames of one size, got {full} and {others[0]}")
     scale = max(height / full[0], width / full[1])
     resized = tuple(max(round(side * scale), least) for side, least in zip(full, size, strict=True))
     top, left = ((side - least) // 2 for side, least in zip(resized, size, strict=True))

@@ -25,6 +25,7 @@ from rolloutlib import (
     rollout_rows,
 )
 from rolloutlib.composition import rollout, whole_rows
+from rolloutlib.recorded import RecordedBlocks, RecordedWeights
 
 
 @pytest.fixture
@@ -220,6 +221,24 @@ def test_some_rows_are_rows_of_all(llava, inputs):
         torch.testing.assert_close(
             layer.probabilities(rows=[3, 0, 11]), layer.probabilities()[:, :, [3, 0, 11]]
         )
+
+
+def kept_in_every_way():
+    """A recorded layer, its weights as they are, and two layers as blocks of one."""
+    causal, blocks = recorded_layer(5, True, 2, size=6), [recorded_layer(5, False, 4, size=3)] * 2
+    weights = RecordedWeights("", causal.probabilities())
+    return [causal, weights, RecordedBlocks("", tuple(blocks))]
+
+
+@pytest.mark.parametrize("layer", kept_in_every_way(), ids=lambda layer: type(layer).__name__)
+@pytest.mark.usefixtures("without_type_checks")
+def test_rows_count_from_the_end_too_and_others_are_named(layer):
+    whole = layer.probabilities()
+    torch.testing.assert_close(layer.probabilities([0, -1]), whole[:, :, [0, 5]])
+    torch.testing.assert_close(layer.probabilities([-2]), whole[:, :, [4]])
+    for rows in ([6], [-7], [], [True, False]):
+        with pytest.raises(ValueError, match="row"):
+            layer.probabilities(rows)
 
 
 @pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,6 +72,21 @@ def test_a_video_with_a_damaged_middle_is_named(tmp_path):
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"damaged\.mp4"):
         read_clip(path, 0, 120, 40)
+
+
+def test_a_video_trimmed_without_encoding_is_whole(video, tmp_path):
+    trimmed = tmp_path / "trimmed.mp4"
+    with av.open(str(video)) as whole, av.open(str(trimmed), "w") as part:
+        stream = whole.streams.video[0]
+        out = part.add_stream_from_template(stream)
+        for packet in whole.demux(stream):
+            if packet.dts is not None:
+                early = int(4 / stream.average_rate / stream.time_base)  # before the start
+                packet.pts, packet.dts = packet.pts - early, packet.dts - early
+                packet.stream = out
+                part.mux(packet)
+    shown = [round(frame.mean() / 20) for frame in read_clip(trimmed).frames]
+    assert shown == [4, 5, 6, 7, 8, 9]
 
 
 def test_a_missing_file_is_named(tmp_path):

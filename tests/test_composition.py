@@ -228,7 +228,26 @@ def test_as_many_rows_as_there_are_need_not_be_in_order():
     np.testing.assert_allclose(rollout_rows(layers, [2, 0, 0]), rollout(layers)[[2, 0, 0]])
 
 
-@pytest.mark.parametrize("rows", [[], [3], [-4], np.array([0.5]), np.array([[0]])])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_rows_may_be_of_any_whole_type(dtype):
+    layers = random_layers(7, depth=2, heads=2, size=3)
+    rows = torch.tensor([2, 0], dtype=dtype)
+    np.testing.assert_allclose(rollout_rows(layers, rows), rollout(layers)[[2, 0]])
+
+
+@pytest.mark.parametrize("discard_ratio", [0.0, 0.3])
+def test_attention_that_could_be_led_back_is_taken_as_numbers(discard_ratio):
+    layers = [torch.tensor(each) for each in random_layers(7, depth=2, heads=2, size=3)]
+    leading = [layer.clone().requires_grad_() * 1 for layer in layers]
+    for function in (rollout, rollout_by_layer, lambda *a, **k: rollout_rows(*a, [0, 2], **k)):
+        found = function(leading, discard_ratio=discard_ratio)
+        torch.testing.assert_close(found, function(layers, discard_ratio=discard_ratio))
+
+
+RANGES = [[], [3], [-4], np.array([0.5]), np.array([[0]]), np.array([True, False, True])]
+
+
+@pytest.mark.parametrize("rows", RANGES)
 @pytest.mark.usefixtures("without_type_checks")
 def test_rows_out_of_range_are_named(rows):
     with pytest.raises(ValueError, match="row"):

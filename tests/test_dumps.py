@@ -43,6 +43,14 @@ def test_layers_are_in_the_order_of_their_numbers(tmp_path):
         np.testing.assert_array_equal(read, written)
 
 
+def test_fewer_layers_replace_more(folder):
+    other = [layer / 2 for layer in layers(2)]
+    write_dump(folder, other, video="7", frames=(0, 4))
+    assert len(list(folder.iterdir())) == 4
+    for read, written in zip(read_dump(folder, "7").layers, other, strict=True):
+        np.testing.assert_array_equal(read, written)
+
+
 def test_a_dump_without_meta_is_read(folder):
     for path in folder.glob("*.json"):
         path.unlink()
@@ -124,12 +132,17 @@ def test_spoilt_meta_is_named(folder):
 
 
 def test_a_failed_write_leaves_what_was_there(folder, monkeypatch):
+    """A disk that is full after two layers, of which none may be beside older ones."""
+
     def full(file, **arrays):
-        file.write(b"half")
-        raise OSError("no space left")
+        if "layer_2" in file.name:
+            file.write(b"half")
+            raise OSError("no space left")
+        save(file, **arrays)
 
     before = {path: path.read_bytes() for path in folder.iterdir()}
+    save = np.savez_compressed
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(OSError, match="no space"):
-        write_dump(folder, layers(), video="7", frames=(0, 4))
+        write_dump(folder, [2 * layer for layer in layers()], video="7", frames=(0, 4))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -201,6 +201,14 @@ def test_a_map_of_zeros_leaves_the_picture_bare(tmp_path):
     np.testing.assert_array_equal(Image.open(explorer.save(tmp_path / "map.png")), PICTURE)
 
 
+def test_a_uniform_map_has_one_colour(tmp_path):
+    even = Heatmaps([np.full((4, 3, 4), 1 / 12, np.float32)])
+    white = Image.new("RGB", PICTURE.size, "white")
+    explorer = Explorer([white], [VIEW], WORDS, {"": {"": even}}, blur=1.0)
+    saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png"))).reshape(-1, 3)
+    assert len(np.unique(saved[saved.min(1) < 255], axis=0)) == 1
+
+
 def test_figure_names_the_pinned_words():
     explorer = single()
     assert explorer.figure().axes[0].get_title() == "whole answer"

@@ -76,6 +76,11 @@ def test_a_batch_is_computed_whole_and_torch_gives_torch():
         np.testing.assert_allclose(flow[item], expected)
 
 
+def test_capacities_that_no_attention_has_are_named():
+    with pytest.raises(ValueError, match="capacities of at most 1, got 2"):
+        attention_flow([np.full((2, 2), 2.0)], residual=0)
+
+
 def test_bad_settings_are_named_as_in_rollout():
     with pytest.raises(ValueError, match=r"residual must be in \[0, 1\], got 2"):
         attention_flow([np.eye(2)], residual=2)

@@ -1,5 +1,8 @@
 """Through the real processor: every image token's rectangle on the original picture."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +96,11 @@ def test_a_hot_token_lights_its_own_box(size, token):
     left, top, right, bottom = view.boxes()[token]
     assert ((xs + 1 > left - 0.5) & (xs < right + 0.5)).all()
     assert ((ys + 1 > top - 0.5) & (ys < bottom + 0.5)).all()
+    width, height = (
+        min(high, side) - max(low, 0)
+        for low, high, side in [(left, right, size[1]), (top, bottom, size[0])]
+    )
+    assert len(ys) > 0 or min(width, height) < 1  # beyond the picture, or narrower than a pixel
     assert len(ys) == 0 or abs(len(ys) - (right - left) * (bottom - top)) <= 2 * (right - left + 2)
 
 
@@ -165,6 +173,17 @@ def test_a_broken_file_is_named(tmp_path, content):
 def test_a_file_that_breaks_off_is_named(tmp_path):
     path = saved(tmp_path, ramp(200, 300), "whole.jpg")
     path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="expected a picture"):
+        load_picture(path)
+
+
+@pytest.mark.parametrize("size", [(200_000, 200_000), (2**31 - 1, 1)])
+def test_a_header_that_promises_too_much_is_named(tmp_path, size):
+    path = saved(tmp_path, ramp(20, 30), "whole.png")
+    header = b"IHDR" + struct.pack(">2I5B", *size, 8, 2, 0, 0, 0)
+    content = path.read_bytes()
+    check = struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(content[:12] + header + check + content[33:])
     with pytest.raises(ValueError, match="expected a picture"):
         load_picture(path)
 

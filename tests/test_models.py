@@ -120,8 +120,12 @@ def test_the_closing_token_is_no_part_of_the_answer(llava, picture):
     assert answer.tokens == ["red"] and answer.rows.tolist() == [len(ids) - 1]
 
 
-def test_the_text_of_an_answer_has_no_special_tokens(llava, answer):
-    assert "<pad>" not in answer.text
+def test_the_text_of_an_answer_has_no_special_tokens(llava, picture):
+    inputs = llava.prepare([picture], QUESTION)
+    ending = torch.tensor([WORDS.index(word) for word in ("red", "<pad>", "star")])
+    sequence = torch.cat([inputs["input_ids"][0], ending])[None]
+    answer = llava.answer([picture], QUESTION, inputs, sequence)
+    assert answer.tokens == ["red", "<pad>", "star"] and answer.text == "red star"
 
 
 def test_a_chat_template_is_used_where_there_is_one(folder, tmp_path, picture):
@@ -248,6 +252,15 @@ def test_pickled_weights_are_refused(folder, tmp_path):
     torch.save(weights, copy / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="pickled weights are refused"):
         load_model(copy)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_broken_weights_are_named(folder, tmp_path, kept):
+    weights = shutil.copytree(folder, tmp_path / "broken") / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(FileNotFoundError, match=r"cannot load the checkpoint .*broken"):
+        load_model(weights.parent)
 
 
 def test_an_unknown_family_is_named(folder, tmp_path):

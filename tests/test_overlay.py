@@ -105,6 +105,29 @@ def test_clipping_keeps_one_extreme_from_darkening_the_rest():
     assert emphasize(heatmap, clip=95).flat[98] == 1
 
 
+def test_a_few_peaks_are_not_clipped():
+    heatmap = np.zeros((10, 10))
+    heatmap[3, 4] = 0.02
+    assert emphasize(heatmap, clip=95).max() == 1
+
+
+@pytest.mark.parametrize("value", [1 / 576, 1.0, 300.0])
+@pytest.mark.parametrize("blur_tokens", [0.0, 0.5, 3.0])
+def test_a_constant_map_shows_nothing_whatever_is_rounded(value, blur_tokens):
+    heatmap = np.full((4, 4), value, np.float32)
+    smooth = to_picture(heatmap, crop_view(), blur_tokens=blur_tokens)
+    assert np.nanmax(emphasize(smooth)) == 0
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_whole_numbers_are_as_good_as_any(dtype):
+    heatmap = np.eye(4).astype(dtype)
+    pixels = to_picture(heatmap, crop_view())
+    np.testing.assert_array_equal(pixels, to_picture(np.eye(4), crop_view()))
+    np.testing.assert_array_equal(colour(heatmap), colour(np.eye(4)))
+
+
 def test_low_is_blue_high_is_red_unseen_is_transparent():
     painted = colour(np.array([[0.05, 0.95, np.nan]]))
     assert painted[0, 0, 2] > painted[0, 0, 0] and painted[0, 1, 0] > painted[0, 1, 2]

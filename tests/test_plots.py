@@ -72,6 +72,20 @@ def test_what_does_not_fit_is_named(matrices, titles, message):
         plot_matrices(matrices, ["x", "y"], titles)
 
 
+@pytest.mark.parametrize(
+    ("pictures", "titles", "regions"), [(2, 1, 0), (0, 0, 0), (2, 2, 1)], ids=str
+)
+def test_pictures_without_their_titles_or_regions_are_named(pictures, titles, regions):
+    grid = np.eye(3)
+    with pytest.raises(ValueError, match=f"got {pictures} pictures and"):
+        plot_pictures([grid] * pictures, ["a"] * titles, regions=[grid > 0] * regions)
+
+
+def test_tokens_and_titles_may_be_dollars():
+    plot_matrices([np.eye(2)], ["$$", "$^$"], [""]).canvas.draw()
+    plot_pictures([np.eye(2)], ["$^$"]).canvas.draw()
+
+
 def test_pictures_keep_their_shapes_and_regions_are_outlined():
     picture, heatmap = Image.new("RGB", (60, 30)), np.random.default_rng(0).random((4, 4))
     region = np.zeros((30, 60), dtype=bool)

@@ -125,7 +125,7 @@ def test_the_same_seed_makes_the_same_scenes():
     for one, other in zip(first, second, strict=True):
         assert one.picture.tobytes() == other.picture.tobytes()
         assert [q.text for q in one.questions] == [q.text for q in other.questions]
-    assert make_scenes(4, 1, GREY)[0].picture.tobytes() != first[0].picture.tobytes()
+    assert make_scenes(4, 1, GREY, size=(60, 90))[0].picture.tobytes() != first[0].picture.tobytes()
 
 
 def test_photographs_are_split_and_all_described():

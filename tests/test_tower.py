@@ -126,6 +126,22 @@ def test_features_of_several_layers_are_refused(tmp_path):
         load_model(save_small_llava(tmp_path)).family.patches(model.config, small_processor(), [])
 
 
+def test_one_row_alone_is_carried_on_too(llava):
+    answer = llava.generate(pictures((60, 90))[0], "what", max_new_tokens=2, min_new_tokens=2)
+    recording = llava.record(answer)
+    relevance = rollout_rows(recording["language"], answer.rows)[0]
+    alone = through_tower(recording, answer.image, relevance[1])
+    torch.testing.assert_close(alone, through_tower(recording, answer.image, relevance)[1])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_gradients_of_several_steps_in_time_are_refused(qwen, count):
+    frames = pictures(*[(90, 130)] * 2 * count)
+    answer = qwen.generate(frames, "what", max_new_tokens=2, frame_rate=1.0)
+    with pytest.raises(ValueError, match=rf"ran {count} times .* gradients, expected .* picture"):
+        qwen.record_gradients(answer)
+
+
 def test_fuyu_has_no_tower_and_stays(tmp_path):
     fuyu = load_model(save_small_fuyu(tmp_path), dtype="float32")
     answer = fuyu.generate(pictures((100, 130)), "what is it?", max_new_tokens=2, min_new_tokens=2)

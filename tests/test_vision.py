@@ -96,3 +96,9 @@ def test_a_size_that_is_no_multiple_of_the_patches_is_named():
     frame = np.zeros((90, 160, 3), np.uint8)
     with pytest.raises(ValueError, match="multiples of 14 pixels, got 250x336"):
         vision.frame_pixels([frame], (250, 336), dinov2())
+
+
+def test_frames_of_different_sizes_are_named():
+    frames = [np.zeros((90, 160, 3), np.uint8), np.zeros((160, 90, 3), np.uint8)]
+    with pytest.raises(ValueError, match=r"one size, got \(90, 160\) and \(160, 90\)"):
+        vision.frame_pixels(frames, (28, 42), dinov2())
