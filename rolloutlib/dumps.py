@@ -62,7 +62,11 @@ def write_dump(
     What was kept of the same frames before is replaced, when all layers are written.
 
     meta: what else should be known, as JSON; the shape is added.
+
+    Raises ValueError for no layers.
     """
+    if not layers:
+        raise ValueError("expected at least one layer, got none")
     paths = [dump_path(folder, video, frames, number) for number in range(len(layers))]
     with ExitStack() as files:  # they appear together: layers of two runs would make no rollout
         for number, (path, layer) in enumerate(zip(paths, layers, strict=True)):

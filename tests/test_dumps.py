@@ -43,6 +43,11 @@ def test_layers_are_in_the_order_of_their_numbers(tmp_path):
         np.testing.assert_array_equal(read, written)
 
 
+def test_no_layers_are_named(tmp_path):
+    with pytest.raises(ValueError, match="at least one layer, got none"):
+        write_dump(tmp_path, [], video="7", frames=(0, 4))
+
+
 def test_fewer_layers_replace_more(folder):
     other = [layer / 2 for layer in layers(2)]
     write_dump(folder, other, video="7", frames=(0, 4))
