@@ -253,7 +253,8 @@ class Explorer(ipywidgets.VBox):
 
     def _title(self) -> str:
         if not self.selected:
-            return f"all {self.maps.title}" if not self.maps.prompt else "whole answer"
+            every = f"{self.maps.combine} of all {self.maps.title}"
+            return "whole answer" if self.maps.prompt else every
         pinned = [self.maps.words[word] for word in self.selected]
         return f"{self.maps.combine} of {', '.join(pinned)}" if len(pinned) > 1 else pinned[0]
 

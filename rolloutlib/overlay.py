@@ -25,14 +25,6 @@ _register_faint("cyan", (0, 200 / 255, 1), (0, 1, 1))
 _register_faint("red", (1, 0, 0), (1, 180 / 255, 0))
 TARGET, MARKER = (0, 200, 0), (0x1E, 0x3A, 0x5F)  # of a click: its cross-hair and its point
 
-# For differences: blue is less, red is more, and no difference is transparent.
-mpl.colormaps.register(
-    mpl.colors.LinearSegmentedColormap.from_list(
-        "less to more", [(0, 0, 0.8, 1), (1, 1, 1, 0), (0.8, 0, 0, 1)]
-    ),
-    force=True,
-)
-
 FLAT = 2e-5  # share of a map's values that rounding may make: nothing to see
 
 Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
@@ -156,22 +148,11 @@ def is_flat(low: float | np.floating, high: float | np.floating) -> bool:
     return bool(high - low <= FLAT * max(abs(low), abs(high)))
 
 
-def centre(difference: Heatmap) -> Heatmap:
-    """Scale a difference of two maps to [0, 1] so that 0 becomes 0.5 and its largest value an end.
-
-    >>> centre(np.array([[-1.0, 0.0, 0.5]]))
-    array([[0.  , 0.5 , 0.75]])
-    """
-    largest = np.nanmax(np.abs(difference), initial=0.0)
-    return 0.5 + 0.5 * difference / (largest if largest > 0 else 1)
-
-
 def colour(heatmap: Heatmap, colours: str = "turbo") -> Float[np.ndarray, "height width 4"]:
     """A map in [0, 1] as red, green, blue and opacity in [0, 1]: blue is low and red is high.
 
     colours: any name that matplotlib knows, or "cyan" or "red", which low values leave
-    transparent, or "less to more" for `centre`d differences. What the model did not see is fully
-    transparent.
+    transparent. What the model did not see is fully transparent.
     """
     painted = mpl.colormaps[colours](np.nan_to_num(heatmap).astype(float))
     painted[..., 3] *= ~np.isnan(heatmap)

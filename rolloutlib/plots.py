@@ -115,16 +115,15 @@ def plot_pictures(
     """Pictures, heatmaps and overlays side by side, each in its own shape.
 
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
-    regions: for each picture a boolean array whose outline is drawn on it.
+    regions: for each picture, or the first of them, a boolean array whose outline is drawn on it.
 
-    Raises ValueError for no pictures, and for a number of titles or regions that is not theirs.
+    Raises ValueError for no pictures, for another number of titles, and for more regions.
     """
-    for what, given in [("titles", titles), ("regions", regions if len(regions) else pictures)]:
-        if not 0 < len(pictures) == len(given):
-            raise ValueError(
-                f"expected pictures and as many {what}, got {len(pictures)} pictures "
-                f"and {len(given)} {what}"
-            )
+    if not len(regions) <= len(pictures) == len(titles) > 0:
+        raise ValueError(
+            f"expected pictures, a title for each and no more regions, got {len(pictures)} "
+            f"pictures, {len(titles)} titles and {len(regions)} regions"
+        )
     palette = plt.get_cmap(colours).with_extremes(bad="lightgrey")
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)

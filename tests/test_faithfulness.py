@@ -68,7 +68,7 @@ def test_a_verdict_says_who_is_better(made_up, tell, capsys):
     shown = "The map that is shown (receptive field, blurred)"
     assert f"{shown} loses to centre in pointing game" in told
     assert f"{shown} loses to centre in deletion" in told
-    assert "Plain rollout loses to last layer and centre in pointing game" in told
+    assert "Plain rollout loses to last layer; centre in pointing game" in told
     assert "Its pointing game reaches 0.9: 0.95 [0.94, 0.96], n = 500" in told
     assert "does not clearly beat centre: -3.00" in told
 

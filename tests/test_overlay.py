@@ -10,7 +10,6 @@ from rolloutlib.grid import View
 from rolloutlib.overlay import (
     blend,
     blur,
-    centre,
     colour,
     crosshair,
     emphasize,
@@ -185,13 +184,6 @@ def test_cyan_and_red_are_those_of_the_visualizer():
     assert red[0, 1] == 0 and red[-1, 1] == 180 and (np.diff(red[:, 1]) >= 0).all()
     for painted in (cyan, red):
         np.testing.assert_array_equal(painted[:, 3], np.arange(256))
-
-
-def test_differences_are_blue_nothing_and_red():
-    painted = colour(centre(np.array([[-2.0, 0.0, 2.0, np.nan]])), "less to more")[0]
-    assert painted[0, 2] > painted[0, 0] and painted[2, 0] > painted[2, 2]
-    np.testing.assert_allclose(painted[:, 3], [1, 0, 1, 0], atol=0.01)
-    np.testing.assert_array_equal(centre(np.zeros((2, 2))), 0.5)
 
 
 def test_a_crosshair_is_green_around_a_dark_blue_marker():

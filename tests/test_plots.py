@@ -73,11 +73,11 @@ def test_what_does_not_fit_is_named(matrices, titles, message):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "titles", "regions"), [(2, 1, 0), (0, 0, 0), (2, 2, 1)], ids=str
+    ("pictures", "titles", "regions"), [(2, 1, 0), (0, 0, 0), (2, 2, 3)], ids=str
 )
 def test_pictures_without_their_titles_or_regions_are_named(pictures, titles, regions):
     grid = np.eye(3)
-    with pytest.raises(ValueError, match=f"got {pictures} pictures and"):
+    with pytest.raises(ValueError, match=f"got {pictures} pictures, {titles}"):
         plot_pictures([grid] * pictures, ["a"] * titles, regions=[grid > 0] * regions)
 
 
