@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from rolloutlib import gallery, runs
+from rolloutlib.pages import page as gallery
+from rolloutlib.runs import run as runs
 
 if TYPE_CHECKING:
-    from rolloutlib import sweeps
+    from rolloutlib.runs import schedule as sweeps
 
 OUTPUTS = Path("outputs")
 LOG_EVERY_SECONDS = 10
@@ -132,7 +133,8 @@ def _run_one(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     # Dask and pandas take a second to import, which the other commands need not wait for.
-    from rolloutlib import grids, sweeps
+    from rolloutlib.runs import schedule as sweeps
+    from rolloutlib.runs import sets as grids
 
     declared = runs.declared_parameters(options.notebook)
     if options.sets is None and not options.choices:
@@ -162,7 +164,9 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _run_all(options: argparse.Namespace) -> int:
-    from rolloutlib import site  # with pandas, which the other commands need not wait for
+    from rolloutlib.pages import (
+        gallery as site,  # with pandas, which the other commands need not wait for
+    )
 
     notebooks = _notebooks(options.folder, options.out)
     refused = [run for notebook in notebooks if (run := _refused(notebook))]
@@ -207,7 +211,9 @@ def _jobs(asked: int | None) -> tuple[int, int]:
 
 
 def _gallery(options: argparse.Namespace) -> int:
-    from rolloutlib import site  # with pandas, which the other commands need not wait for
+    from rolloutlib.pages import (
+        gallery as site,  # with pandas, which the other commands need not wait for
+    )
 
     print(site.build_site(options.outputs, options.out))
     if options.figures:

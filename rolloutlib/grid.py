@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image
 
-from rolloutlib.arrays import Array
+from rolloutlib.algorithm.arrays import Array
 
 
 @dataclass(frozen=True)

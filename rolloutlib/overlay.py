@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from rolloutlib.arrays import Array, as_numpy
-from rolloutlib.files import complete_file
+from rolloutlib.algorithm.arrays import Array, as_numpy
+from rolloutlib.files.complete import complete_file
 from rolloutlib.grid import View
 
 

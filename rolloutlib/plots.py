@@ -14,7 +14,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.arrays import Array, as_numpy
+from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.overlay import colour
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page

@@ -6,9 +6,9 @@ from pathlib import Path
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from rolloutlib.arrays import Array
-from rolloutlib.attention import HEAD_FUSIONS, require_fusion, require_share
-from rolloutlib.composition import rollout, rollout_by_layer
+from rolloutlib.algorithm.arrays import Array
+from rolloutlib.algorithm.attention import HEAD_FUSIONS, require_fusion, require_share
+from rolloutlib.algorithm.composition import rollout, rollout_by_layer
 from rolloutlib.plots import plot_matrices
 
 Layers = Sequence[Array]

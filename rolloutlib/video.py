@@ -1,6 +1,6 @@
 """Rollout over the patches of frames, over the frames of a clip, and over both together.
 
-All three compose layers by `rolloutlib.composition.rollout`; only the axes are prepared here.
+All three compose layers by `rolloutlib.rollout`; only the axes are prepared here.
 """
 
 from collections.abc import Iterable
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rolloutlib.arrays import Array, as_tensor, numpy_too
-from rolloutlib.composition import Layer, rollout
+from rolloutlib.algorithm.arrays import Array, as_tensor, numpy_too
+from rolloutlib.algorithm.composition import Layer, rollout
 
 
 def spatial_rollout(

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from rolloutlib.clicking import SPECIAL
+from rolloutlib.tiny.elements import SPECIAL
 
 TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% else -%}

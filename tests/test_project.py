@@ -9,7 +9,6 @@ import sys
 import tomllib
 from importlib.metadata import packages_distributions, version
 from itertools import chain
-from pathlib import Path
 
 import nbformat
 import papermill
@@ -17,8 +16,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from places import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]

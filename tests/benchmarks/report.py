@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from benchmarks.workloads import LIMIT
-from rolloutlib.files import complete_file
+from rolloutlib.files.complete import complete_file
 
 
 def write_report(out: Path, table: list[dict], curves: dict, load: str) -> None:

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from rolloutlib.sweeps import sweep
+from rolloutlib.runs.schedule import sweep
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 TIMED = ("02_llava", "07_hyperparameters")

@@ -11,7 +11,7 @@ from reference import products
 
 from benchmarks import contenders
 from rolloutlib import RecordedLayer, attention_received, rollout, rollout_rows
-from rolloutlib.composition import DenseLayer, Product, transition_maker
+from rolloutlib.algorithm.composition import DenseLayer, Product, transition_maker
 from rolloutlib.video import spatial_rollout
 
 OURS = "rolloutlib"

@@ -1,0 +1,19 @@
+"""The mathematics: one layer's attention, and layers composed."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["arrays", "attention", "composition", "flow"],
+    submod_attrs={
+        "attention": ["add_residual", "discard_lowest", "fuse_heads", "normalize_rows"],
+        "composition": [
+            "attention_received",
+            "carry_back",
+            "rollout",
+            "rollout_by_layer",
+            "rollout_rows",
+        ],
+        "flow": ["attention_flow"],
+    },
+)

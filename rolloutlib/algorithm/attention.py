@@ -1,0 +1,165 @@
+"""What happens to one layer's attention before layers are composed."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from rolloutlib.algorithm.arrays import Array, consecutive, numpy_too, working_dtype
+
+HEAD_FUSIONS = ("mean", "max", "min")
+
+
+def require_fusion(how: str) -> None:
+    """Raise a ValueError that names the known fusions unless `how` is one of them."""
+    if how not in HEAD_FUSIONS:
+        raise ValueError(f"head fusion must be one of {', '.join(HEAD_FUSIONS)}, got {how!r}")
+
+
+def require_share(name: str, value: float, *, below_one: bool = False) -> None:
+    """Raise a ValueError unless `value` is in [0, 1], or in [0, 1) with `below_one`."""
+    if not (0 <= value < 1 if below_one else 0 <= value <= 1):
+        raise ValueError(f"{name} must be in [0, 1{')' if below_one else ']'}, got {value}")
+
+
+def require_attention(attention: torch.Tensor) -> None:
+    """Raise a ValueError if the attention is empty, negative, NaN or infinite."""
+    if attention.numel() == 0:
+        raise ValueError(f"attention is empty: got shape {tuple(attention.shape)}")
+    low, high = attention.aminmax()
+    if not low >= 0:  # a NaN makes both bounds NaN, and every comparison with NaN is false
+        raise ValueError(f"attention must be 0 or more, got a smallest entry of {low.item()}")
+    if high == torch.inf:
+        raise ValueError("attention must be finite, got inf")
+
+
+@numpy_too
+def fuse_heads(
+    attention: Float[Array, "*batch head query key"], how: str = "mean"
+) -> Float[Array, "*batch query key"]:
+    """Which single matrix stands for a layer's heads?
+
+    Their mean, their maximum or their minimum, entry by entry (Abnar & Zuidema 2020 use the mean;
+    the maximum keeps any strong connection, the minimum only what all heads share). Half types
+    are averaged in float32. A maximum or minimum no longer has rows that sum to 1.
+
+    Raises ValueError for an unknown `how`, for fewer than three axes, and for attention that is
+    empty, negative, NaN or infinite.
+
+    >>> heads = np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]])
+    >>> fuse_heads(heads)
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
+    >>> fuse_heads(heads, "min")
+    array([[0. , 0. ],
+           [0.5, 0.5]])
+    """
+    require_fusion(how)
+    if attention.ndim < 3:
+        raise ValueError(f"expected attention [... head query key], got {tuple(attention.shape)}")
+    require_attention(attention)
+    return merge_heads(attention, how)
+
+
+def merge_heads(
+    attention: Float[torch.Tensor, "*batch head query key"], how: str
+) -> Float[torch.Tensor, "*batch query key"]:
+    """`fuse_heads` without its checks, which would each read all heads once more."""
+    if how == "mean":
+        return attention.mean(-3, dtype=working_dtype(attention.dtype))
+    fused = attention.amax(-3) if how == "max" else attention.amin(-3)
+    return fused.to(working_dtype(attention.dtype))
+
+
+@numpy_too
+def normalize_rows(matrix: Float[Array, "*batch query key"]) -> Float[Array, "*batch query key"]:
+    """Each row divided by its sum, so that it sums to 1; rows of zeros stay zeros.
+
+    >>> normalize_rows(np.array([[2.0, 2.0], [0.0, 0.0]]))
+    array([[0.5, 0.5],
+           [0. , 0. ]])
+    """
+    sums = matrix.sum(-1, keepdim=True)
+    return matrix / torch.where(sums == 0, 1, sums)
+
+
+@numpy_too
+def add_residual(
+    fused: Float[Array, "*batch query query"], residual: float = 0.5
+) -> Float[Array, "*batch query query"]:
+    """How does the skip connection around attention enter? As a share `residual` of identity.
+
+    (1 - r)·A + r·I, then rows normalised. Where rows of A sum to 1 and r = 0.5 this is the
+    (A + I) / 2 of Abnar & Zuidema (2020, section 3). With r = 0 A is returned as it is.
+
+    Raises ValueError for a residual outside [0, 1] and for matrices that are not square.
+
+    >>> add_residual(np.array([[0.0, 1.0], [1.0, 0.0]]))
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
+    """
+    require_share("residual", residual)
+    if fused.ndim < 2 or fused.shape[-1] != fused.shape[-2]:
+        raise ValueError(f"expected square matrices [... query key], got {tuple(fused.shape)}")
+    positions = torch.arange(fused.shape[-1], device=fused.device)
+    return mix_identity(fused.clone(), positions, residual)
+
+
+def mix_identity(
+    fused: Float[torch.Tensor, "*batch row key"], rows: torch.Tensor, residual: float
+) -> Float[torch.Tensor, "*batch row key"]:
+    """`add_residual` for some rows of a matrix, in their own place: `rows` says which these are."""
+    if residual == 0:
+        return fused
+    sums = fused.sum(-1) * (1 - residual) + residual  # above 0, as the residual is
+    fused *= ((1 - residual) / sums)[..., None]
+    chosen = consecutive(rows)
+    if isinstance(chosen, slice):
+        fused.diagonal(chosen.start, -2, -1).add_(residual / sums)
+    else:
+        fused[..., torch.arange(len(rows), device=rows.device), rows] += residual / sums
+    return fused
+
+
+@numpy_too
+def discard_lowest(
+    fused: Float[Array, "*batch query key"], ratio: float
+) -> Float[Array, "*batch query key"]:
+    """Which connections are noise? The `ratio` of entries that are smallest, in each matrix.
+
+    The threshold is the `int(n * ratio)`-th smallest (from 0) of a matrix's n entries; entries
+    below it become 0 and rows are normalised again. Equal entries are kept together, also where
+    rounding made them differ in their last digits, so fewer than `ratio` of them may go. A ratio
+    of 0 returns the matrix as it is.
+
+    Raises ValueError for a ratio outside [0, 1).
+
+    >>> discard_lowest(np.array([[0.1, 0.9], [0.4, 0.6]]), 0.5)
+    array([[0., 1.],
+           [0., 1.]])
+    """
+    require_share("discard ratio", ratio, below_one=True)
+    if ratio == 0:
+        return fused
+    return clear_lowest(fused.detach().clone(memory_format=torch.contiguous_format), ratio)
+
+
+def clear_lowest(
+    fused: Float[torch.Tensor, "*batch query key"], ratio: float
+) -> Float[torch.Tensor, "*batch query key"]:
+    """`discard_lowest` of a ratio above 0 in the matrix's own place."""
+    entries = fused.view(-1, fused.shape[-2:].numel())
+    threshold = kth_smallest(entries, int(entries.shape[1] * ratio))
+    tied = threshold * (1 - 4 * torch.finfo(fused.dtype).eps)
+    highest = torch.nextafter(tied, torch.full_like(tied, -torch.inf)).tolist()
+    for matrix, goes in zip(entries, highest, strict=True):  # up to this number
+        torch.nn.functional.threshold_(matrix, goes, 0)  # one pass, and no mask in memory
+    sums = fused.sum(-1, keepdim=True)
+    return fused.div_(sums.masked_fill_(sums == 0, 1))
+
+
+def kth_smallest(values: Float[torch.Tensor, "batch n"], k: int) -> Float[torch.Tensor, " batch"]:
+    """The k-th smallest entry (from 0) of each row, by selection and not by sorting."""
+    if values.device.type != "cpu":
+        return values.kthvalue(k + 1).values
+    # NumPy's selection is several times faster than torch's on the CPU.
+    return torch.as_tensor(np.partition(values.detach().numpy(), k)[:, k])

@@ -1,0 +1,67 @@
+"""Attention flow: how much of an input could reach an output, if every weight were a pipe."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
+
+from rolloutlib.algorithm.arrays import Array
+from rolloutlib.algorithm.composition import Layer, answer_like, layers_from, transition_maker
+
+UNITS = 2**30  # SciPy's flow counts whole units; a layer's rows sum to 1, so none overflows
+
+
+def attention_flow(
+    layers: Iterable[Array | Layer],
+    *,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    start_layer: int = 0,
+    receptive_field: bool = False,
+) -> Float[Array, "*batch query key"]:
+    """How much of each input can flow to each output, if attention weights are capacities?
+
+    Abnar & Zuidema (2020, section 3): a graph with one node for each token after each layer and an
+    edge from output to input of a layer with the capacity Ā[output, input]; entry (i, j) is the
+    maximum flow from token i of the last layer to token j of the input. Unlike a rollout's,
+    rows need not sum to 1: flows to different inputs are computed one at a time.
+
+    For teaching sizes: query · key maximum flows are computed, about a second for 20 tokens and
+    6 layers. Capacities are rounded to 2⁻³⁰. Arguments and errors are those of `rollout`; besides,
+    ValueError for capacities above 1, of which attention has none.
+
+    >>> attention_flow([np.array([[0.0, 1.0], [1.0, 0.0]])], residual=0.25)
+    array([[0.25, 0.75],
+           [0.75, 0.25]])
+    """
+    make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
+    stack = []
+    for layer in layers_from(layers, start_layer):
+        every = torch.arange(layer.shape[1])
+        stack.append(make(layer).rows(every).double().cpu().numpy())
+    capacities = np.stack(stack, axis=1)
+    if capacities.max() > 1 + 1e-6:
+        raise ValueError(f"expected capacities of at most 1, got {capacities.max():.3g}")
+    flows = torch.from_numpy(np.stack([_flows(item) for item in capacities]))
+    return answer_like(layer, flows)
+
+
+def _flows(
+    capacities: Float[np.ndarray, "layer query query"],
+) -> Float[np.ndarray, "query query"]:
+    """The maximum flow from every output to every input of one layered graph."""
+    depth, size, _ = capacities.shape
+    graph = np.zeros(((depth + 1) * size,) * 2, dtype=np.int32)
+    for number, layer in enumerate(capacities):
+        outputs, inputs = size * (number + 1), size * number
+        block = np.rint(np.minimum(layer, 1) * UNITS)
+        graph[outputs : outputs + size, inputs : inputs + size] = block
+    graph, last = csr_array(graph), depth * size
+    flows = [
+        [maximum_flow(graph, last + i, j).flow_value for j in range(size)] for i in range(size)
+    ]
+    return np.array(flows) / UNITS

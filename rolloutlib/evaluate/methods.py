@@ -1,0 +1,220 @@
+"""Ways to make a heatmap out of what was recorded of one answer, to be compared with each other.
+
+`METHODS` names them. Each takes the same `Evidence`, and none knows from which model it came.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from rolloutlib.algorithm.attention import fuse_heads
+from rolloutlib.algorithm.composition import attention_received, carry_back, rollout_rows
+from rolloutlib.grid import ImageTokens, View
+from rolloutlib.models import Answer, MultimodalModel
+from rolloutlib.recording.gradients import (
+    WeightedLayer,
+    gradient_rollout,
+    gradient_rollout_rows,
+    weigh_by_gradient,
+)
+
+Attention = Float[torch.Tensor, "head query key"]
+Relevance = Float[torch.Tensor, "row key"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one answer, for every method alike.
+
+    attention, weighted: of the layers that answer, first layer first, plain and weighted by the
+    gradient of the answer.  rows: the queries that answered.
+    image: the picture's tokens; None where a map over the keys themselves is wanted, such as
+    frames or words.  tower, tower_weighted: of the layers behind the image tokens; none where
+    pixels go straight into the decoder.
+    """
+
+    attention: Sequence[Attention]
+    weighted: Sequence[WeightedLayer]
+    rows: Int[torch.Tensor, " row"]
+    image: ImageTokens | None = None
+    tower: Sequence[Float[torch.Tensor, "tower_head output patch"]] = ()
+    tower_weighted: Sequence[WeightedLayer] = ()
+
+    @cached_property
+    def fused(self) -> list[Float[torch.Tensor, "query key"]]:
+        """The attention of the layers that answer, averaged over heads."""
+        return [fuse_heads(layer) for layer in self.attention]
+
+    @property
+    def causal(self) -> bool:
+        """Does every token see those before it alone?"""
+        return not self.fused[0].triu(1).any()
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a heatmap: relevance over the sequence, then laid on a grid.
+
+    relevance: of the rows that answered, over all keys.  behind: how it is carried on through the
+    layers behind the image tokens to the patches; None stays at the tokens.  causal: whether it
+    makes sense for causal attention alone.
+    """
+
+    relevance: Callable[[Evidence], Relevance]
+    behind: Callable[[Evidence, Relevance], Relevance] | None = None
+    causal: bool = False
+
+    def applies(self, evidence: Evidence) -> bool:
+        """Has the model what the method needs?"""
+        return (self.behind is None or len(evidence.tower) > 0) and (
+            not self.causal or evidence.causal
+        )
+
+    def heatmap(self, evidence: Evidence) -> Float[np.ndarray, "*grid"]:
+        """The map of the answer: the mean over the rows that answered.
+
+        Raises ValueError where the method needs what the model has not.
+        """
+        if not self.applies(evidence):
+            raise ValueError("expected a model with what the method needs, got one without")
+        relevance, image = self.relevance(evidence), evidence.image
+        if self.behind is not None:
+            on_tokens = relevance[:, image.positions.to(relevance.device)]
+            outputs = image.patches.on_outputs(on_tokens, evidence.tower[0].shape[-1])
+            maps = image.patches.heatmaps(self.behind(evidence, outputs))
+        else:
+            maps = relevance if image is None else image.heatmaps(relevance)
+        return maps.mean(0).cpu().numpy()
+
+    def view(self, evidence: Evidence) -> View | None:
+        """What the cells of the heatmap stand for; None where they are the keys themselves."""
+        if evidence.image is None:
+            return None
+        return evidence.image.view if self.behind is None else evidence.image.patch_view
+
+
+def evidence_of(
+    model: MultimodalModel, answer: Answer, tokens: Sequence[int] | None = None
+) -> Evidence:
+    """Everything that the methods need of an answer about one picture, from one replay pass.
+
+    tokens: which of the generated tokens are asked about, such as those of a click's coordinates;
+    all by default. The gradient is that of their summed logits.
+    """
+    recording, logits = model.record_gradients(answer)
+    patches, language = answer.image.patches, recording["language"]
+    tower = recording["vision"][: patches.layers] if patches else []
+    chosen = list(range(len(answer.tokens)) if tokens is None else tokens)
+    weighted = weigh_by_gradient([*language, *tower], logits[chosen].sum())
+    sequence = patches.sequence if patches else 0
+    return Evidence(
+        attention=[layer.probabilities()[0] for layer in language],
+        weighted=weighted[: len(language)],
+        rows=answer.rows[chosen],
+        image=answer.image,
+        tower=[layer.probabilities()[sequence] for layer in tower],
+        tower_weighted=[
+            WeightedLayer(layer.name, layer.weights[sequence : sequence + 1])
+            for layer in weighted[len(language) :]
+        ],
+    )
+
+
+def rolled(start: float = 0.0, **settings) -> Callable[[Evidence], Relevance]:
+    """Rollout with these settings; `start` is the share of layers, the first ones, left out."""
+
+    def relevance(evidence: Evidence) -> Relevance:
+        first = int(len(evidence.attention) * start)
+        return rollout_rows(evidence.attention, evidence.rows, start_layer=first, **settings)
+
+    return relevance
+
+
+def last_layer(evidence: Evidence) -> Relevance:
+    """What do the rows attend to in the last layer? The attention itself, averaged over heads."""
+    return evidence.fused[-1][evidence.rows]
+
+
+def mean_of_layers(evidence: Evidence) -> Relevance:
+    """What do the rows attend to on average? Nothing is composed."""
+    return torch.stack([layer[evidence.rows] for layer in evidence.fused]).mean(0)
+
+
+def received(evidence: Evidence) -> Relevance:
+    """Which keys get attention from anywhere? The same for every row, as for every question."""
+    return attention_received(evidence.fused).expand(len(evidence.rows), -1)
+
+
+def gradient_weighted(evidence: Evidence) -> Relevance:
+    """What would the answer lose? Rollout of attention weighted by its gradient."""
+    return gradient_rollout_rows(evidence.weighted, evidence.rows)[0]
+
+
+def head(layer: int, number: int) -> Callable[[Evidence], Relevance]:
+    """What do the rows attend to in a single head? Layers and heads count from 0."""
+    return lambda evidence: evidence.attention[layer][number, evidence.rows]
+
+
+def sinks(evidence: Evidence, factor: float = 10.0) -> Bool[torch.Tensor, " key"]:
+    """Which image tokens are attended to whatever is asked?
+
+    Those that receive more than `factor` times what the median image token receives, summed over
+    queries. Only among image tokens, or among all keys where there is no image.
+    """
+    attention = attention_received(evidence.fused)
+    some = torch.ones_like(attention, dtype=torch.bool)
+    if evidence.image is not None:
+        some = torch.zeros_like(some).index_fill(0, evidence.image.positions, True)
+    return some & (attention > factor * attention[some].median())
+
+
+def without_sinks(relevance: Callable[[Evidence], Relevance]) -> Callable[[Evidence], Relevance]:
+    """The relevance of sinks shared out among the other keys, in proportion to theirs."""
+
+    def redistributed(evidence: Evidence) -> Relevance:
+        whole = relevance(evidence)
+        rest = whole.masked_fill(sinks(evidence), 0)
+        return rest * (whole.sum(-1, keepdim=True) / rest.sum(-1, keepdim=True))
+
+    return redistributed
+
+
+def rolled_behind(**settings) -> Callable[[Evidence, Relevance], Relevance]:
+    """On through the layers behind the image tokens by rollout with these settings."""
+    return lambda evidence, relevance: carry_back(evidence.tower, relevance, **settings)
+
+
+def weighted_behind(evidence: Evidence, relevance: Relevance) -> Relevance:
+    """On through the layers behind the image tokens, weighted by gradients as well."""
+    return gradient_rollout(evidence.tower_weighted, relevance[None])[0]
+
+
+# What one head attends to is not thinned by the others, and each layer changes a token little.
+STRONGEST = {"head_fusion": "max", "residual": 0.9}
+
+METHODS: dict[str, Method] = {
+    "rollout": Method(rolled()),
+    "receptive field": Method(rolled(receptive_field=True), causal=True),
+    "later first layer": Method(rolled(start=0.5)),
+    "strong residual": Method(rolled(start=0.25, residual=0.9)),
+    "strongest heads": Method(rolled(**STRONGEST)),
+    "sinks shared out": Method(without_sinks(rolled())),
+    "last layer": Method(last_layer),
+    "mean of layers": Method(mean_of_layers),
+    "attention received": Method(received),
+    "gradient rollout": Method(gradient_weighted),
+    "rollout to patches": Method(rolled(), rolled_behind()),
+    "receptive field to patches": Method(
+        rolled(receptive_field=True), rolled_behind(), causal=True
+    ),
+    "later first layer to patches": Method(rolled(start=0.5), rolled_behind()),
+    "strongest heads to patches": Method(
+        rolled(**STRONGEST), rolled_behind(residual=STRONGEST["residual"])
+    ),
+    "last layer to patches": Method(last_layer, rolled_behind()),
+    "gradient rollout to patches": Method(gradient_weighted, weighted_behind),
+}

@@ -1,0 +1,73 @@
+"""Settings to turn by hand while a figure follows; a still figure where nobody can turn them."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from rolloutlib.algorithm.attention import HEAD_FUSIONS
+
+# A rollout takes longer than a slider's step: redraw when it is let go.
+LATE = {"continuous_update": False}
+
+
+class RolloutPanel(ipywidgets.VBox):
+    """What does each setting do to the rollout? A figure with controls above it.
+
+    draw: called as `draw(question, layers=(first, last), head_fusion=…, residual=…,
+    discard_ratio=…)` at the start and after every change; returns the figure to show.
+    questions: what can be chosen from.  depth: how many layers there are.
+
+    In JupyterLab the controls are live. Where only outputs are kept, as on a page of an executed
+    notebook, the panel is the figure of its present settings.
+
+    Raises ValueError where there are no questions or no layers.
+    """
+
+    def __init__(self, draw: Callable[..., Figure], questions: Sequence[str], depth: int):
+        if not questions or depth < 1:
+            raise ValueError(
+                f"expected questions and layers, at least one, got {len(questions)} and {depth}"
+            )
+        self._draw = draw
+        self.question = ipywidgets.Dropdown(description="question", options=list(questions))
+        self.head_fusion = ipywidgets.ToggleButtons(description="heads", options=HEAD_FUSIONS)
+        self.residual = share_slider("residual", 0.5, highest=1.0)
+        self.discard_ratio = share_slider("discard", 0.0, highest=0.95)
+        self.layers = ipywidgets.IntRangeSlider(
+            description="layers", min=0, max=depth - 1, value=(0, depth - 1), **LATE
+        )
+        self.figure = ipywidgets.Image(format="png")
+        controls = (self.question, self.head_fusion, self.residual, self.discard_ratio, self.layers)
+        for control in controls:
+            control.observe(self._redraw, names="value")
+        self._redraw()
+        super().__init__([*controls, self.figure])
+
+    def _redraw(self, _change=None) -> None:
+        figure = self._draw(
+            self.question.value,
+            layers=self.layers.value,
+            head_fusion=self.head_fusion.value,
+            residual=self.residual.value,
+            discard_ratio=self.discard_ratio.value,
+        )
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=100)
+        plt.close(figure)  # or the notebook would show it once more below the cell
+        self.figure.value = file.getvalue()
+
+    def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
+        """The live view, and the picture for readers that cannot show one."""
+        still = {"image/png": base64.b64encode(self.figure.value).decode()}
+        return super()._repr_mimebundle_(**kwargs) | still
+
+
+def share_slider(name: str, value: float, *, highest: float) -> ipywidgets.FloatSlider:
+    """A slider from 0 to `highest` that speaks when it is let go."""
+    return ipywidgets.FloatSlider(
+        description=name, value=value, min=0.0, max=highest, step=0.05, **LATE
+    )

@@ -1,0 +1,141 @@
+"""Frames out of a video file and back into one, through PyAV."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from rolloutlib.files.complete import complete_file
+
+Frame = UInt8[np.ndarray, "height width 3"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Some frames of a video. numbers: which ones, from 0. rate: frames of the video a second."""
+
+    frames: list[Frame]
+    numbers: range
+    rate: Fraction
+
+
+def read_clip(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1) -> Clip:
+    """Every `stride`-th frame of a video from `start` up to, but without, `stop` (or its end).
+
+    Frames are upright RGB at the video's own size.
+
+    Raises FileNotFoundError for a missing file, ValueError for one that is no video, is empty,
+    breaks off, or ends before `stop`, and for a range without frames.
+    """
+    frames = list(read_frames(path, start, stop, stride))
+    return Clip(frames, range(start, start + stride * len(frames), stride), frame_rate(path))
+
+
+def frame_rate(path: str | Path) -> Fraction:
+    """Frames a second, on average. Raises as `read_clip` does."""
+    with _opened(Path(path)) as container:
+        return _stream(container, path).average_rate or Fraction(25)
+
+
+def read_frames(
+    path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1
+) -> Iterator[Frame]:
+    """The frames of `read_clip` one after another, for videos that do not fit into memory."""
+    if start < 0 or stride < 1 or (stop is not None and stop <= start):
+        raise ValueError(
+            "expected start of 0 or more, stop above start and stride of 1 or more, "
+            f"got {start}, {stop}, {stride}"
+        )
+    number, cut_off = -1, 0
+    with _opened(Path(path)) as container:
+        stream = _stream(container, path)
+        try:
+            for packet in container.demux(stream):
+                cut_off += packet.is_discard
+                for frame in packet.decode():
+                    number += 1
+                    if number == stop:
+                        return
+                    if number >= start and (number - start) % stride == 0:
+                        yield _upright(frame)
+        except av.FFmpegError as error:
+            raise ValueError(f"{path}: breaks off after frame {number}: {error}") from error
+        # A file that was trimmed without encoding keeps frames that no player shows.
+        promised = stream.frames - cut_off if stop is None else stop
+    if number + 1 < max(promised, start + 1):
+        raise ValueError(f"{path}: expected {max(promised, start + 1)} frames, got {number + 1}")
+
+
+def _opened(path: Path) -> av.container.InputContainer:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a video at {path}, got no such file")
+    try:
+        return av.open(str(path))
+    except (av.FFmpegError, ValueError) as error:
+        size = path.stat().st_size
+        raise ValueError(f"expected a video, got {path} ({size} bytes): {error}") from error
+
+
+def _stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
+    if not container.streams.video:
+        raise ValueError(f"expected a video, got {path} without moving pictures")
+    return container.streams.video[0]
+
+
+def _upright(frame: av.VideoFrame) -> Frame:
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
+
+
+def write_clip(path: str | Path, frames: Iterable[Frame], rate: Fraction | float) -> Path:
+    """Write frames as a video (H.264 in `.mp4`) or, for short loops, as `.gif`.
+
+    The file appears when it is complete; an error on the way leaves what was there before.
+    rate: frames a second. Sizes of odd numbers of pixels are kept.
+
+    Raises ValueError for no frames, for frames of different sizes, and for other endings.
+    """
+    path = Path(path)
+    write = {".mp4": _write_mp4, ".gif": _write_gif}.get(path.suffix)
+    if write is None:
+        raise ValueError(f"expected a name that ends in .mp4 or .gif, got {path}")
+    with complete_file(path) as part:
+        write(part, _of_one_size(frames), Fraction(rate).limit_denominator(1001))
+    return path
+
+
+def _of_one_size(frames: Iterable[Frame]) -> Iterator[Frame]:
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError("expected at least one frame, got none")
+    for frame in chain([first], frames):
+        if frame.shape != first.shape:
+            raise ValueError(f"expected frames of shape {first.shape}, got {frame.shape}")
+        yield frame
+
+
+def _write_mp4(path: Path, frames: Iterator[Frame], rate: Fraction) -> None:
+    first = next(frames)
+    height, width = first.shape[:2]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=rate, options={"crf": "23", "preset": "veryfast"}
+        )
+        stream.width, stream.height = width, height
+        # Colour at half resolution is what every player shows, but it needs even sizes.
+        stream.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
+        for frame in chain([first], frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _write_gif(path: Path, frames: Iterator[Frame], rate: Fraction) -> None:
+    first, *rest = map(Image.fromarray, frames)
+    first.save(path, save_all=True, append_images=rest, duration=float(1000 / rate), loop=0)

@@ -1,0 +1,184 @@
+"""Attention of a refiner on disk, one compressed NumPy file a layer, as DVIS's scripts write it.
+
+    video_{id}_frames{a}-{b}_refiner_temporal_layer_{i}_attn.npz       key: attention_weights
+    video_{id}_frames{a}-{b}_refiner_temporal_layer_{i}_attn.meta.json
+
+Nothing is ever unpickled: a file from somebody else can hold numbers and no program.
+"""
+
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rolloutlib.algorithm.arrays import Array, as_numpy
+from rolloutlib.files.complete import complete_file
+
+KEY = "attention_weights"
+NAME = re.compile(
+    r"video_(?P<video>.+)_frames(?P<first>\d+)-(?P<last>\d+)"
+    r"_refiner_temporal_layer_(?P<layer>\d+)_attn\.npz"
+)
+
+
+@dataclass(frozen=True)
+class Dump:
+    """The temporal attention of one stretch of a video, first layer first."""
+
+    video: str
+    frames: tuple[int, int]  # first and last, as in the file names
+    layers: list[np.ndarray]
+    meta: dict = field(default_factory=dict)  # that of the first layer
+
+
+def dump_path(folder: str | Path, video: str, frames: Sequence[int], layer: int) -> Path:
+    """Where a layer's attention is kept.
+
+    >>> dump_path("dumps", "7", (0, 30), 2).name
+    'video_7_frames0-30_refiner_temporal_layer_2_attn.npz'
+    """
+    first, last = frames
+    return Path(
+        folder, f"video_{video}_frames{first}-{last}_refiner_temporal_layer_{layer}_attn.npz"
+    )
+
+
+def write_dump(
+    folder: str | Path,
+    layers: Sequence[Array],
+    *,
+    video: str,
+    frames: Sequence[int],
+    meta: Mapping[str, object] | None = None,
+) -> list[Path]:
+    """Keep the attention of a refiner's layers, first layer first; returns the files.
+
+    What was kept of the same frames before is replaced, when all layers are written.
+
+    meta: what else should be known, as JSON; the shape is added.
+
+    Raises ValueError for no layers.
+    """
+    if not layers:
+        raise ValueError("expected at least one layer, got none")
+    paths = [dump_path(folder, video, frames, number) for number in range(len(layers))]
+    with ExitStack() as files:  # they appear together: layers of two runs would make no rollout
+        for number, (path, layer) in enumerate(zip(paths, layers, strict=True)):
+            array = as_numpy(layer)
+            _save(files.enter_context(complete_file(path)), {KEY: array})
+            about = {"video_id": video, "layer": number, "shape": list(array.shape), **(meta or {})}
+            part = files.enter_context(complete_file(_meta_path(path)))
+            part.write_text(json.dumps(about, indent=2) + "\n")
+    there = _layers_found(Path(folder), video)[tuple(frames)]
+    for number in there.keys() - set(range(len(layers))):
+        there[number].unlink()
+        _meta_path(there[number]).unlink(missing_ok=True)
+    return paths
+
+
+def read_dump(folder: str | Path, video: str, frames: Sequence[int] | None = None) -> Dump:
+    """Read the attention of every layer of a video.
+
+    frames: first and last, needed where the folder has several stretches of the video.
+
+    Raises FileNotFoundError where there is no dump of the video; ValueError, which names the
+    file, where one is empty, broken, pickled or without the key, where layers are missing, and
+    where their numbers of frames differ.
+    """
+    found = _layers_found(Path(folder), video)
+    stretch = _one_stretch(found, frames, f"video {video} in {folder}")
+    numbered = found[stretch]
+    if sorted(numbered) != list(range(len(numbered))):
+        raise ValueError(
+            f"expected layers 0 to {max(numbered)} of video {video} in {folder}, "
+            f"got only {sorted(numbered)}"
+        )
+    paths = [numbered[number] for number in range(len(numbered))]
+    layers = [read_array(path, KEY) for path in paths]
+    for path, layer in zip(paths, layers, strict=True):
+        if layer.shape != layers[0].shape:
+            raise ValueError(
+                f"{path}: expected shape {layers[0].shape} as in layer 0, got {layer.shape}"
+            )
+    return Dump(video, stretch, layers, _read_meta(_meta_path(paths[0])))
+
+
+def _layers_found(folder: Path, video: str) -> dict[tuple[int, int], dict[int, Path]]:
+    """The files of a video: by their first and last frame, then by layer."""
+    found = {}
+    for path in sorted(folder.glob("*.npz")):
+        name = NAME.fullmatch(path.name)
+        if name and name["video"] == video:
+            stretch = int(name["first"]), int(name["last"])
+            found.setdefault(stretch, {})[int(name["layer"])] = path
+    if not found:
+        raise FileNotFoundError(f"{folder}: expected video_{video}_frames….npz, got no such file")
+    return found
+
+
+def _one_stretch(found: Mapping, frames: Sequence[int] | None, what: str) -> tuple[int, int]:
+    if frames is None and len(found) == 1:
+        return next(iter(found))
+    if frames is not None and tuple(frames) in found:
+        return tuple(frames)
+    listed = ", ".join(f"{first}-{last}" for first, last in found)
+    raise ValueError(f"expected frames to be one of {listed} for {what}, got {frames}")
+
+
+def _meta_path(path: Path) -> Path:
+    return path.with_suffix(".meta.json")
+
+
+def _read_meta(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected JSON, got {path.stat().st_size} bytes: {error}"
+        ) from error
+
+
+def read_array(path: str | Path, key: str) -> np.ndarray:
+    """One array of numbers out of an `.npz` file.
+
+    Raises ValueError, which names the file, where it is empty, broken off, altered or pickled,
+    has no such key, or holds something else than numbers, 0 or more.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names, array = file.files, file[key] if key in file.files else None
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path}: expected arrays of numbers, got {size} bytes: {error}"
+        ) from error
+    if array is None:
+        raise ValueError(f"{path}: expected the key {key!r}, got {', '.join(names) or 'none'}")
+    if array.dtype.kind != "f" or array.size == 0 or not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError(
+            f"{path}: expected floats, finite and 0 or more, got {array.dtype} of shape "
+            f"{array.shape}, or numbers outside of that range"
+        )
+    return array
+
+
+def write_arrays(path: str | Path, **arrays: np.ndarray) -> Path:
+    """Keep arrays as a compressed `.npz` file, which appears only when it is complete."""
+    path = Path(path)
+    with complete_file(path) as part:
+        _save(part, arrays)
+    return path
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -1,0 +1,317 @@
+"""Load a checkpoint, let it answer, and replay the answer in one pass that can be recorded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.video_utils import VideoMetadata
+
+from rolloutlib.files.pictures import upright_rgb
+from rolloutlib.grid import ImageTokens, image_tokens
+from rolloutlib.models.families import FAMILIES, Family
+from rolloutlib.models.load import load_adapter
+from rolloutlib.recording.capture import Recording, record_attention
+from rolloutlib.recording.gradients import record_gradients
+
+# What a processor gives for every token of the prompt, and its value for a generated one.
+PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model was asked, what it answered, and where in the sequence all of it stands.
+
+    inputs: what the processor made of the prompt and its pictures.
+    sequence: the prompt's S token ids and the T generated ones, without the closing token.
+    tokens: the T generated tokens as text.  text: the answer as it reads.
+    images: for each picture of the prompt its tokens' positions and pixels; one for a video.
+    frames: all those of a video.
+    model: who answered, and can replay the answer.
+    """
+
+    prompt: str
+    inputs: BatchFeature
+    sequence: Int[torch.Tensor, " token"]
+    tokens: list[str]
+    text: str
+    images: list[ImageTokens]
+    frames: list[Image.Image] = field(repr=False, compare=False)
+    model: "MultimodalModel" = field(repr=False, compare=False)
+
+    @property
+    def image(self) -> ImageTokens:
+        """The only picture of the prompt. Raises ValueError where there are several."""
+        if len(self.images) != 1:
+            raise ValueError(f"expected one picture in the prompt, got {len(self.images)}")
+        return self.images[0]
+
+    @property
+    def rows(self) -> Int[torch.Tensor, " token"]:
+        """The query rows that predicted the generated tokens: for each, the one before it."""
+        end = len(self.sequence) - 1
+        return torch.arange(end - len(self.tokens), end)
+
+
+@dataclass(frozen=True)
+class MultimodalModel:
+    """A checkpoint ready to be asked: transformers' model and processor, and their family.
+
+    model: with an adapter it is PEFT's, around that of transformers.
+    """
+
+    model: PreTrainedModel | PeftModel
+    processor: ProcessorMixin
+    family: Family
+
+    def generate(
+        self,
+        pictures: Image.Image | list[Image.Image],
+        prompt: str,
+        *,
+        max_new_tokens: int = 32,
+        frame_rate: float | None = None,
+        **generation,
+    ) -> Answer:
+        """What does the model say about the pictures?
+
+        prompt: a question, put into the checkpoint's chat template; or the whole text, which is
+        taken as it is where it already has image tokens.  frame_rate: where it is given, the
+        pictures are the frames of one video, so many a second.  generation: anything that
+        transformers' `generate` takes (beams, sampling, …), for one answer.
+
+        Raises ValueError where the prompt has no room for its image tokens or the context none
+        for the answer, where the model generates nothing, for frames of different sizes and for a
+        video where the model takes none.
+        """
+        pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+        inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
+        length = inputs["input_ids"].shape[1]
+        self._require_room(length, max_new_tokens)
+        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
+        return self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
+
+    def prepare(
+        self, pictures: list[Image.Image], prompt: str, *, frame_rate: float | None = None
+    ) -> BatchFeature:
+        """The model's inputs for a prompt about these pictures, on the model's device."""
+        pictures = [upright_rgb(picture) for picture in pictures]
+        if frame_rate is None:
+            text = self._full_prompt(prompt, "image", len(pictures))
+            inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+        else:
+            inputs = self._video_inputs(pictures, prompt, frame_rate)
+        return inputs.to(self.model.device, self.model.dtype)
+
+    def _video_inputs(
+        self, frames: list[Image.Image], prompt: str, frame_rate: float
+    ) -> BatchFeature:
+        """What the processor makes of one video, all of its frames taken."""
+        if getattr(self.processor, "video_processor", None) is None:
+            raise ValueError(f"expected a model that takes video, got {self.family.model_type}")
+        sizes = {frame.size for frame in frames}
+        if len(sizes) != 1:
+            raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
+        numbers = list(range(len(frames)))
+        return self.processor(
+            videos=[frames],
+            text=self._full_prompt(prompt, "video", 1),
+            video_metadata=[VideoMetadata(len(frames), fps=frame_rate, frames_indices=numbers)],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+
+    def answer(
+        self,
+        pictures: list[Image.Image],
+        prompt: str,
+        inputs: BatchFeature,
+        sequences: Int[torch.Tensor, "one token"],
+    ) -> Answer:
+        """Read one generated sequence, prompt included, however it was generated."""
+        if sequences.shape[0] != 1:
+            raise ValueError(f"expected one generated sequence, got {sequences.shape[0]}")
+        pictures = [upright_rgb(picture) for picture in pictures]
+        views = self.family.views(self.processor, inputs, pictures)
+        length = inputs["input_ids"].shape[1]
+        generated = self._without_ending(sequences[0, length:])
+        if len(generated) == 0:
+            raise ValueError("expected at least one generated token, got none")
+        tokenizer, config = self.processor.tokenizer, self.model.config
+        video = "pixel_values_videos" in inputs
+        return Answer(
+            prompt=prompt,
+            inputs=inputs,
+            sequence=torch.cat([sequences[0, :length], generated]),
+            tokens=[tokenizer.decode([token]) for token in generated.tolist()],
+            text=tokenizer.decode(generated, skip_special_tokens=True).strip(),
+            images=image_tokens(
+                pictures[: len(views)],
+                views,
+                inputs["input_ids"][0],
+                config.video_token_id if video else config.image_token_id,
+                self.family.patches(config, self.processor, views),
+            ),
+            frames=pictures if video else [],
+            model=self,
+        )
+
+    def record(self, answer: Answer) -> Recording:
+        """What did every layer attend to while answering?
+
+        One replay pass over prompt and answer: the same attention as in generation, whatever
+        way the tokens were chosen, without a cache to follow.
+        """
+        with torch.no_grad(), record_attention(self.model) as recording:
+            self.model(**self._replayed(answer, answer.inputs), use_cache=False, logits_to_keep=1)
+        return recording
+
+    def record_gradients(
+        self, answer: Answer
+    ) -> tuple[Recording, Float[torch.Tensor, " generated"]]:
+        """Which attention did the answer depend on?
+
+        The same replay pass, recorded by `record_gradients`, and the logits of the generated
+        tokens, from which gradients can be led back.
+        """
+        kept = len(answer.tokens) + 1
+        with record_gradients(self.model) as recording:
+            inputs = self._replayed(answer, answer.inputs)
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
+        return recording, self._of_generated(answer, logits)[0]
+
+    @torch.no_grad()
+    def log_probability(
+        self, answer: Answer, pictures: list[Image.Image]
+    ) -> Float[torch.Tensor, " picture"]:
+        """How likely had the same answer been about each of these pictures, put in its picture's
+        place? Natural logarithms, 0 or less, of the product over its tokens.
+
+        One batch: pictures of the size of the answer's own, which is the only one in its prompt.
+        """
+        batch = [self._replayed(answer, self.prepare([p], answer.prompt)) for p in pictures]
+        inputs = {name: torch.cat([one[name] for one in batch]) for name in batch[0]}
+        kept = len(answer.tokens) + 1
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
+        return self._of_generated(answer, logits.float().log_softmax(-1)).sum(-1)
+
+    @staticmethod
+    def _replayed(answer: Answer, inputs: BatchFeature) -> dict[str, torch.Tensor]:
+        """The inputs of one pass over the prompt and the answer that was given."""
+        inputs = dict(inputs)
+        inputs["input_ids"] = answer.sequence[None]
+        for name, value in PER_TOKEN.items():
+            if name in inputs:
+                extra = len(answer.sequence) - inputs[name].shape[1]
+                inputs[name] = torch.nn.functional.pad(inputs[name], (0, extra), value=value)
+        return inputs
+
+    @staticmethod
+    def _of_generated(
+        answer: Answer, values: Float[torch.Tensor, "picture token word"]
+    ) -> Float[torch.Tensor, "picture generated"]:
+        """Out of values for every word, those of the generated tokens, each one row before it."""
+        generated = answer.sequence[-len(answer.tokens) :].to(values.device)
+        before = values[:, -len(generated) - 1 : -1]
+        return before.gather(-1, generated.expand(len(values), -1)[..., None])[..., 0]
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside the block the model computes as if it had no adapter.
+
+        An answer that was given with the adapter can be recorded without it, token by token.
+
+        Raises ValueError where the model has none.
+        """
+        if not isinstance(self.model, PeftModel):
+            raise ValueError(f"expected a model with an adapter, got {type(self.model).__name__}")
+        with self.model.disable_adapter():
+            yield
+
+    def _full_prompt(self, prompt: str, kind: str, count: int) -> str:
+        """The text that the processor takes, with one token for each "image" or "video"."""
+        token = getattr(self.processor, f"{kind}_token", None)
+        if token and token in prompt:
+            return prompt
+        if self.processor.chat_template is None:
+            return self.family.prompt_template.format(prompt=prompt)
+        content = [{"type": kind}] * count + [{"type": "text", "text": prompt}]
+        conversation = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(conversation, add_generation_prompt=True)
+
+    def _require_room(self, length: int, new: int) -> None:
+        if new < 1:
+            raise ValueError(f"max_new_tokens must be 1 or more, got {new}")
+        context = self.model.config.get_text_config().max_position_embeddings
+        if length + new > context:
+            raise ValueError(
+                f"the prompt with its image tokens is {length} tokens long and the answer up to "
+                f"{new}; expected at most {context} together, the model's context"
+            )
+
+    def _without_ending(self, generated: Int[torch.Tensor, " token"]) -> Int[torch.Tensor, " kept"]:
+        """The generated tokens up to the one that closes the answer."""
+        ending = self.model.generation_config.eos_token_id
+        ending = [ending] if isinstance(ending, int) else ending or []
+        closing = torch.isin(generated, torch.tensor(ending, device=generated.device))
+        return generated[: int(closing.int().argmax())] if closing.any() else generated
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    revision: str = "main",
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict | None = None,
+    adapter_id: str | Path = "",
+) -> MultimodalModel:
+    """Load a checkpoint by a folder's path or a Hugging Face id, ready to be asked.
+
+    revision, dtype, device_map: as in transformers. Only safetensors are read, and no code that
+    comes with a checkpoint is run.  adapter_id: a LoRA adapter to put into it, by path or id.
+
+    Raises ValueError for a family that the package does not know and for an adapter that was made
+    for another model; FileNotFoundError where a folder, a download or its safetensors are not to
+    be had.
+    """
+    source = str(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if config.model_type not in FAMILIES:
+            raise ValueError(
+                f"expected a checkpoint of {', '.join(FAMILIES)}, got model_type "
+                f"{config.model_type!r} in {source}"
+            )
+        processor = AutoProcessor.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+        model = AutoModelForImageTextToText.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, SafetensorError) as error:
+        raise FileNotFoundError(
+            f"cannot load the checkpoint {source}: expected a folder or Hugging Face id with "
+            "config, processor and safetensors weights (pickled weights are refused). Without a "
+            "network use a folder, such as the default data/checkpoints/tiny-llava. "
+            f"transformers says: {error}"
+        ) from error
+    model = load_adapter(model, adapter_id) if str(adapter_id) else model
+    return MultimodalModel(model.eval(), processor, FAMILIES[config.model_type])

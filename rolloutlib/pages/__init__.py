@@ -1,0 +1,8 @@
+"""Executed notebooks as pages, and their gallery."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["gallery", "page"],
+)

@@ -1,0 +1,12 @@
+"""How a model tells what it attended to."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["capture", "gradients", "recorded"],
+    submod_attrs={
+        "capture": ["Recording", "record_attention"],
+        "gradients": ["gradient_rollout_rows", "record_gradients", "weigh_by_gradient"],
+    },
+)

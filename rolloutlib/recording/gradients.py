@@ -1,0 +1,149 @@
+"""Attention weighted by its gradient: which connections did the answer depend on?
+
+While gradients are recorded, attention is computed openly, as softmax(QKᵀ · scaling + mask) times
+the values, so that each head's probabilities are a part of the pass through which gradients run.
+The model's own code stays as it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from rolloutlib.recording.capture import (
+    Recording,
+    active,
+    attention_call,
+    gather,
+    noted_by,
+    weights_noted,
+)
+from rolloutlib.recording.recorded import DifferentiableLayer, RecordedLayer
+
+INTERFACE = "rolloutlib with gradients"
+
+
+@dataclass(frozen=True)
+class WeightedLayer:
+    """One layer's attention, each entry weighted by what the answer would gain from it."""
+
+    name: str
+    weights: Float[torch.Tensor, "batch query key"]
+
+
+@contextmanager
+def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
+    """What did each layer attend to, in a form that gradients can be led back to?
+
+    ```
+    with record_gradients(model) as recording:
+        logits = model(**inputs).logits
+    layers = weigh_by_gradient(recording["language"], logits[0, row, token])
+    gradient_rollout_rows(layers, [row])
+    ```
+
+    Every layer's attention is kept whole until the recording is let go, as `[head query key]`;
+    so this is for sequences of some hundred tokens, not of ten thousand. Of Qwen3-VL's tower, which
+    attends to one picture and one step in time after the other, only one picture can be recorded.
+
+    Raises what `record_attention` raises, and ValueError where gradients are switched off.
+    """
+    recording = Recording(model)
+
+    def note_weights(module, weights):
+        # The weights that are shown are a view; the output is made of what they are a view of.
+        own = weights if weights._base is None else weights._base
+        recording.note(module, DifferentiableLayer, attention=own, heads=module.num_heads)
+
+    with noted_by(INTERFACE, recording), weights_noted(model, note_weights):
+        yield recording
+    recording.require_complete()
+    if not all(layer.attention.requires_grad for layer in recording[""]):
+        raise ValueError("expected gradients to be on while recording, got torch.no_grad()")
+
+
+def _open_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Compute the attention openly and note it in every active recording."""
+    call = attention_call(module, query, key, attention_mask, scaling, is_causal, **kwargs)
+    attention = RecordedLayer("", **call).probabilities()
+    if torch.is_grad_enabled() and not attention.requires_grad:
+        attention.requires_grad_()  # the first layer of a model whose weights are frozen
+    for recording in active.get():
+        recording.note(module, DifferentiableLayer, attention=attention, heads=query.shape[1])
+    return gather(attention, value), None
+
+
+def weigh_by_gradient(
+    layers: Sequence[DifferentiableLayer], target: Float[torch.Tensor, ""]
+) -> list[WeightedLayer]:
+    """Which attention would raise the target if there were more of it?
+
+    Ā = E_h[(∇A ⊙ A)⁺]: each head's attention times the target's gradient with respect to it, its
+    positive part, averaged over heads (Chefer et al. 2021, "Generic Attention-model
+    Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers", equation 5). It
+    has no negative entries, and its rows do not sum to 1: their sums are in the target's unit.
+
+    target: one number of the pass, such as the logit of an answer's token. A logit and not a
+    probability: where the model is sure, the gradient of a probability vanishes. Layers that the
+    target does not depend on get zeros. The pass can be led back again for another target.
+    """
+    gradients = torch.autograd.grad(
+        target,
+        [layer.attention for layer in layers],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return [
+        WeightedLayer(layer.name, _weighted(layer, gradient))
+        for layer, gradient in zip(layers, gradients, strict=True)
+    ]
+
+
+def _weighted(layer: DifferentiableLayer, gradient: torch.Tensor) -> torch.Tensor:
+    positive = (layer.attention.detach() * gradient).clamp(min=0)
+    return positive.reshape(-1, layer.heads, *positive.shape[-2:]).mean(1)
+
+
+def gradient_rollout(
+    layers: Sequence[WeightedLayer], relevance: Float[torch.Tensor, "batch row query"]
+) -> Float[torch.Tensor, "batch row key"]:
+    """Carry relevance over a part's outputs back to its inputs: r ← r + r Ā, last layer first.
+
+    That is r (I + Ā_L) … (I + Ā_1), the rows of Chefer et al.'s R ← R + Ā R (2021, equation 6),
+    which starts as the identity. Nothing is normalised.
+
+    >>> layer = WeightedLayer("only", torch.tensor([[[0.0, 0.0], [0.5, 0.0]]]))
+    >>> gradient_rollout([layer, layer], torch.tensor([[[0.0, 1.0]]]))
+    tensor([[[1., 1.]]])
+    """
+    for layer in reversed(layers):
+        relevance = relevance + relevance @ layer.weights
+    return relevance
+
+
+def gradient_rollout_rows(
+    layers: Sequence[WeightedLayer], rows: Sequence[int] | Int[torch.Tensor, " row"]
+) -> Float[torch.Tensor, "batch row key"]:
+    """What did these outputs depend on? `gradient_rollout` of the rows themselves."""
+    weights = layers[-1].weights
+    rows = torch.as_tensor(rows, device=weights.device)
+    start = torch.nn.functional.one_hot(rows, weights.shape[-1]).to(weights)
+    return gradient_rollout(layers, start.expand(len(weights), -1, -1))
+
+
+AttentionInterface.register(INTERFACE, _open_attention)
+AttentionMaskInterface.register(INTERFACE, sdpa_mask)

@@ -1,0 +1,470 @@
+"""One attention layer as a recording keeps it: it answers for its probabilities, head by head or
+with its heads fused, without ever holding all of them.
+
+Of queries and keys probabilities are computed again in tiles that a processor's cache holds:
+scores of a few heads, their exponentials in the same memory, and what is added up over heads beside
+them. Where the model's own pass left the log-sum-exp of every row, a tile needs no other one.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, repeat
+from typing import NamedTuple, NoReturn
+
+import torch
+from jaxtyping import Bool, Float
+
+from rolloutlib.algorithm.arrays import consecutive, positions, working_dtype
+from rolloutlib.algorithm.attention import fuse_heads, require_fusion
+
+TILE = 320_000  # entries of scores computed at once: 1.3 MB in float32, or of one head's tile
+SIDES = (1024, 1024)  # rows and keys of a tile
+CAUSAL_SIDES = {0: (128, 2048), 2048: (192, 1536)}  # from so many keys on
+LOG2_E = math.log2(math.e)
+EXTREMES = {"max": torch.maximum, "min": torch.minimum}
+MODERATE = 80.0  # up to this size of scores exp(score) and exp(-score) are float32 numbers
+SAMPLED = 32  # of so many rows one tells how large scores may be
+
+
+@dataclass(frozen=True)
+class RecordedLayer:
+    """One attention layer of one pass: everything its probabilities follow from.
+
+    Queries and keys are those after the rotary embedding. With grouped-query attention there are
+    fewer key heads than query heads: each key head serves `heads // key_heads` of them in turn.
+    """
+
+    name: str
+    query: Float[torch.Tensor, "batch head query width"]
+    key: Float[torch.Tensor, "batch key_head key width"]
+    mask: Bool[torch.Tensor, "_ _ query key"] | Float[torch.Tensor, "_ _ query key"] | None
+    causal: bool
+    scaling: float
+    softcap: float | None = None  # keeps scores s within ±c as c · tanh(s / c)
+    # log Σ exp of each row's scores, where the model's own pass computed it and they have neither
+    # mask nor cap: a tile of probabilities then needs no other tile of its rows.
+    logsumexp: Float[torch.Tensor, "batch head query"] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.query.shape[0], self.query.shape[2], self.key.shape[2]
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """softmax(QKᵀ · scaling + mask) of these query rows (all of them by default), in float32.
+
+        Vaswani et al. 2017, equation 1. Float64 queries stay float64. Negative rows count from the
+        end; a ValueError names those that are out of range.
+        """
+        rows = _every_or_chosen(rows, self.shape[1])
+        keys, dtype = slice(0, self.shape[2]), working_dtype(self.query.dtype)
+        room = self.query.new_empty(self.query.shape[1] * len(rows) * self.shape[2], dtype=dtype)
+        sequences = (Rows(self, item, rows, room) for item in range(self.shape[0]))
+        every = slice(0, len(rows))
+        return torch.stack([Tile(each, every, keys).probabilities() for each in sequences])
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows, a tile in memory at a time.
+
+        Of causal attention only the keys up to the last of these rows: all later ones are 0.
+        """
+        require_fusion(how)
+        fused = self._zeros(len(rows), self._seen(rows))
+        for item, some, keys, tile in self._tiles(rows):
+            block = fused[item, some, keys]
+            if how == "mean":
+                tile.add_mean(block)
+            else:
+                tile.set_extreme(block, EXTREMES[how])
+            tile.hide_later(block)
+        return fused
+
+    def received(self) -> Float[torch.Tensor, "batch key"]:
+        """How much attention each key gets: summed over queries, averaged over heads.
+
+        Without a head-fused row in memory, which a long sequence makes long.
+        """
+        total = self._zeros(self.shape[2])
+        for item, _, keys, tile in self._tiles(torch.arange(self.shape[1])):
+            block = total[item, None, keys]
+            for head, shares in tile.exponentials():
+                tile.hide_later(head)
+                block.add_(shares.mT @ head)  # an addmm_ would round after every row
+        return total
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        dtype = working_dtype(self.query.dtype)
+        return self.query.new_zeros(self.shape[0], *shape, dtype=dtype)
+
+    def _seen(self, rows: torch.Tensor) -> int:
+        """How many keys at most any of these rows attends to."""
+        return int(rows.max()) + 1 if self.causal else self.shape[2]
+
+    def _tiles(self, rows: torch.Tensor) -> Iterator[tuple[int, slice, slice, "Tile"]]:
+        """All probabilities of these rows, in tiles: item of the batch, which of the rows, which
+        keys, and the tile.
+
+        So what is added up over heads stays in the processor's cache.
+        """
+        height, width = self._sides(len(rows))
+        area = self.sharing * height * width
+        room = self.query.new_empty(
+            max(TILE // area, 1) * area, dtype=working_dtype(self.query.dtype)
+        )
+        for item in range(self.shape[0]):
+            sequence = Rows(self, item, rows, room)
+            for some in _slices(len(rows), height):
+                for keys in _slices(self._seen(rows[some]), width):
+                    yield item, some, keys, Tile(sequence, some, keys)
+
+    def _sides(self, rows: int) -> tuple[int, int]:
+        """Rows and keys of a tile, as measured. Tall tiles make fast products, but of causal
+        attention those on the diagonal are half empty."""
+        longest = max(least for least in CAUSAL_SIDES if least <= self.shape[2])
+        queries, keys = CAUSAL_SIDES[longest] if self.causal else SIDES
+        height, width = min(rows, queries), min(self.shape[2], keys // self.sharing or 1)
+        if self.logsumexp is not None:
+            return height, width
+        return min(height, TILE // self.shape[2] or 1), self.shape[2]  # a row is normalized whole
+
+    @property
+    def sharing(self) -> int:
+        """How many query heads share a key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    @cached_property
+    def moderate(self) -> list[list[bool]]:
+        """For each item of the batch and key head: will exp(score) do, and nothing be subtracted?
+
+        No score exceeds its row's log-sum-exp, so none overflows; one that vanishes is less than
+        e^-40 of its row. What vanishes costs time, though: |q · k| ≤ |q| · |k| tells where that
+        is to be expected. For this some of the rows will do, as reading all takes longer.
+        """
+        low, high = self.logsumexp.aminmax(dim=-1)
+        sample = (each[:, :, ::SAMPLED] for each in (self.query, self.key))
+        query, key = (torch.linalg.vector_norm(each.float(), dim=-1).amax(-1) for each in sample)
+        largest = query.unflatten(1, (-1, self.sharing)) * key[..., None] * abs(self.scaling)
+        exact = (low >= -MODERATE / 2) & (high <= MODERATE)
+        return (exact.view_as(largest) & (largest <= MODERATE)).all(-1).tolist()
+
+
+class Group(NamedTuple):
+    """Some heads of a tile, as many as there is room for, and the memory for their scores."""
+
+    heads: slice
+    served: slice  # their key heads
+    query: Float[torch.Tensor, "key_head sharing_row width"]
+    key: Float[torch.Tensor, "key_head width some_key"]
+    scores: Float[torch.Tensor, "key_head sharing_row some_key"]
+    each: tuple[Float[torch.Tensor, "row some_key"], ...]  # the same memory, head by head
+
+
+class Rows:
+    """Some query rows of one recorded sequence. What their tiles share is made once.
+
+    room: memory for the scores of some heads of a tile, or of all where that is much.
+    """
+
+    def __init__(self, layer: RecordedLayer, item: int, rows: torch.Tensor, room: torch.Tensor):
+        self.layer, self.room, self.numbers = layer, room, rows
+        self.chosen = consecutive(rows)
+        self.query, self.key = layer.query[item][:, self.chosen], layer.key[item]
+        self.mask = self.logsumexp = None
+        # What makes a probability one head's share of their mean.
+        self.share = room.new_full((1, 1), 1 / len(self.query))
+        if layer.mask is not None:
+            mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
+            self.mask = mask[item][:, self.chosen]
+        if layer.logsumexp is not None:
+            self.logsumexp = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
+            # And what makes an exponential one, where the score's alone is computed. The kernel
+            # puts heads beside each other, which would make every use slow.
+            self.shares = self.logsumexp.neg().exp_().mul_(self.share).contiguous()
+            self.moderate = layer.moderate[item]
+
+
+class Tile:
+    """Some query rows and some keys. What their heads share is made once."""
+
+    def __init__(self, rows: Rows, some: slice, keys: slice):
+        self.rows, self.some, self.layer = rows, some, rows.layer
+        self.shape = some.stop - some.start, keys.stop - keys.start
+        self.key = rows.key[:, keys].mT
+        # Queries that share a key head stand below each other.
+        query = rows.query[:, some].to(rows.room.dtype)
+        self.query = query.reshape(self.key.shape[0], rows.layer.sharing * self.shape[0], -1)
+        self.numbers, self.keys = rows.numbers[some], keys
+        self.logsumexp = None if rows.logsumexp is None else rows.logsumexp[:, some]
+        self.mask = None if rows.mask is None else rows.mask[:, some, keys]
+
+    def add_mean(self, total: Float[torch.Tensor, "row key"]) -> None:
+        """Add the mean of the heads' probabilities."""
+        for head, shares in self.exponentials():
+            total.addcmul_(head, shares)
+
+    def set_extreme(self, fused: Float[torch.Tensor, "row key"], extreme: Callable) -> None:
+        """Write the largest or smallest probability of all heads: that of the extreme logarithm, so
+        that one exponential does for all."""
+        heads = self.logarithms()
+        fused.copy_(next(heads))
+        for head in heads:
+            extreme(fused, head, out=fused)
+        fused.exp2_()
+
+    def exponentials(
+        self,
+    ) -> Iterator[tuple[Float[torch.Tensor, "row key"], Float[torch.Tensor, "row 1"]]]:
+        """One head after the other: exponentials, and for each row what makes them shares of the
+        heads' mean if they are multiplied by it. In memory that later heads will take.
+
+        Those of keys that a causal row must not see may be any numbers: `hide_later`.
+        """
+        even = repeat(self.rows.share.expand(self.shape[0], 1))
+        shares = None if self.logsumexp is None else self.rows.shares[:, self.some].unbind()
+        for group in self._groups():
+            if self.logsumexp is None:
+                scores = self._masked(self._scores(group, self.layer.scaling), group)
+                torch.softmax(scores, -1, out=scores)
+                yield from zip(group.each, even, strict=False)
+            elif all(self.rows.moderate[group.served]):
+                self._scores(group, self.layer.scaling).exp_()
+                yield from zip(group.each, shares[group.heads], strict=True)
+            else:  # to base 2: torch.exp is many times slower than torch.exp2 where results vanish
+                self._logarithms(group).exp2_()
+                yield from zip(group.each, even, strict=False)
+
+    def hide_later(self, matrix: Float[torch.Tensor, "row key"]) -> None:
+        """Set to 0 what causal rows must not see."""
+        if self.layer.causal and isinstance(self.rows.chosen, slice):  # many times faster
+            matrix.tril_(self.rows.chosen.start + self.some.start - self.keys.start)
+        elif self.layer.causal:
+            matrix.masked_fill_(self.later, 0)
+
+    @cached_property
+    def later(self) -> Bool[torch.Tensor, "row some_key"]:
+        """Which keys causal rows must not see."""
+        later = torch.arange(self.keys.start, self.keys.stop) > self.numbers[:, None]
+        return later.to(self.query.device)
+
+    def logarithms(self) -> Iterator[Float[torch.Tensor, "row key"]]:
+        """The base-2 logarithms of the probabilities, of one head after the other.
+
+        Those of keys that a causal row must not see may be any numbers, as of `exponentials`.
+        """
+        for group in self._groups():
+            self._logarithms(group)
+            yield from group.each
+
+    def probabilities(self) -> Float[torch.Tensor, "head row key"]:
+        """Those of all heads at once, without what the model's own pass knew of them."""
+        [group] = self._groups()
+        return self._masked(self._scores(group, self.layer.scaling), group).softmax(-1)
+
+    def _groups(self) -> list[Group]:
+        """All heads. A list, as small steps between large products find the cache full of numbers,
+        and take several times as long as when they follow each other."""
+        (count, rows, _), size, sharing = self.query.shape, self.shape[1], self.layer.sharing
+        room = self.rows.room
+        step = min(room.shape[0] // (rows * size), count)
+        scores = room[: step * rows * size].view(step, rows, size)
+        each = scores.view(-1, *self.shape).unbind()
+        groups, starts = [], range(0, count, step)
+        for start, *pair in zip(starts, self.query.split(step), self.key.split(step), strict=True):
+            stop = min(start + step, count)
+            heads = slice(start * sharing, stop * sharing)
+            here = scores if stop - start == step else scores[: stop - start]
+            part = each[: heads.stop - heads.start]
+            groups.append(Group(heads, slice(start, stop), *pair, here, part))
+        return groups
+
+    def _scores(
+        self, group: Group, scaling: float
+    ) -> Float[torch.Tensor, "key_head sharing_row some_key"]:
+        """QKᵀ · scaling."""
+        query, key, scores = group.query, group.key, group.scores
+        key = key if key.dtype == scores.dtype else key.to(scores.dtype)
+        scores.baddbmm_(query, key, beta=0, alpha=scaling)
+        cap = self.layer.softcap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+    def _logarithms(self, group: Group) -> Float[torch.Tensor, "head row key"]:
+        if self.logsumexp is None:
+            scores = self._masked(self._scores(group, self.layer.scaling), group)
+            return torch.log_softmax(scores, -1, out=scores).mul_(LOG2_E)
+        scores = self._scores(group, self.layer.scaling * LOG2_E)
+        return scores.view(-1, *self.shape).sub_(self.logsumexp[group.heads], alpha=LOG2_E)
+
+    def _masked(self, scores: torch.Tensor, group: Group) -> Float[torch.Tensor, "head row key"]:
+        """The scores, in their own place, with the lowest number where a row must not look."""
+        scores = scores.view(-1, *self.shape)
+        lowest = torch.finfo(scores.dtype).min  # not -inf: a row that sees nothing would be NaN
+        if self.layer.causal:
+            # Added, which takes a tenth of the time of a masked fill: beside it scores vanish.
+            hidden = max(int(self.numbers.min()) + 1 - self.keys.start, 0)  # from some row, on
+            scores[..., hidden:].add_(self.later[:, hidden:].to(scores.dtype), alpha=lowest)
+        elif self.mask is not None and self.mask.dtype == torch.bool:
+            scores.masked_fill_(~self.mask[group.heads], lowest)
+        elif self.mask is not None:
+            scores.add_(self.mask[group.heads].to(scores.dtype)).clamp_(min=lowest)
+        return scores
+
+
+def _every_or_chosen(rows: torch.Tensor | list[int] | None, size: int) -> torch.Tensor:
+    """The numbers of the wanted rows from 0: by default all."""
+    return torch.arange(size) if rows is None else positions(rows, size)
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    """0 to `size`, in order, `step` at a time."""
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """One attention layer of one pass of which only the head-fused attention was kept.
+
+    parts: `[batch row seen]` each, all rows in order, without keys that none of a part's rows
+    attends to.
+    """
+
+    name: str
+    head_fusion: str
+    parts: tuple[Float[torch.Tensor, "batch _ _"], ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        length = sum(part.shape[1] for part in self.parts)
+        return self.parts[0].shape[0], length, self.parts[-1].shape[2]
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows.
+
+        Raises ValueError for any other fusion than the one that was recorded.
+        """
+        if how != self.head_fusion:
+            raise ValueError(self._kept_nothing_else(f"{how!r}"))
+        found = list(_by_piece([part.shape[1] for part in self.parts], rows))
+        seen = max(self.parts[number].shape[2] for number, *_ in found)
+        gathered = self.parts[0].new_zeros(self.shape[0], len(rows), seen)
+        for number, _, ours, own in found:
+            part = self.parts[number][:, consecutive(own)]
+            gathered[:, consecutive(ours), : part.shape[2]] = part
+        return gathered
+
+    def probabilities(self, rows: torch.Tensor | list[int] | None = None) -> NoReturn:
+        """Raises ValueError, as attention head by head was not kept."""
+        raise ValueError(self._kept_nothing_else("a request for single heads"))
+
+    def _kept_nothing_else(self, got: str) -> str:
+        return (
+            f"{self.name} was recorded with head_fusion={self.head_fusion!r} and kept nothing "
+            f"else, got {got}: record with head_fusion=None to choose afterwards"
+        )
+
+
+def _by_piece(
+    lengths: list[int], rows: torch.Tensor
+) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    """Of a sequence in pieces of these lengths, those that have some of the rows: which piece,
+    where it starts, which of the rows are its own, and their numbers within it."""
+    for number, (end, length) in enumerate(zip(accumulate(lengths), lengths, strict=True)):
+        start = end - length
+        ours = ((rows >= start) & (rows < end)).nonzero().flatten()
+        if len(ours):
+            yield number, start, ours, rows[ours] - start
+
+
+@dataclass(frozen=True)
+class RecordedWeights:
+    """One `nn.MultiheadAttention` of one pass: the weights that it computed, head by head."""
+
+    name: str
+    weights: Float[torch.Tensor, "batch head query key"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.weights.shape[0], self.weights.shape[2], self.weights.shape[3]
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """The weights of these query rows (all of them by default), in float32.
+
+        Float64 weights stay float64.
+        """
+        chosen = self.weights[:, :, consecutive(_every_or_chosen(rows, self.shape[1]))]
+        return chosen.to(working_dtype(chosen.dtype))
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return fuse_heads(self.probabilities(rows), how)
+
+
+@dataclass(frozen=True)
+class RecordedBlocks:
+    """One layer that attends within pieces of its sequence, piece by piece in one pass.
+
+    So Qwen3-VL's vision tower does: each picture, and each step in time of a video, sees itself
+    alone. Together the blocks are one layer whose attention is 0 outside of them; zeros are made
+    for the rows that are asked for, never for the whole matrix.
+    """
+
+    name: str
+    blocks: tuple[RecordedLayer, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        length = sum(block.shape[1] for block in self.blocks)
+        return self.blocks[0].shape[0], length, length
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """softmax(QKᵀ · scaling) within each row's block, 0 outside, as of `RecordedLayer`."""
+        rows = _every_or_chosen(rows, self.shape[1])
+        return self._gathered(rows, lambda block, own: block.probabilities(own))
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return self._gathered(rows, lambda block, own: block.fused(own, how))
+
+    def _gathered(
+        self, rows: torch.Tensor, answer: Callable[[RecordedLayer, torch.Tensor], torch.Tensor]
+    ) -> Float[torch.Tensor, "*batch row key"]:
+        """What each block answers for its own rows, in its place among zeros."""
+        gathered, lengths = None, [block.shape[1] for block in self.blocks]
+        for number, start, ours, own in _by_piece(lengths, rows):
+            part = answer(self.blocks[number], own)
+            if gathered is None:
+                gathered = part.new_zeros(*part.shape[:-2], len(rows), self.shape[2])
+            gathered[..., ours, start : start + part.shape[-1]] = part
+        return gathered
+
+
+@dataclass(frozen=True)
+class DifferentiableLayer:
+    """One attention layer of a pass that can be led back: its probabilities, not yet let go.
+
+    attention: `[batch head query key]`, or in PyTorch's own layout `[batch*head query key]`.
+    """
+
+    name: str
+    attention: Float[torch.Tensor, "*batch_and_head query key"]
+    heads: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.attention.shape[:-2].numel() // self.heads, *self.attention.shape[-2:]
+
+    def probabilities(self) -> Float[torch.Tensor, "batch head query key"]:
+        """The attention itself, let go of the pass."""
+        whole = self.attention.detach()
+        return whole.reshape(self.shape[0], self.heads, *self.shape[1:])

@@ -1,0 +1,69 @@
+"""Compute a notebook's metrics by calling its own function, in a process that keeps what it loads.
+
+A notebook that can do this tags `direct` the cells that import, load and define, and names the
+function in its metadata: `{"rollout": {"direct": "measure"}}`. The function takes nothing, reads
+the parameters as the cells of the notebook do, and returns the metrics that the notebook reports.
+What imported functions called `load_…` return is kept for the next call with the same arguments;
+one that the notebook defines is called anew, as it may read this run's parameters.
+"""
+
+import ast
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import CodeType
+
+import nbformat
+
+from rolloutlib.runs.run import Refused
+
+TAG = "direct"
+KEPT_LOADS = 4  # of each function: a worker may go from one checkpoint to another and back
+
+
+def function_name(notebook: Path) -> str:
+    """Which function computes a notebook's metrics?
+
+    Raises `Refused` where it names none, or defines none of this name in its tagged cells.
+    """
+    content = nbformat.read(notebook, as_version=4)
+    name = content.metadata.get("rollout", {}).get("direct", "")
+    if not name:
+        raise Refused(f"{notebook}: it names no function that computes its metrics directly")
+    lines = [line for cell in _tagged(content) for line in ast.parse(cell.source).body]
+    if not any(isinstance(line, ast.FunctionDef) and line.name == name for line in lines):
+        raise Refused(f"{notebook}: no cell with the tag {TAG!r} defines the function {name}")
+    return name
+
+
+def call(notebook: Path, digest: str, values: Mapping[str, object]) -> dict[str, object]:
+    """The metrics for these values of all parameters. `digest` says which state of the notebook."""
+    name, cells = _compiled(notebook, digest)
+    namespace: dict[str, object] = {"__name__": notebook.stem, **values}
+    for cell in cells:
+        exec(cell, namespace)
+        _keep_loads(namespace)
+    return namespace[name]()
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(notebook: Path, _digest: str) -> tuple[str, list[CodeType]]:
+    content = nbformat.read(notebook, as_version=4)
+    cells = [compile(cell.source, f"<{notebook.name}>", "exec") for cell in _tagged(content)]
+    return function_name(notebook), cells
+
+
+def _tagged(content: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in content.cells if TAG in cell.metadata.get("tags", [])]
+
+
+def _keep_loads(namespace: dict[str, object]) -> None:
+    for name, value in namespace.items():
+        kept = hasattr(value, "cache_info") or getattr(value, "__globals__", None) is namespace
+        if name.startswith("load_") and callable(value) and not kept:
+            namespace[name] = _kept(value)
+
+
+@functools.cache
+def _kept(load: Callable[..., object]) -> Callable[..., object]:
+    return functools.lru_cache(maxsize=KEPT_LOADS)(load)

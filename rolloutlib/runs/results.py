@@ -1,0 +1,219 @@
+"""What a sweep leaves on the disk: a folder for each run, and one table of all of them.
+
+The folder of a run is named by a hash of all that decides its numbers. It holds the executed
+notebook, whatever the notebook wrote, and `metrics.json`, which is written last and in one step:
+a run is finished when that file is there, and not before. Who dies in the middle leaves no such
+file; who runs the same twice at once writes the same numbers twice.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from huggingface_hub import try_to_load_from_cache
+
+import rolloutlib
+from rolloutlib.files.complete import complete_file
+from rolloutlib.runs.metrics import MIME_TYPE, Metric
+from rolloutlib.runs.run import MODEL_NAMES, Parameter
+
+METRICS = "metrics.json"
+FAILURE = "failure.json"
+COLUMNS = ("run", "notebook", "route", "seconds", "peak_memory_mb", "error")
+PACKAGES = ("numpy", "torch", "transformers")
+# Larger files, which are weights of real checkpoints, are known by their size and date.
+LARGEST_READ = 64 * 2**20
+
+
+def notebook_digest(notebook: nbformat.NotebookNode) -> str:
+    """A hash of what a notebook's cells say; opening and saving it in Jupyter changes nothing."""
+    return _digest([[cell.cell_type, cell.source] for cell in notebook.cells])
+
+
+def run_key(
+    digest: str,
+    route: str,
+    declared: Mapping[str, Parameter],
+    values: Mapping[str, object],
+    identify: Callable[[str, str], str],
+) -> str:
+    """What is the run called? 16 hexadecimal digits.
+
+    They depend on the notebook's `digest`, the route to its numbers, the package's version, and
+    all `values`, defaults included. A file counts with its content and not with its place, a
+    checkpoint too; where the notebook writes to does not count.
+
+    identify: `identity`, or the same with a memory where many runs read the same files.
+    """
+    kept = {}
+    for name, value in values.items():
+        if value and (declared[name].names_a_file or name in MODEL_NAMES):
+            kept[name] = identify(str(value), str(values.get("revision", "main")))
+        else:
+            kept[name] = value
+    return _digest([digest, route, rolloutlib.__version__, kept])[:16]
+
+
+def identity(name: str, revision: str = "main") -> str:
+    """A hash that changes when a file, any file of a folder, or a checkpoint's release does.
+
+    Files up to 64 MB count with their content, larger ones with their size and date. What is no
+    file is a pip package, which counts with its version, or a checkpoint from the hub, with the
+    commit that `revision` stands for in the cache here.
+    """
+    path = Path(name)
+    if path.is_file():
+        return _digest(_file_identity(path))
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return _digest(
+            [[file.relative_to(path).as_posix(), _file_identity(file)] for file in files]
+        )
+    return _digest([name, _release(name, revision)])
+
+
+def read_metrics(notebook: nbformat.NotebookNode) -> dict[str, Metric]:
+    """What did an executed notebook report?"""
+    found: dict[str, Metric] = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            found |= output.get("data", {}).get(MIME_TYPE, {})
+    return found
+
+
+def is_finished(folder: Path) -> bool:
+    """Does a run's folder hold its result? One that cannot be read counts as none."""
+    return _read(folder / METRICS) is not None
+
+
+def write_result(folder: Path, record: Mapping[str, object]) -> None:
+    """Declare a run finished, and remove what earlier attempts left in its folder.
+
+    Raises ValueError where a metric has the name of another column of the table.
+    """
+    taken = own_columns() | record["parameters"].keys()
+    clashes = sorted(taken & record["metrics"].keys())
+    if clashes:
+        raise ValueError(f"{', '.join(clashes)}: a metric must not have another column's name")
+    _write(folder / METRICS, record)
+    (folder / FAILURE).unlink(missing_ok=True)
+    for left in [*folder.glob("*.part.*"), *folder.glob("*.failed.*"), *folder.glob(".*.part*")]:
+        left.unlink(missing_ok=True)
+
+
+def write_failure(folder: Path, record: Mapping[str, object]) -> None:
+    """Keep why a run failed, beside the notebook as far as it came."""
+    _write(folder / FAILURE, record)
+
+
+def write_traceback(folder: Path, text: str) -> None:
+    """Keep where a run without a notebook failed."""
+    with complete_file(folder / "traceback.failed.txt") as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def own_columns() -> set[str]:
+    """The columns of the table that are neither parameters nor metrics."""
+    return {*COLUMNS, *versions()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and the packages that decide the numbers."""
+    found = {"rolloutlib": rolloutlib.__version__, "python": platform.python_version()}
+    return found | {name: version(name) for name in PACKAGES}
+
+
+def collect(out: Path) -> pd.DataFrame:
+    """One tidy table of all runs in a sweep's folder, a row for each.
+
+    Columns: run, notebook, route, the parameters, the metrics, seconds, peak_memory_mb, the
+    versions, and error, which is empty where the run finished. `attrs` says which columns are
+    "parameters" and which "metrics". A value that is a list stands there as JSON.
+    """
+    records = [record for folder in sorted(out.iterdir()) if (record := _record(folder))]
+    names = {
+        kind: list(dict.fromkeys(name for record in records for name in record[kind]))
+        for kind in ("parameters", "metrics", "versions")
+    }
+    columns = ["run", "notebook", "route", *names["parameters"], *names["metrics"]]
+    columns += ["seconds", "peak_memory_mb", *names["versions"], "error"]
+    columns = list(dict.fromkeys(columns))  # one notebook's metric may be another's parameter
+    table = pd.DataFrame([_row(record) for record in records], columns=columns)
+    table = table.apply(_one_kind)
+    table.attrs = {"parameters": names["parameters"], "metrics": names["metrics"]}
+    return table
+
+
+def varied_parameters(table: pd.DataFrame) -> list[str]:
+    """Which parameters differ between the runs of a table?"""
+    return [name for name in table.attrs["parameters"] if table[name].nunique(dropna=False) > 1]
+
+
+def write_table(out: Path) -> pd.DataFrame:
+    """Write `results.parquet` and `results.csv` of a sweep's folder, and return the table."""
+    table = collect(out)
+    with complete_file(out / "results.parquet") as part:
+        table.to_parquet(part)
+    with complete_file(out / "results.csv") as part:
+        table.to_csv(part, index=False)
+    return table
+
+
+def _release(name: str, revision: str) -> str:
+    """Which release of a pip package, or of a checkpoint from the hub, would be loaded?"""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        return Path(cached).parent.name if isinstance(cached, str) else ""
+
+
+def _file_identity(file: Path) -> object:
+    status = file.stat()
+    if status.st_size > LARGEST_READ:
+        return [status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _write(path: Path, record: Mapping[str, object]) -> None:
+    with complete_file(path) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _record(folder: Path) -> dict | None:
+    return _read(folder / METRICS) or _read(folder / FAILURE)
+
+
+def _row(record: Mapping[str, object]) -> dict[str, object]:
+    row = {name: record[name] for name in COLUMNS}
+    for kind in ("parameters", "metrics", "versions"):
+        row |= record[kind]
+    return {
+        name: json.dumps(value) if isinstance(value, list | dict) else value
+        for name, value in row.items()
+    }
+
+
+def _one_kind(column: pd.Series) -> pd.Series:
+    """A column whose values are of several kinds, as words: Parquet keeps one kind."""
+    kinds = {type(value) for value in column.dropna()}
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        return column.map(str, na_action="ignore")
+    return column

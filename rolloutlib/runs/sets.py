@@ -1,0 +1,130 @@
+"""Sets of parameters for many runs of one notebook: a grid, a list in a file, or both crossed."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from rolloutlib.runs.run import Parameter, Refused, read_assignments, read_parameter_file
+
+ParameterSet = dict[str, object]
+
+
+def read_sets(path: Path, declared: Mapping[str, Parameter]) -> list[ParameterSet]:
+    """Which parameter sets does a file hold?
+
+    `.yaml` or `.yml`: a grid, of each name a list of values, and every combination is a set.
+    `.csv`: names in the first line, a set in each further one; an empty cell leaves the default.
+    `.jsonl`: a JSON object in each line is a set.
+
+    Raises `Refused` when the file cannot be read as what its name says.
+    """
+    readers = {".yaml": _read_grid, ".yml": _read_grid, ".csv": _read_csv, ".jsonl": _read_lines}
+    if path.suffix not in readers:
+        raise Refused(f"{path}: expected a file ending in {', '.join(readers)}")
+    return readers[path.suffix](path, declared)
+
+
+def read_choices(
+    declared: Mapping[str, Parameter], choices: Iterable[str]
+) -> dict[str, list[object]]:
+    """Turn the command line's `name=a,b,c` into a grid with values of the declared types.
+
+    A string that has a comma itself stands in double quotes; lists are written as JSON or YAML.
+
+    Raises `Refused` for an unknown name, a name that comes twice, or a text that is no value.
+
+    >>> declared = {"x": Parameter("x", "float", 0.0), "y": Parameter("y", "list[int]", [])}
+    >>> read_choices(declared, ["x=1,2.5", "y=[1, 2],[3]"])
+    {'x': [1.0, 2.5], 'y': [[1, 2], [3]]}
+    """
+    grid: dict[str, list[object]] = {}
+    for choice in choices:
+        name, equals, text = choice.partition("=")
+        if not equals or name in grid:
+            raise Refused(f"expected each name once as name=a,b,c, got {choice!r}")
+        texts = _split(text, declared[name].kind if name in declared else "str")
+        grid[name] = [read_assignments(declared, [(name, value)])[name] for value in texts]
+    return grid
+
+
+def combinations(grid: Mapping[str, Sequence[object]]) -> list[ParameterSet]:
+    """Every combination of a grid's values; the last name's values change fastest.
+
+    >>> combinations({"a": [1, 2], "b": ["x"]})
+    [{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'x'}]
+    """
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def crossed(sets: Sequence[ParameterSet], grid: Mapping[str, Sequence[object]]) -> list:
+    """Every set with every combination of a grid.
+
+    Raises `Refused` where a name is in both.
+    """
+    twice = sorted(grid.keys() & set().union(*sets))
+    if twice:
+        raise Refused(f"{', '.join(twice)}: chosen both in the file and by --set")
+    return [one | more for one in sets for more in combinations(grid)]
+
+
+def _read_grid(path: Path, _declared: Mapping[str, Parameter]) -> list[ParameterSet]:
+    grid = read_parameter_file(path)
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise Refused(f"{path}: {name}: expected a list of values, got {values!r}")
+    return combinations(grid)
+
+
+def _read_csv(path: Path, declared: Mapping[str, Parameter]) -> list[ParameterSet]:
+    table = csv.DictReader(io.StringIO(_text(path), ""), restkey="", restval="", strict=True)
+    try:
+        names, lines = table.fieldnames or [], list(table)
+    except csv.Error as problem:
+        raise Refused(f"{path}, line {table.line_num}: not CSV: {problem}") from problem
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise Refused(f"{path}: {', '.join(twice)}: named twice in the first line")
+    if any("" in line for line in lines):
+        raise Refused(f"{path}: a line has more cells than the first line has names")
+    return [read_assignments(declared, [cell for cell in x.items() if cell[1]]) for x in lines]
+
+
+def _read_lines(path: Path, _declared: Mapping[str, Parameter]) -> list[ParameterSet]:
+    sets = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            sets.append(json.loads(line))
+        except json.JSONDecodeError as problem:
+            raise Refused(f"{path}, line {number}: not JSON: {problem}") from problem
+        if not isinstance(sets[-1], dict):
+            raise Refused(f"{path}, line {number}: expected a JSON object, got {line}")
+    return sets
+
+
+def _text(path: Path) -> str:
+    try:  # spreadsheets mark their UTF-8 with three bytes
+        return path.read_bytes().decode("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise Refused(f"{path}: cannot be read: {problem}") from problem
+
+
+def _split(text: str, kind: str) -> list[str]:
+    """The values of `a,b,c`: words by the rules of CSV, anything with brackets by those of YAML."""
+    if kind in ("str", "int", "float", "bool"):
+        try:
+            return next(csv.reader([text], skipinitialspace=True)) or [""]
+        except csv.Error as problem:
+            raise Refused(f"expected values with commas between, got {text!r}") from problem
+    try:
+        return [json.dumps(value) for value in yaml.safe_load(f"[{text}]")]
+    except (yaml.YAMLError, TypeError) as problem:
+        raise Refused(
+            f"expected values of type {kind} with commas between, got {text}"
+        ) from problem

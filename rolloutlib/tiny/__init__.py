@@ -1,0 +1,8 @@
+"""Scenes, screens and tracks, and what trains the small checkpoints on them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["elements", "refiner", "scenes", "screens", "tracks", "training"],
+)

@@ -1,0 +1,278 @@
+"""Generated scenes whose questions have one answer, in a region that is known.
+
+Coloured shapes lie in the cells of a 3 x 3 grid on crops of real photographs. So a map of where
+a model looked can be scored against where the answer is.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw
+
+from rolloutlib.files.pictures import load_picture
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 30, 35),
+    "green": (40, 165, 60),
+    "blue": (35, 75, 215),
+    "yellow": (245, 220, 40),
+    "orange": (250, 135, 20),
+    "purple": (140, 45, 185),
+    "pink": (250, 130, 195),
+    "cyan": (60, 210, 225),
+}
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "centre", "right")
+KINDS = ("colour", "shape", "where", "colour at", "shape at", "there")
+PHOTOS = {
+    "train": (
+        "brick.png",
+        "camera.png",
+        "china.jpg",
+        "clock.png",
+        "flower.jpg",
+        "grace_hopper.jpg",
+        "grass.png",
+        "gravel.png",
+        "hubble.jpg",
+        "retina.jpg",
+    ),
+    "test": ("astronaut.jpg", "chelsea.png", "coffee.png", "rocket.jpg"),
+}
+SHARPNESS = 4  # shapes are drawn this many times larger and then reduced, for smooth edges
+
+
+def _regular(points: int, start: float = -np.pi / 2) -> Float[np.ndarray, "{points} 2"]:
+    angles = start + np.arange(points) * 2 * np.pi / points
+    return np.stack([np.cos(angles), np.sin(angles)], -1)
+
+
+def _star() -> Float[np.ndarray, "10 2"]:
+    return _regular(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
+
+
+def _cross() -> Float[np.ndarray, "12 2"]:
+    arm = 0.34
+    corner = [(arm, arm), (1.0, arm), (1.0, -arm)]  # one arm; the others are turned copies
+    turns = [np.linalg.matrix_power([[0, -1], [1, 0]], quarter) for quarter in range(4)]
+    return np.concatenate([np.array(corner) @ turn for turn in turns])
+
+
+# Outlines in a circle of radius 1, first the outer one, then holes.
+OUTLINES: dict[str, list[np.ndarray]] = {
+    "circle": [0.9 * _regular(60)],
+    "square": [_regular(4)],
+    "triangle": [_regular(3)],
+    "star": [_star()],
+    "cross": [_cross()],
+    "ring": [_regular(60), 0.55 * _regular(60)],
+}
+SHAPES = tuple(OUTLINES)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One shape of a scene, in row and column of the 3 x 3 cells; its visible pixels in `mask`."""
+
+    shape: str
+    colour: str
+    row: int
+    column: int
+    mask: Bool[np.ndarray, "height width"]
+
+    @property
+    def place(self) -> str:
+        """The cell in words, such as "top left"."""
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with one answer; `region` are the pixels that hold it (none for a "no")."""
+
+    kind: str
+    text: str
+    answer: str
+    region: Bool[np.ndarray, "height width"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, the objects on it, and every question that has exactly one answer."""
+
+    picture: Image.Image
+    objects: tuple[SceneObject, ...]
+    questions: tuple[Question, ...]
+
+
+def load_photos(folder: str | Path, split: str = "train") -> list[Image.Image]:
+    """Which photographs may scenes stand on?
+
+    Those that PHOTOS lists for `split`, "train" or "test", as RGB pictures of their own sizes. No
+    photograph is in both, and further files of the folder change nothing.
+
+    Raises ValueError for another split, FileNotFoundError where a photograph is missing.
+    """
+    if split not in PHOTOS:
+        raise ValueError(f'split must be "train" or "test", got {split!r}')
+    return [load_picture(Path(folder) / name) for name in PHOTOS[split]]
+
+
+def make_scenes(
+    seed: int,
+    count: int,
+    photos: Sequence[Image.Image],
+    *,
+    size: tuple[int, int] = (336, 336),
+    objects: tuple[int, int] = (2, 4),
+) -> list[Scene]:
+    """`count` scenes of `size` (height, width) pixels; the same for the same seed.
+
+    objects: how many shapes a scene has, at least and at most.
+
+    >>> photo = Image.new("RGB", (400, 300))
+    >>> [len(scene.objects) for scene in make_scenes(0, 4, [photo], size=(60, 90))]
+    [3, 4, 4, 3]
+
+    Raises ValueError for a negative count, and what `make_scene` raises.
+    """
+    if count < 0:
+        raise ValueError(f"count must be 0 or more, got {count}")
+    rng = np.random.default_rng(seed)
+    return [make_scene(rng, photos, size=size, objects=objects) for _ in range(count)]
+
+
+def make_scene(
+    rng: np.random.Generator,
+    photos: Sequence[Image.Image],
+    *,
+    size: tuple[int, int] = (336, 336),
+    objects: tuple[int, int] = (2, 4),
+) -> Scene:
+    """Some shapes of random kind, colour, size and turn, in cells of their own.
+
+    No two objects have both shape and colour in common, so "the red star" is always one. `size`
+    is (height, width) in pixels, each at least 48; `objects` are the fewest and the most shapes.
+
+    >>> photo = Image.new("RGB", (400, 300))
+    >>> scene = make_scene(np.random.default_rng(0), [photo], size=(96, 160))
+    >>> scene.picture.size
+    (160, 96)
+    >>> scene.questions[0].kind, scene.questions[0].text, scene.questions[0].answer
+    ('shape', 'what shape is the pink object?', 'star')
+
+    Raises ValueError for a size too small to tell shapes, for a number of objects that the nine
+    cells cannot hold, or where there are no photos.
+    """
+    fewest, most = objects
+    if not 1 <= fewest <= most <= 9:
+        raise ValueError(f"expected 1 to 9 objects, the fewest first, got {objects}")
+    if min(size) < 48:
+        raise ValueError(f"a scene must be at least 48 pixels high and wide, got {size}")
+    if not photos:
+        raise ValueError("expected at least one photo, got none")
+    pixels = random_crop(rng, photos[rng.integers(len(photos))], size)
+    things = []
+    cells = rng.permutation(9)[: rng.integers(fewest, most + 1)]
+    for cell, (colour, shape) in zip(cells, choose_looks(rng, len(cells)), strict=True):
+        row, column = divmod(int(cell), 3)
+        cover = draw_shape(rng, shape, (row, column), size)
+        paint = np.array(COLOURS[colour]) + rng.integers(-10, 11, 3)
+        pixels = pixels * (1 - cover[..., None]) + paint.clip(0, 255) * cover[..., None]
+        things.append(SceneObject(shape, colour, row, column, cover > 0.5))
+    picture = Image.fromarray(np.rint(pixels).astype(np.uint8))
+    return Scene(picture, tuple(things), tuple(questions(rng, things)))
+
+
+def random_crop(
+    rng: np.random.Generator, photo: Image.Image, size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A random part of a photograph, half its width or more, mirrored at random, at `size`."""
+    height, width = size
+    scale = min(photo.width / width, photo.height / height) * rng.uniform(0.5, 1)
+    left = rng.uniform(0, photo.width - width * scale)
+    top = rng.uniform(0, photo.height - height * scale)
+    box = (left, top, left + width * scale, top + height * scale)
+    crop = np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def choose_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+    """`count` different (colour, shape) pairs, half of them with a twin in one of the two.
+
+    Without twins, "where is the red star?" could be answered from "red" alone.
+    """
+    looks: list[tuple[str, str]] = []
+    while len(looks) < count:
+        colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
+        if looks and rng.random() < 0.5:
+            twin = looks[rng.integers(len(looks))]
+            colour, shape = (twin[0], shape) if rng.random() < 0.5 else (colour, twin[1])
+        if (colour, shape) not in looks:
+            looks.append((colour, shape))
+    return looks
+
+
+def draw_shape(
+    rng: np.random.Generator, shape: str, cell: tuple[int, int], size: tuple[int, int]
+) -> Float[np.ndarray, "height width"]:
+    """How far each pixel is covered by a shape, drawn at random inside its cell; in [0, 1]."""
+    cells = np.array([size[1], size[0]]) / 3
+    radius = min(cells) * rng.uniform(0.31, 0.46)
+    slack = cells / 2 - radius
+    centre = (np.array(cell[::-1]) + 0.5) * cells + rng.uniform(-1, 1, 2) * slack
+    turn = rng.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    corner = np.floor(centre - radius).astype(int)
+    side = int(np.ceil(2 * radius)) + 1
+    large = Image.new("L", (side * SHARPNESS, side * SHARPNESS))
+    draw = ImageDraw.Draw(large)
+    for outline, fill in zip(OUTLINES[shape], (255, 0), strict=False):
+        points = (outline @ rotation * radius + centre - corner) * SHARPNESS
+        draw.polygon([tuple(point) for point in points], fill=fill)
+    cover = Image.new("L", (size[1], size[0]))
+    cover.paste(large.reduce(SHARPNESS), tuple(corner))
+    return np.asarray(cover) / 255
+
+
+def questions(rng: np.random.Generator, objects: Sequence[SceneObject]) -> Iterator[Question]:
+    """Every question about these objects that has exactly one answer.
+
+    And, for each object, one about something that is not there.
+    """
+    for thing in objects:
+        pair, region = f"{thing.colour} {thing.shape}", thing.mask
+        if sum(other.shape == thing.shape for other in objects) == 1:
+            yield Question("colour", f"what colour is the {thing.shape}?", thing.colour, region)
+        if sum(other.colour == thing.colour for other in objects) == 1:
+            text = f"what shape is the {thing.colour} object?"
+            yield Question("shape", text, thing.shape, region)
+        yield Question("where", f"where is the {pair}?", thing.place, region)
+        text = f"what colour is at the {thing.place}?"
+        yield Question("colour at", text, thing.colour, region)
+        yield Question("shape at", f"what shape is at the {thing.place}?", thing.shape, region)
+        yield Question("there", is_there(pair), "yes", region)
+    nowhere = np.zeros_like(objects[0].mask)
+    for colour, shape in absent_looks(rng, objects):
+        yield Question("there", is_there(f"{colour} {shape}"), "no", nowhere)
+
+
+def is_there(pair: str) -> str:
+    return f"is there {'an' if pair[0] in 'aeiou' else 'a'} {pair}?"
+
+
+def absent_looks(rng: np.random.Generator, objects: Sequence[SceneObject]) -> list[tuple[str, str]]:
+    """As many (colour, shape) pairs as there are objects, none of them there, most of them nearly.
+
+    A pair is nearly there if its colour or its shape is, and more so if both are.
+    """
+    present = {(thing.colour, thing.shape) for thing in objects}
+    colours, shapes = ({pair[part] for pair in present} for part in (0, 1))
+    absent = [pair for pair in product(COLOURS, SHAPES) if pair not in present]
+    nearness = [(colour in colours) + (shape in shapes) for colour, shape in absent]
+    order = np.argsort(rng.random(len(absent)) - 0.4 * np.array(nearness))
+    return [absent[index] for index in order[: len(objects)]]

@@ -1,0 +1,374 @@
+import base64
+import io
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import traitlets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from reference import products
+from small_llava import save_small_llava
+from small_qwen3_vl import save_small_qwen3_vl
+
+from rolloutlib import explore, load_model, rollout_rows, through_tower
+from rolloutlib.explorer.widget import COLOURS, Explorer, Heatmaps, Mark, explore_clip
+from rolloutlib.grid import View
+from rolloutlib.overlay import overlay
+
+rng = np.random.default_rng(0)
+# 3 x 4 tokens of 10 pixels, cut out of the middle of a picture that is wider.
+VIEW = View((30, 60), (30, 60), (0, 10), (30, 40), 10, (3, 4))
+PICTURE = Image.fromarray(rng.integers(0, 256, (30, 60, 3), dtype=np.uint8))
+WORDS = ["what", "is", "blue", "sky"]
+
+
+def maps(words=4, pictures=1, **how):
+    return Heatmaps(list(rng.random((pictures, words, 3, 4)) / 20), **how)
+
+
+def single(**look):
+    return Explorer([PICTURE], [VIEW], WORDS, {"": {"": MAPS}}, prompt=2, **look)
+
+
+MAPS = Heatmaps([rng.random((4, 3, 4)) / 20], rng.random((4, 4)) / 20)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(save_small_llava(tmp_path_factory.mktemp("llava")))
+
+
+@pytest.fixture(scope="module")
+def answer(model):
+    picture = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    return model.generate(picture, "what colour is the star ?", max_new_tokens=3, min_new_tokens=3)
+
+
+@pytest.fixture
+def explorer(answer):
+    return explore(answer)
+
+
+def received(explorer):
+    """The rows of relevance as the browser reads them."""
+    [panel] = explorer.maps.panels
+    peaks = np.array([sheet["peaks"] for sheet in panel["sheets"]]).ravel()
+    codes = np.frombuffer(explorer.maps.codes, "<u2").reshape(len(peaks), -1)
+    return codes / 65535 * peaks[:, None]
+
+
+# An answer
+
+
+def test_words_are_all_that_was_asked_and_answered(explorer, answer, model):
+    tokenizer = model.processor.tokenizer
+    kept = [
+        token for token in answer.sequence.tolist() if token != model.model.config.image_token_id
+    ]
+    assert explorer.maps.words == [tokenizer.decode([token]) for token in kept]
+    assert explorer.maps.words[explorer.maps.prompt :] == answer.tokens
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"start_layer": 2},
+        {"head_fusion": "max", "residual": 0.3},
+        {"discard_ratio": 0.4},
+        {"receptive_field": True, "residual": 0.8},
+    ],
+)
+@pytest.mark.parametrize("by", ["control", "argument"])
+def test_each_word_has_the_row_of_the_rollout_that_made_it(answer, model, chosen, by):
+    explorer = explore(answer, **(chosen if by == "argument" else {}))
+    greet(explorer)
+    for name, value in chosen.items():
+        if by == "control":
+            explorer._controls[name].value = value
+        assert explorer.settings[name] == value
+    layers = [
+        layer.probabilities()[0].double().numpy() for layer in model.record(answer)["language"]
+    ]
+    whole = products(layers, **chosen)[-1]
+    image = answer.image.positions.numpy()
+    words = np.setdiff1d(np.arange(len(answer.sequence)), image)
+    made_by = np.r_[words[: explorer.maps.prompt], answer.rows.numpy()]
+    expected = whole[made_by] / whole[made_by].sum(1, keepdims=True)
+    expected = np.c_[expected[:, image], expected[:, words]]
+    np.testing.assert_allclose(received(explorer), expected, atol=1e-5)
+
+
+def test_maps_can_be_carried_on_to_the_patches(answer, model):
+    rows = answer.rows
+    recording = model.record(answer)
+    relevance = rollout_rows(recording["language"], rows, residual=0.8)[0]
+    expected = through_tower(recording, answer.image, relevance, residual=0.8).flatten(1)
+    explorer = explore(answer, to_patches=True, residual=0.8)
+    patches = np.prod(answer.image.patch_view.grid)
+    np.testing.assert_allclose(received(explorer)[-len(rows) :, :patches], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("to_patches", [False, True])
+def test_steps_of_a_video_are_pictures_in_time(tmp_path, to_patches):
+    qwen = load_model(save_small_qwen3_vl(tmp_path))
+    frames = [Image.new("RGB", (130, 90), (50 * turn, 0, 0)) for turn in range(5)]
+    answer = qwen.generate(frames, "what", max_new_tokens=2, min_new_tokens=2, frame_rate=2.0)
+    explorer = explore(answer, to_patches=to_patches)
+    sent = explorer.maps.pictures
+    assert [picture["label"] for picture in sent] == ["frames 0–1", "frames 2–3", "frames 4–4"]
+    grid = [6, 8] if to_patches else [3, 4]  # two frames a step, the last one twice
+    assert [picture["grid"] for picture in sent] == [grid] * 3
+    shown = [Image.open(io.BytesIO(picture["data"])).getpixel((5, 5))[0] for picture in sent]
+    np.testing.assert_allclose(shown, [0, 100, 200], atol=3)
+    recording = qwen.record(answer)
+    relevance = rollout_rows(recording["language"], answer.rows)[0]
+    image = answer.image
+    if to_patches:
+        expected = through_tower(recording, image, relevance)
+    else:
+        expected = relevance[:, image.positions]
+    rows = received(explorer)[-2:, : 3 * np.prod(grid)]
+    np.testing.assert_allclose(rows, expected.flatten(1), atol=1e-5)
+
+
+def test_settings_out_of_range_are_refused(answer):
+    with pytest.raises(ValueError, match=r"residual must be in \[0, 1\], got 1.5"):
+        explore(answer, residual=1.5)
+    with pytest.raises(ValueError, match="start_layer"):
+        explore(answer, start_layer=99)
+
+
+def test_words_before_the_picture_drew_nothing_from_it(explorer, answer):
+    before = int(answer.image.positions[0])
+    assert before > 0
+    assert not received(explorer)[:before, : len(answer.image.positions)].any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 1 / 12), min_size=12, max_size=12))
+def test_what_the_browser_gets_is_exact_to_half_a_step_of_the_highest(values):
+    sheet = Heatmaps([np.array(values).reshape(1, 3, 4)])
+    explorer = Explorer([PICTURE], [VIEW], ["all"], {"": {"": sheet}})
+    error = np.abs(received(explorer)[0, :12] - values)
+    assert error.max() <= max(values) / 65535 / 2 * (1 + 1e-6)
+
+
+def test_sixty_four_words_on_a_large_picture_stay_far_below_five_megabytes():
+    view = View((3000, 4000), (336, 448), (0, 56), (336, 336), 14, (24, 24))
+    noise = Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    sheet = Heatmaps([rng.random((64, 24, 24))], rng.random((64, 64)))
+    words = [f"word{number}" for number in range(64)]
+    explorer = Explorer([noise.resize((4000, 3000))], [view], words, {"": {"": sheet}})
+    [sent] = explorer.maps.pictures
+    assert max(sent["width"], sent["height"]) == 1600
+    as_base64 = 4 / 3 * (len(sent["data"]) + len(explorer.maps.codes))
+    assert as_base64 < 3e6
+
+
+# Selecting and drawing in Python
+
+
+def test_nothing_pinned_shows_the_whole_answer():
+    assert single().shown == [2, 3]
+
+
+@pytest.mark.parametrize("combine", ["mean", "max"])
+@pytest.mark.parametrize("pinned", [[], [1], [0, 3]])
+def test_saved_picture_is_the_overlay_of_the_pinned_words(tmp_path, pinned, combine):
+    look = {"power": 2.0, "blur": 0.25, "opacity": 0.75, "colours": "magma"}
+    explorer = single(combine=combine, **look)
+    explorer.selected = pinned
+    chosen = MAPS.on_pictures[0][pinned or [2, 3]]
+    heatmap = chosen.mean(0) if combine == "mean" else chosen.max(0)
+    look["blur_tokens"] = look.pop("blur")
+    saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png")))
+    np.testing.assert_array_equal(saved, overlay(PICTURE, heatmap, VIEW, **look))
+
+
+def test_a_word_that_is_not_there_cannot_be_pinned():
+    explorer = single()
+    with pytest.raises(traitlets.TraitError, match=r"numbers of words in \[0, 3\], got \[4\]"):
+        explorer.selected = [1, 4]
+
+
+def test_a_map_of_zeros_leaves_the_picture_bare(tmp_path):
+    nothing = Heatmaps([np.zeros((4, 3, 4))])
+    explorer = Explorer([PICTURE], [VIEW], WORDS, {"": {"": nothing}})
+    np.testing.assert_array_equal(Image.open(explorer.save(tmp_path / "map.png")), PICTURE)
+
+
+def test_a_uniform_map_has_one_colour(tmp_path):
+    even = Heatmaps([np.full((4, 3, 4), 1 / 12, np.float32)])
+    white = Image.new("RGB", PICTURE.size, "white")
+    explorer = Explorer([white], [VIEW], WORDS, {"": {"": even}}, blur=1.0)
+    saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png"))).reshape(-1, 3)
+    assert len(np.unique(saved[saved.min(1) < 255], axis=0)) == 1
+
+
+def test_figure_names_the_pinned_words():
+    explorer = single()
+    assert explorer.figure().axes[0].get_title() == "whole answer"
+    explorer.selected = [1, 2]
+    assert explorer.figure().axes[0].get_title() == "mean of is, blue"
+    plt.close("all")
+
+
+def test_a_notebook_that_cannot_show_it_live_gets_the_picture():
+    before = plt.get_fignums()
+    bundle = single()._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    drawn = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    assert min(drawn.size) > 100
+    assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize("name", ["viridis", "cividis", "magma"])
+def test_colours_can_be_told_by_their_lightness_alone(name):
+    """So those who see no red or green can: a higher value is lighter, step for step."""
+    sent = np.frombuffer(single().maps.palettes[name], np.uint8).reshape(256, 4)[:, :3] / 255
+    linear = np.where(sent <= 0.04045, sent / 12.92, ((sent + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]  # of sRGB, IEC 61966-2-1
+    assert (np.diff(luminance[::4]) > 0).all()
+    assert luminance[-1] > luminance[0] + 0.4
+    assert COLOURS[0] == single().maps.colours == "viridis"
+
+
+# Panels, sheets and clips
+
+
+def test_panels_stand_side_by_side_with_their_own_maps(tmp_path):
+    on, off = maps(), maps()
+    panels = {"adapter on": {"": on}, "adapter off": {"": off}}
+    explorer = Explorer([PICTURE], [VIEW], WORDS, panels)
+    explorer.selected = [2]
+    saved = np.asarray(Image.open(explorer.save(tmp_path / "both.png")))
+    expected = [
+        overlay(PICTURE, part.on_pictures[0][2], VIEW, colours=COLOURS[0]) for part in (on, off)
+    ]
+    np.testing.assert_array_equal(saved, np.hstack(expected))
+    titles = [axis.get_title() for axis in explorer.figure().axes]
+    assert titles == ["adapter on: blue", "adapter off: blue"]
+    plt.close("all")
+
+
+def test_sheets_lie_over_each_other_and_can_be_taken_away(tmp_path):
+    edges, focus = maps(words=1, colours="cyan"), maps(colours="red")
+    sheets = {"edge detection": edges, "decision focus": focus, "click": Mark(0.5, 0.5)}
+    explorer = Explorer([PICTURE], [VIEW], WORDS, {"": sheets})
+    explorer.selected = [1]
+
+    def pixels(*hidden):
+        explorer.maps.hidden = hidden
+        return np.asarray(Image.open(explorer.save(tmp_path / "map.png")))
+
+    cyan = overlay(PICTURE, edges.on_pictures[0][0], VIEW, colours="cyan")
+    np.testing.assert_array_equal(pixels("decision focus", "click"), cyan)
+    both = overlay(Image.fromarray(cyan), focus.on_pictures[0][1], VIEW, colours="red")
+    np.testing.assert_array_equal(pixels("click"), both)
+    marked = pixels("edge detection", "decision focus")
+    changed = (marked != np.asarray(PICTURE)).any(-1)
+    assert changed[15, 30]
+    assert np.argwhere(changed).mean(0) == pytest.approx([15, 30], abs=1)
+
+
+def test_faint_colours_leave_low_values_to_the_picture():
+    ramp = np.linspace(0, 1, 12).reshape(3, 4)
+    view = View((30, 40), (30, 40), (0, 0), (30, 40), 10, (3, 4))
+    painted = overlay(
+        PICTURE.crop((0, 0, 40, 30)), ramp, view, blur_tokens=0, colours="cyan", opacity=1
+    )
+    np.testing.assert_array_equal(painted[:10, :10], np.asarray(PICTURE)[:10, :10])
+    assert tuple(painted[25, 35]) == (0, 255, 255)
+
+
+def test_clip_scales_rows_over_all_frames_and_shows_one_at_a_time(tmp_path):
+    relevance = rng.random((4, 5, 3, 4))
+    explorer = explore_clip([PICTURE] * 5, VIEW, WORDS, relevance, blur=0.0)
+    rows = received(explorer)[:, : 5 * 12]
+    np.testing.assert_allclose(rows.sum(1), 1, atol=1e-3)
+    np.testing.assert_allclose(
+        rows[1].reshape(5, 3, 4), relevance[1] / relevance[1].sum(), atol=1e-6
+    )
+    explorer.selected, explorer.maps.picture = [1], 3
+    saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png")))
+    low, high = relevance[1].min(), relevance[1].max()
+    scaled = (relevance[1, 3] - low) / (high - low)
+    colour = plt.get_cmap(COLOURS[0])(scaled[1, 2])[:3]
+    pixel = np.asarray(PICTURE)[15, 35] * 0.5 + np.array(colour) * 255 * 0.5
+    np.testing.assert_allclose(saved[15, 35], pixel, atol=1)
+    assert not explore_clip([PICTURE] * 5, VIEW, WORDS, relevance, together=False).maps.together
+    assert [axis.get_title() for axis in explorer.figure().axes][:2] == ["frame 0", "frame 1"]
+    plt.close("all")
+
+
+# Controls that need the kernel
+
+
+def greet(explorer):
+    explorer.maps._handle_custom_msg({"ask": "kernel"}, [])
+
+
+def test_controls_wait_until_a_browser_found_the_kernel(explorer):
+    controls = explorer._controls.values()
+    assert all(control.disabled for control in controls)
+    assert "need the notebook with its kernel" in explorer.maps.status
+    greet(explorer)
+    assert not any(control.disabled for control in controls)
+    assert "the kernel computes it" in explorer.maps.status
+
+
+def test_it_says_that_it_is_busy_while_it_computes(explorer):
+    seen = []
+    explorer.maps.observe(lambda _: seen.append((explorer.maps.busy, explorer.maps.status)), "busy")
+    explorer._controls["residual"].value = 0.2
+    assert [busy for busy, _ in seen] == [True, False]
+    assert "Computing" in seen[0][1] and "The last took" in seen[1][1]
+
+
+def test_what_cannot_be_computed_is_said(explorer, monkeypatch):
+    def fail(**_):
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(explorer, "_compute", fail)
+    with pytest.raises(ValueError, match="no such layer"):
+        explorer._controls["start_layer"].value = 1
+    assert explorer.maps.status == "The kernel could not compute this: no such layer"
+    assert not explorer.maps.busy
+
+
+def test_closed_it_leaves_no_part_behind(explorer):
+    parts = [explorer, explorer.maps, *explorer.children, *explorer._controls.values()]
+    assert all(part.comm is not None for part in parts)
+    explorer.close()
+    assert all(part.comm is None for part in parts)
+
+
+def test_ready_maps_have_no_such_controls():
+    explorer = single()
+    assert explorer.settings == {} and explorer.maps.status == ""
+
+
+# Refused
+
+
+def test_what_does_not_fit_together_is_named(without_type_checks):
+    with pytest.raises(ValueError, match=r"a view and a label for each .* 1 pictures, 2 views"):
+        Explorer([PICTURE], [VIEW] * 2, WORDS, {"": {"": MAPS}})
+    with pytest.raises(ValueError, match="expected maps for 4 words, or one for all, got"):
+        Explorer([PICTURE], [VIEW], WORDS, {"": {"": maps(words=3)}})
+    other = replace(VIEW, grid=(2, 4))
+    with pytest.raises(ValueError, match=r"grids \[\(2, 4\)\], got \[\(3, 4\)\]"):
+        Explorer([PICTURE], [other], WORDS, {"": {"": MAPS}})
+    negative = Heatmaps([-np.ones((4, 3, 4))])
+    with pytest.raises(ValueError, match="finite numbers, 0 or more"):
+        Explorer([PICTURE], [VIEW], WORDS, {"": {"": negative}})
+
+
+def test_rows_of_more_than_one_are_read_as_shares():
+    rows = Heatmaps([np.full((2, 3, 4), 0.5)], np.eye(2)).rows(2)
+    np.testing.assert_allclose(rows.sum(1), 1)
+    np.testing.assert_allclose(rows[0, :12], 0.5 / 7)

@@ -1,0 +1,506 @@
+"""The explorer in a real browser: on a page without a kernel, and in JupyterLab.
+
+Screenshots and times are left in outputs/explorer.
+"""
+
+import base64
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import nbformat
+import numpy as np
+import pytest
+from ipywidgets.embed import dependency_state
+from PIL import Image
+from places import ROOT
+from small_llava import save_small_llava
+from small_notebooks import write_notebook
+
+from rolloutlib.explorer import Explorer, Heatmaps, Mark, explore_clip
+from rolloutlib.grid import View
+from rolloutlib.pages.page import WIDGET_STATE, WIDGET_VIEW, write_page
+
+ARTIFACTS = ROOT / "outputs" / "explorer"
+LARGE = {"width": 1300, "height": 1000}
+
+LONG = 240_000  # milliseconds: a busy machine may need them to start a kernel
+CELLS = [
+    """import json
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from rolloutlib import explore, load_model""",
+    """noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+model = load_model(checkpoint_path)
+question = "what colour is the star ?"
+answer = model.generate(Image.fromarray(noise), question, max_new_tokens=3, min_new_tokens=3)""",
+    """explorer = explore(answer, blur=0.0)
+explorer.maps.observe(
+    lambda _: Path("selected.json").write_text(json.dumps(explorer.selected)), "selected"
+)
+explorer""",
+]
+
+
+def pixels(page, number=0):
+    """What is painted over a picture: red, green, blue, opacity."""
+    script = """number => {
+      const canvas = document.querySelectorAll(".rx-picture canvas")[number];
+      const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      return [canvas.height, canvas.width, btoa(String.fromCharCode(...data))];
+    }"""
+    height, width, data = page.evaluate(script, number)
+    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
+
+
+def wait_until_drawn(page):
+    page.wait_for_function("document.querySelector('.rx-picture img')?.complete", timeout=LONG)
+
+
+def press(page, *keys):
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.dataset.word")
+
+
+def pinned(page):
+    words = page.locator('.rx-chip[aria-pressed="true"]').all()
+    return [int(word.get_attribute("data-word")) for word in words]
+
+
+# A page without a kernel
+
+rng = np.random.default_rng(1)
+WORDS = ["where", "is", "it", "top", "left"]
+ON_PICTURE = rng.random((5, 6, 8)) / 100
+ON_WORDS = rng.random((5, 5)) / 50
+# 6 x 8 tokens of 10 pixels from the middle of a picture that is wider.
+VIEW = View((60, 120), (60, 120), (0, 20), (60, 80), 10, (6, 8))
+PICTURE = Image.fromarray(rng.integers(0, 256, (60, 120, 3), dtype=np.uint8))
+
+
+def five_words(**look):
+    sheet = Heatmaps([ON_PICTURE], ON_WORDS)
+    return Explorer([PICTURE], [VIEW], WORDS, {"": {"": sheet}}, prompt=3, **look)
+
+
+def page_of(explorer, folder):
+    """Its page from the disk, as the gallery writes that of an executed notebook."""
+    state = {"state": dependency_state([explorer], drop_defaults=False)}
+    data = {WIDGET_VIEW: {"model_id": explorer.model_id}, "text/plain": "Explorer()"}
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])
+    notebook = nbformat.v4.new_notebook(metadata={"widgets": {WIDGET_STATE: state}})
+    notebook.cells.append(cell)
+    nbformat.write(notebook, folder / "page.ipynb")
+    return write_page(folder / "page.ipynb")
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """`show(explorer)`: its page, open."""
+    complaints = []
+
+    def open_page(explorer, **how):
+        page, asked, said = browser(page_of(explorer, tmp_path), viewport=LARGE, **how)
+        complaints.extend([asked, said])
+        wait_until_drawn(page)
+        return page
+
+    yield open_page
+    # Reading pixels, as these tests do and the explorer does not, is what Chromium warns of.
+    assert [text for part in complaints for text in part if "willReadFrequently" not in text] == []
+
+
+def expected_colours(heatmap, power=1.0, colours="viridis"):
+    """The colour of each token without blur: by the definition, not by the package."""
+    scaled = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
+    return 255 * mpl.colormaps[colours](scaled**power)
+
+
+def token_colours(page):
+    painted = pixels(page)
+    side = painted.shape[0] // 6
+    return painted[side // 2 :: side, side // 2 :: side]
+
+
+@pytest.mark.parametrize("combine", ["mean", "max"])
+def test_pinned_words_combine_to_the_colours_of_the_definition(show, combine):
+    page = show(five_words(blur=0.0, power=2.0))
+    page.locator("select").first.select_option(combine)
+    for word in (0, 4):
+        page.locator(".rx-chip").nth(word).click()
+    page.mouse.move(1, 1)
+    pair = ON_PICTURE[[0, 4]]
+    heatmap = pair.mean(0) if combine == "mean" else pair.max(0)
+    expected = expected_colours(heatmap, power=2.0)
+    np.testing.assert_allclose(token_colours(page), expected, atol=4)
+
+
+def test_pointing_recolours_at_once_and_leaving_brings_the_answer_back(show):
+    page = show(five_words(blur=0.0))
+    whole = token_colours(page)
+    np.testing.assert_allclose(whole, expected_colours(ON_PICTURE[3:].mean(0)), atol=4)
+    page.locator(".rx-chip").nth(1).hover()
+    np.testing.assert_allclose(token_colours(page), expected_colours(ON_PICTURE[1]), atol=4)
+    page.mouse.move(1, 1)
+    np.testing.assert_array_equal(token_colours(page), whole)
+
+
+def test_blur_is_that_of_the_package(show, tmp_path):
+    explorer = five_words(blur=1.0, opacity=1.0)
+    page = show(explorer)
+    painted = pixels(page)[..., :3]
+    saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png")))[:, 20:100]
+    small = Image.fromarray(painted).resize((80, 60), Image.Resampling.BOX)
+    assert np.abs(np.asarray(small, float) - saved).mean() < 4
+
+
+def test_controls_of_the_look_do_what_they_say(show):
+    page = show(five_words(blur=0.0))
+    for name in ("cividis", "magma"):
+        page.get_by_label("colours").select_option(name)
+        expected = expected_colours(ON_PICTURE[3:].mean(0), colours=name)
+        np.testing.assert_allclose(token_colours(page), expected, atol=4)
+    page.get_by_label("power").fill("2")
+    expected = expected_colours(ON_PICTURE[3:].mean(0), power=2.0, colours="magma")
+    np.testing.assert_allclose(token_colours(page), expected, atol=4)
+    canvas = page.locator(".rx-picture canvas").first
+    assert canvas.evaluate("part => part.style.opacity") == "0.5"
+    page.get_by_label("opacity").fill("0.8")
+    assert canvas.evaluate("part => part.style.opacity") == "0.8"
+    before = pixels(page).astype(float)
+    page.get_by_label("blur, in patches").fill("1")
+    after = pixels(page).astype(float)
+    assert np.abs(np.diff(after, axis=1)).max() < np.abs(np.diff(before, axis=1)).max() / 2
+
+
+def test_a_finger_points_pins_and_asks_the_picture(show):
+    page = show(five_words(blur=0.0), has_touch=True)
+    whole = token_colours(page)
+    page.locator(".rx-chip").nth(1).tap()
+    assert pinned(page) == [1]
+    np.testing.assert_allclose(token_colours(page), expected_colours(ON_PICTURE[1]), atol=4)
+    bounds = page.locator(".rx-picture").bounding_box()
+    x = bounds["x"] + bounds["width"] * (20 + 6.5 * 10) / 120
+    page.touchscreen.tap(x, bounds["y"] + bounds["height"] * 2.5 / 6)
+    said = page.locator(".rx-readout").inner_text()
+    assert said.startswith("patch in row 3 of 6, column 7 of 8, drawn on by ")
+    page.locator(".rx-chip").nth(1).tap()
+    assert pinned(page) == []
+    np.testing.assert_array_equal(token_colours(page), whole)
+
+
+def test_pointing_at_the_picture_shows_which_words_drew_on_the_patch(show):
+    page = show(five_words())
+    bounds = page.locator(".rx-picture").bounding_box()
+    row, column = 2, 6
+    x = bounds["x"] + bounds["width"] * (20 + (column + 0.5) * 10) / 120
+    y = bounds["y"] + bounds["height"] * (row + 0.5) / 6
+    page.mouse.move(x, y)
+    drawn = ON_PICTURE[:, row, column]
+    said = page.locator(".rx-readout").inner_text()
+    assert said.startswith(
+        f"patch in row 3 of 6, column 7 of 8, drawn on by “{WORDS[drawn.argmax()]}”"
+    )
+    bars = page.locator(".rx-bar").evaluate_all("bars => bars.map(bar => bar.style.transform)")
+    shares = [float(re.fullmatch(r"scaleX\((.*)\)", bar)[1]) for bar in bars]
+    np.testing.assert_allclose(shares, drawn / drawn.max(), atol=2e-3)
+    page.mouse.move(bounds["x"] + 3, y)  # where the model saw nothing
+    assert page.locator(".rx-readout").inner_text().startswith("whole answer")
+
+
+def test_keyboard_alone_reaches_words_pins_picture_and_settings(show):
+    page = show(five_words())
+    page.locator("summary").focus()  # of the code above the explorer
+    for _ in range(3):
+        press(page, "Tab")
+        if page.evaluate("document.activeElement.className") == "rx-picture":
+            break
+    press(page, "ArrowRight", "ArrowRight")
+    assert page.locator(".rx-readout").inner_text().startswith("patch in row 4 of 6, column 6 of 8")
+    press(page, "Tab")
+    assert focused(page) == "3"  # the first word of the answer
+    press(page, "ArrowLeft", "Enter", "Home", "Space")
+    assert focused(page) == "0"
+    assert pinned(page) == [0, 2]
+    before = pixels(page)
+    press(page, "ArrowRight")
+    assert (pixels(page) != before).any()
+    press(page, "Escape")
+    assert pinned(page) == []
+    press(page, "Tab", "Tab", "ArrowRight")
+    assert page.get_by_label("power").input_value() == "1.25"
+
+
+def test_a_word_says_its_relevance_to_those_who_cannot_see(show):
+    page = show(five_words())
+    share, (row, column) = ON_PICTURE[1].sum(), divmod(int(ON_PICTURE[1].argmax()), 8)
+    label = page.locator(".rx-chip").nth(1).get_attribute("aria-label")
+    place = f"row {row + 1} of 6, column {column + 1} of 8"
+    said = f"“is”, word of the prompt, {100 * share:.0f} % from the picture, most at {place}"
+    assert label.startswith(said)
+    assert page.locator(".rx-readout").get_attribute("role") == "status"
+    toolbar = page.get_by_role("toolbar", name="answer")
+    assert toolbar.get_by_role("button").count() == 2
+
+
+def test_nothing_jumps_when_pointing_and_pinning(show):
+    page = show(five_words())
+
+    def places():
+        script = """[...document.querySelectorAll(".rx *:not(.rx-cursor, .rx-bar)")].map(part => {
+          const { x, y, width, height } = part.getBoundingClientRect();
+          return [x, y, width, height];
+        })"""
+        return page.evaluate(script)
+
+    before = places()
+    page.locator(".rx-chip").nth(2).hover()
+    assert places() == before
+    page.locator(".rx-chip").nth(2).click()
+    assert places() == before
+    page.locator(".rx-picture").hover()
+    assert places() == before
+
+
+def test_sheets_and_panels_are_data(show):
+    edges = Heatmaps([rng.random((1, 6, 8)) / 100], colours="cyan")
+    panels = {
+        name: {
+            "edge detection": edges,
+            "decision focus": Heatmaps([rng.random((5, 6, 8)) / 100], colours="red"),
+            "click": Mark(x, 0.5),
+        }
+        for name, x in (("adapter on", 0.3), ("adapter off", 0.6))
+    }
+    page = show(Explorer([PICTURE], [VIEW], WORDS, panels, prompt=3))
+    assert page.locator("figcaption").all_inner_texts() == ["adapter on", "adapter off"]
+    assert page.locator(".rx-cross:visible").count() == 2
+    before = [pixels(page, number) for number in range(4)]
+    page.locator(".rx-chip").nth(1).hover()
+    after = [pixels(page, number) for number in range(4)]
+    same = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert same == [True, False, True, False]  # edges are the same for all words
+    assert not np.array_equal(after[1], after[3])
+    page.get_by_label("click", exact=True).uncheck()
+    page.get_by_label("edge detection").uncheck()
+    assert page.locator(".rx-cross:visible").count() == 0
+    assert page.locator(".rx-picture canvas:visible").count() == 2
+    page.screenshot(path=ARTIFACTS / "panels.png")
+
+
+def test_a_clip_has_time_a_film_strip_and_a_matrix(show):
+    relevance = rng.random((4, 4, 6, 8)) * rng.random((4, 4, 1, 1)) + 1e-3
+    frames = [PICTURE.point(lambda v, k=k: v * (k + 1) // 4) for k in range(4)]
+    page = show(explore_clip(frames, VIEW, ["f0", "f1", "f2", "f3"], relevance))
+    shares = relevance.sum((2, 3)) / relevance.sum((1, 2, 3))[:, None]
+
+    matrix = page.locator(".rx-matrix")
+    bounds = matrix.bounding_box()
+    matrix.hover(position={"x": bounds["width"] * 0.1, "y": bounds["height"] * 0.6})  # row 2
+    thumbs = page.locator(".rx-thumb")
+    said = [thumbs.nth(k).get_attribute("aria-label") for k in range(4)]
+    rounded = [f"{100 * s:.{1 if s < 0.0995 else 0}f} %" for s in shares[2]]
+    assert said == [f"frame {k}: {share}" for k, share in enumerate(rounded)]
+
+    before = pixels(page)
+    matrix.click(position={"x": bounds["width"] * 0.9, "y": bounds["height"] * 0.6})
+    assert pinned(page) == [2]
+    assert thumbs.nth(3).get_attribute("aria-current") == "true"
+    assert (pixels(page) != before).any()
+    page.get_by_role("slider", name="time").fill("1")
+    assert thumbs.nth(1).get_attribute("aria-current") == "true"
+    page.get_by_role("button", name="play").click()
+    page.wait_for_selector(".rx-thumb:first-child[aria-current=true]", timeout=LONG)
+    page.get_by_role("button", name="pause").click()
+    page.screenshot(path=ARTIFACTS / "clip.png")
+
+
+def test_maps_with_a_scale_each_are_not_compared_in_a_matrix(show):
+    relevance = rng.random((2, 3, 6, 8))
+    page = show(explore_clip([PICTURE] * 3, VIEW, ["a", "b"], relevance, together=False))
+    assert page.locator(".rx-matrix").count() == 0
+    before = pixels(page)
+    page.get_by_role("slider", name="time").fill("2")
+    assert (pixels(page) != before).any()
+    assert page.locator(".rx-readout").inner_text().startswith("all words: ")
+
+
+def test_a_page_with_sixty_four_words_is_below_five_megabytes(tmp_path):
+    view = View((3000, 4000), (336, 448), (0, 56), (336, 336), 14, (24, 24))
+    photo = Image.open(ROOT / "data" / "images" / "retina.jpg").convert("RGB").resize((4000, 3000))
+    sheet = Heatmaps([rng.random((64, 24, 24))], rng.random((64, 64)))
+    words = [f"word{number}" for number in range(64)]
+    explorer = Explorer([photo], [view], words, {"": {"": sheet}}, prompt=40)
+    assert page_of(explorer, tmp_path).stat().st_size < 5e6
+
+
+def test_five_hundred_words_on_a_large_picture_stay_smooth(show):
+    """Time of the processor and not of the clock: other programs may keep this one waiting."""
+    view = View((3000, 4000), (3008, 4000), (0, 0), (3008, 4000), 32, (94, 125))
+    picture = Image.linear_gradient("L").convert("RGB").resize((4000, 3000))
+    words = [f"word{number}" for number in range(500)]
+    sheet = Heatmaps([rng.random((500, 94, 125)) / 12000], rng.random((500, 500)) / 1000)
+    explorer = Explorer([picture], [view], words, {"": {"": sheet}}, prompt=100)
+    page = show(explorer)
+    point_at_all = """() => document.querySelectorAll(".rx-chip").forEach(chip => {
+      chip.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+      document.body.offsetHeight;  // style and layout are part of it
+    })"""
+    browser_tools = page.context.new_cdp_session(page)
+    browser_tools.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def seconds():
+        metrics = browser_tools.send("Performance.getMetrics")["metrics"]
+        return next(each["value"] for each in metrics if each["name"] == "TaskDuration")
+
+    before = seconds()
+    page.evaluate(point_at_all)
+    milliseconds = 1000 * (seconds() - before) / len(words)
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    measured = {"words": len(words), "milliseconds_per_hover": milliseconds}
+    (ARTIFACTS / "hover.json").write_text(json.dumps(measured))
+    assert 0 < milliseconds < 16
+
+
+# A notebook: executed without a browser, and in JupyterLab
+
+
+@contextmanager
+def jupyterlab(folder):
+    """JupyterLab on this folder, on loopback and behind a token; the address of its notebook."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    options = [
+        f"--ServerApp.port={port}",
+        f"--ServerApp.root_dir={folder}",
+        f"--IdentityProvider.token={token}",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.open_browser=False",
+        "--ServerApp.allow_root=True",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.extension_manager=readonly",
+        "--LabApp.news_url=None",
+    ]
+    own = {f"JUPYTER_{kind}_DIR": f"{folder}/../{kind}" for kind in ("CONFIG", "DATA", "RUNTIME")}
+    environment = os.environ | own | {"JUPYTER_PREFER_ENV_PATH": "1"}
+    command = [sys.executable, "-m", "jupyterlab", *options]
+    with open(folder.parent / "lab.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token={token}"
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory, chromium):
+    """The folder of a notebook with an explorer and of its executed copy; JupyterLab on it."""
+    folder = tmp_path_factory.mktemp("explorer")
+    save_small_llava(folder / "checkpoint")
+    parameters = f'checkpoint_path: str = "{folder}/checkpoint"  # a small LLaVA'
+    path = write_notebook(folder, "explore", *CELLS, parameters=parameters)
+    command = [
+        sys.executable,
+        "-m",
+        "rolloutlib.cli",
+        "run",
+        path,
+        "--out",
+        folder / "run" / "explore.ipynb",
+    ]
+    with jupyterlab(path.parent) as address:  # starts while the notebook runs
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield folder, address
+
+
+def goto_when_up(page, address):
+    deadline = time.monotonic() + LONG / 1000
+    while True:
+        try:
+            return page.goto(address)
+        except Exception:  # the server does not answer yet
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def test_executed_without_a_browser_it_leaves_a_picture_and_lives_on_a_page(browser, notebook):
+    folder, _ = notebook
+    executed = folder / "run" / "explore.ipynb"
+    [output] = nbformat.read(executed, as_version=4).cells[-1].outputs
+    assert WIDGET_VIEW in output.data
+    assert base64.b64decode(output.data["image/png"]).startswith(b"\x89PNG")
+
+    page, asked, _ = browser(write_page(executed), viewport=LARGE)
+    wait_until_drawn(page)
+    assert "need the notebook with its kernel" in page.locator(".rx-status").inner_text()
+    before = pixels(page)
+    page.locator(".rx-chip").nth(5).hover()
+    assert (pixels(page) != before).any()
+    page.screenshot(path=ARTIFACTS / "page.png")
+    assert asked == []
+
+
+def test_jupyterlab_run_all_point_pin_and_turn_a_control(chromium, notebook):
+    folder, address = notebook
+    page = chromium.new_page(viewport=LARGE)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    goto_when_up(page, address)
+    page.wait_for_function("window.jupyterapp?.restored", timeout=LONG)
+    idle = """() => {
+      const context = window.jupyterapp.shell.currentWidget?.sessionContext;
+      return context?.isReady && context.session?.kernel?.status === "idle";
+    }"""
+    page.wait_for_function(idle, timeout=LONG)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_selector(".rx-chip", timeout=LONG)
+    said = "document.querySelector('.rx-status').textContent.includes"
+    page.wait_for_function(f"{said}('the kernel computes it')", timeout=LONG)
+    wait_until_drawn(page)
+    page.locator(".rx").scroll_into_view_if_needed()
+    page.screenshot(path=ARTIFACTS / "lab-before.png")
+
+    whole = pixels(page)
+    page.locator(".rx-chip").nth(4).hover()
+    assert (pixels(page) != whole).any()
+
+    page.locator(".rx-chip").nth(4).focus()  # from here on by keyboard alone
+    press(page, "Enter", "ArrowRight", "Space")
+    assert pinned(page) == [4, 5]
+    chosen = folder / "notebooks" / "selected.json"
+    deadline = time.monotonic() + 30
+    while not (chosen.exists() and chosen.read_text() == "[4, 5]"):
+        assert time.monotonic() < deadline, "the kernel was not told what is pinned"
+        time.sleep(0.1)
+    press(page, "Escape")
+    assert pinned(page) == []
+
+    page.locator(".rx-chip").nth(10).focus()
+    page.evaluate("document.activeElement.blur()")
+    page.mouse.move(1, 1)
+    before = pixels(page)
+    np.testing.assert_array_equal(before, whole)
+    page.locator(".widget-dropdown select").select_option("max")
+    page.wait_for_function(f"{said}('The last took')", timeout=LONG)
+    assert (pixels(page) != before).any()
+    page.screenshot(path=ARTIFACTS / "lab-after.png")
+    server = address.partition("/lab/")[0]
+    own = (server, server.replace("http", "ws", 1), "blob:", "data:")
+    assert [url for url in asked if not url.startswith(own)] == []

@@ -1,0 +1,153 @@
+import io
+import json
+
+import numpy as np
+import pytest
+
+from rolloutlib.files.dumps import KEY, dump_path, read_array, read_dump, write_arrays, write_dump
+
+
+def layers(depth=3, shape=(4, 5, 5)):
+    rng = np.random.default_rng(0)
+    return [rng.random(shape, dtype=np.float32) for _ in range(depth)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_dump(tmp_path, layers(), video="7", frames=(0, 4), meta={"model": "tiny"})
+    return tmp_path
+
+
+def first(folder):
+    return dump_path(folder, "7", (0, 4), 0)
+
+
+def test_what_is_written_is_read_again(folder):
+    dump = read_dump(folder, "7")
+    assert dump.frames == (0, 4)
+    assert dump.meta == {"video_id": "7", "layer": 0, "shape": [4, 5, 5], "model": "tiny"}
+    for read, written in zip(dump.layers, layers(), strict=True):
+        np.testing.assert_array_equal(read, written)
+
+
+def test_names_and_keys_are_those_of_the_analysis_scripts(folder):
+    name = "video_7_frames0-4_refiner_temporal_layer_2_attn"
+    assert (folder / f"{name}.meta.json").exists()
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
+        assert file.files == ["attention_weights"]
+
+
+def test_layers_are_in_the_order_of_their_numbers(tmp_path):
+    write_dump(tmp_path, layers(11), video="a_b", frames=(3, 7))
+    for read, written in zip(read_dump(tmp_path, "a_b").layers, layers(11), strict=True):
+        np.testing.assert_array_equal(read, written)
+
+
+def test_no_layers_are_named(tmp_path):
+    with pytest.raises(ValueError, match="at least one layer, got none"):
+        write_dump(tmp_path, [], video="7", frames=(0, 4))
+
+
+def test_fewer_layers_replace_more(folder):
+    other = [layer / 2 for layer in layers(2)]
+    write_dump(folder, other, video="7", frames=(0, 4))
+    assert len(list(folder.iterdir())) == 4
+    for read, written in zip(read_dump(folder, "7").layers, other, strict=True):
+        np.testing.assert_array_equal(read, written)
+
+
+def test_a_dump_without_meta_is_read(folder):
+    for path in folder.glob("*.json"):
+        path.unlink()
+    assert read_dump(folder, "7").meta == {}
+
+
+def test_several_stretches_ask_which(folder):
+    write_dump(folder, layers(), video="7", frames=(5, 9))
+    assert read_dump(folder, "7", (5, 9)).frames == (5, 9)
+    with pytest.raises(ValueError, match="one of 0-4, 5-9 for video 7"):
+        read_dump(folder, "7")
+
+
+def pickled():
+    file = io.BytesIO()
+    np.savez(file, **{KEY: np.array([{"a": 1}], dtype=object)})
+    return file.getvalue()
+
+
+def other_key():
+    file = io.BytesIO()
+    np.savez(file, weights=np.ones((2, 2)))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda good: b"", "expected arrays of numbers, got 0 bytes"),
+        (lambda good: b"not an archive", "expected arrays of numbers, got 14 bytes"),
+        (lambda good: good[: len(good) // 2], "expected arrays of numbers"),
+        (lambda good: good[:100] + b"\0\0\0\0" + good[104:], "expected arrays of numbers"),
+        (lambda good: pickled(), "allow_pickle=False"),
+        (lambda good: other_key(), "expected the key 'attention_weights', got weights"),
+    ],
+    ids=["empty", "text", "truncated", "altered", "pickled", "other key"],
+)
+def test_a_spoilt_file_is_named(folder, spoil, message):
+    path = first(folder)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match=message) as error:
+        read_dump(folder, "7")
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ones((2, 2), int), np.full((2, 2), np.nan), -np.ones((2, 2)), np.ones((0, 2))],
+    ids=["integers", "nan", "negative", "no frames"],
+)
+def test_arrays_that_are_no_attention_are_refused(tmp_path, array):
+    path = write_arrays(tmp_path / "a.npz", **{KEY: array})
+    with pytest.raises(ValueError, match="expected floats, finite and 0 or more"):
+        read_array(path, KEY)
+
+
+def test_layers_whose_frames_differ_are_named(folder):
+    write_arrays(dump_path(folder, "7", (0, 4), 1), **{KEY: np.ones((4, 6, 6))})
+    with pytest.raises(ValueError, match=r"layer_1.*expected shape \(4, 5, 5\).*got \(4, 6, 6\)"):
+        read_dump(folder, "7")
+
+
+def test_a_missing_layer_is_named(folder):
+    dump_path(folder, "7", (0, 4), 1).unlink()
+    with pytest.raises(ValueError, match=r"expected layers 0 to 2.*got only \[0, 2\]"):
+        read_dump(folder, "7")
+
+
+def test_a_missing_video_is_named(folder):
+    with pytest.raises(FileNotFoundError, match="video_8_"):
+        read_dump(folder, "8")
+
+
+def test_spoilt_meta_is_named(folder):
+    path = first(folder).with_suffix(".meta.json")
+    path.write_text(json.dumps({"a": 1})[:-1])
+    with pytest.raises(ValueError, match=r"meta\.json: expected JSON"):
+        read_dump(folder, "7")
+
+
+def test_a_failed_write_leaves_what_was_there(folder, monkeypatch):
+    """A disk that is full after two layers, of which none may be beside older ones."""
+
+    def full(file, **arrays):
+        if "layer_2" in file.name:
+            file.write(b"half")
+            raise OSError("no space left")
+        save(file, **arrays)
+
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    save = np.savez_compressed
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="no space"):
+        write_dump(folder, [2 * layer for layer in layers()], video="7", frames=(0, 4))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

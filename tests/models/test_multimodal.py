@@ -1,0 +1,281 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from small_fuyu import save_small_fuyu
+from small_llava import WORDS, save_small_llava, small_llava, small_processor
+from small_qwen3_vl import save_small_qwen3_vl
+from transformers import LlavaImageProcessor
+
+from rolloutlib import load_model, rollout, rollout_rows
+from rolloutlib.recording.gradients import weigh_by_gradient
+
+QUESTION = "what colour is the star ?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_small_llava(tmp_path_factory.mktemp("checkpoints") / "small-llava")
+
+
+@pytest.fixture(scope="module")
+def llava(folder):
+    return load_model(folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def answer(llava, picture):
+    return llava.generate(picture, QUESTION, max_new_tokens=4, min_new_tokens=4)
+
+
+def test_an_answer_says_where_everything_stands(llava, answer):
+    assert len(answer.tokens) == 4 and answer.text == " ".join(answer.tokens)
+    length = answer.inputs["input_ids"].shape[1]
+    assert answer.rows.tolist() == list(range(length - 1, length + 3))
+    assert answer.image.view.grid == (4, 4) and answer.image.view.picture == (60, 90)
+    ids = answer.sequence[answer.image.positions]
+    assert (ids == WORDS.index("<image>")).all() and len(ids) == 16
+
+
+def test_rows_predict_their_tokens(llava, answer):
+    with torch.no_grad():
+        logits = llava.model(
+            **(dict(answer.inputs) | {"input_ids": answer.sequence[None], "attention_mask": None})
+        ).logits[0]
+    logits[:, WORDS.index("</s>")] = -torch.inf  # generation was told not to end
+    predicted = logits[answer.rows].argmax(-1)
+    assert predicted.tolist() == answer.sequence[-4:].tolist()
+
+
+def test_a_recorded_answer_rolls_out(llava, answer):
+    recording = llava.record(answer)
+    relevance = rollout_rows(recording["language"], answer.rows)
+    whole = rollout(recording["language"])
+    torch.testing.assert_close(relevance, whole[:, answer.rows])
+    torch.testing.assert_close(relevance.sum(-1), torch.ones(1, 4))
+    heatmaps = answer.image.heatmaps(relevance[0])
+    assert heatmaps.shape == (4, 4, 4)
+    positions = answer.image.positions
+    torch.testing.assert_close(heatmaps[2].flatten(), relevance[0, 2, positions])
+    assert len(recording["vision"]) == 3
+
+
+@pytest.mark.parametrize("save", [save_small_llava, save_small_fuyu, save_small_qwen3_vl])
+def test_log_probabilities_are_those_of_generation(save, tmp_path, picture):
+    """For its own picture and for another one, in one batch, for every family."""
+    model = load_model(save(tmp_path), dtype="float32")
+    inputs = model.prepare([picture], QUESTION)
+    made = model.model.generate(
+        **inputs,
+        max_new_tokens=3,
+        min_new_tokens=3,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    answer = model.answer([picture], QUESTION, inputs, made.sequences)
+    steps = torch.cat(made.logits)[: len(answer.tokens)].log_softmax(-1)
+    expected = steps.gather(-1, answer.sequence[-len(answer.tokens) :, None]).sum()
+    own, other = model.log_probability(answer, [picture, picture.rotate(180)])
+    torch.testing.assert_close(own, expected, atol=1e-4, rtol=0)
+    [alone] = model.log_probability(answer, [picture.rotate(180)])
+    torch.testing.assert_close(other, alone, atol=1e-4, rtol=0)
+    assert abs(other - own) > 1e-4
+
+
+def test_gradients_come_with_the_logits_of_the_answer(llava, answer, picture):
+    recording, logits = llava.record_gradients(answer)
+    [own] = llava.log_probability(answer, [picture])
+    assert logits.shape == (4,) and logits.requires_grad
+    assert own < 0
+    layers = weigh_by_gradient(recording["language"], logits[1])
+    assert (layers[-1].weights[0, answer.rows[1]] > 0).any()
+    last_but_one = answer.rows[2]
+    assert (layers[-1].weights[0, last_but_one] == 0).all()  # a later row has no say in it
+
+
+def test_two_pictures_in_one_prompt(llava, picture):
+    other = picture.resize((40, 200))
+    answer = llava.generate([picture, other], "<image> <image> what colour ?", max_new_tokens=2)
+    assert [image.view.picture for image in answer.images] == [(60, 90), (200, 40)]
+    first, second = (image.positions for image in answer.images)
+    assert len(first) == len(second) == 16 and first.max() < second.min()
+    with pytest.raises(ValueError, match="one picture in the prompt, got 2"):
+        answer.image  # noqa: B018
+
+
+def test_the_closing_token_is_no_part_of_the_answer(llava, picture):
+    inputs = llava.prepare([picture], QUESTION)
+    ids = inputs["input_ids"][0]
+    ending = torch.tensor([WORDS.index(word) for word in ("red", "</s>", "<pad>")])
+    answer = llava.answer([picture], QUESTION, inputs, torch.cat([ids, ending])[None])
+    assert answer.tokens == ["red"] and answer.rows.tolist() == [len(ids) - 1]
+
+
+def test_the_text_of_an_answer_has_no_special_tokens(llava, picture):
+    inputs = llava.prepare([picture], QUESTION)
+    ending = torch.tensor([WORDS.index(word) for word in ("red", "<pad>", "star")])
+    sequence = torch.cat([inputs["input_ids"][0], ending])[None]
+    answer = llava.answer([picture], QUESTION, inputs, sequence)
+    assert answer.tokens == ["red", "<pad>", "star"] and answer.text == "red star"
+
+
+def test_a_chat_template_is_used_where_there_is_one(folder, tmp_path, picture):
+    copy = shutil.copytree(folder, tmp_path / "with-template")
+    template = (
+        "{% for part in messages[0].content %}"
+        "{% if part.type == 'image' %}<image> {% else %}colour {{ part.text }}{% endif %}"
+        "{% endfor %}"
+    )
+    (copy / "chat_template.jinja").write_text(template)
+    llava = load_model(copy, dtype="float32")
+    ids = llava.prepare([picture], "star ?")["input_ids"][0].tolist()
+    assert [WORDS[i] for i in ids if i != WORDS.index("<image>")] == ["colour", "star", "?"]
+
+
+def test_a_folder_of_the_7b_shape_loads(tmp_path, picture):
+    model = small_llava(
+        vision={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 16,
+        },
+        text={
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 4096,
+        },
+        dtype=torch.bfloat16,
+    )
+    model.save_pretrained(tmp_path, max_shard_size="200MB")
+    small_processor().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    del model
+    llava = load_model(tmp_path)
+    answer = llava.generate(picture, QUESTION, max_new_tokens=1, min_new_tokens=1)
+    relevance = rollout_rows(llava.record(answer)["language"], answer.rows)
+    torch.testing.assert_close(relevance.sum(-1), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("strategy", ["default", "full"])
+def test_every_selection_of_features_finds_its_grid(tmp_path, picture, strategy):
+    model = small_llava()
+    model.config.vision_feature_select_strategy = strategy
+    model.save_pretrained(tmp_path)
+    processor = small_processor()
+    processor.vision_feature_select_strategy = strategy
+    processor.save_pretrained(tmp_path)
+    llava = load_model(tmp_path, dtype="float32")
+    answer = llava.generate(picture, QUESTION, max_new_tokens=1, min_new_tokens=1)
+    image_ids = (answer.sequence == WORDS.index("<image>")).nonzero().flatten()
+    assert len(image_ids) == (16 if strategy == "default" else 17)
+    torch.testing.assert_close(answer.image.positions, image_ids[-16:])
+
+
+def test_a_processor_that_pads_to_a_square_loads(tmp_path, picture):
+    small_llava().save_pretrained(tmp_path)
+    settings = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    padding = LlavaImageProcessor(do_pad=True, **settings)
+    small_processor(image_processor=padding).save_pretrained(tmp_path)
+    answer = load_model(tmp_path, dtype="float32").generate(
+        picture, QUESTION, max_new_tokens=1, min_new_tokens=1
+    )
+    boxes = answer.image.view.boxes()
+    np.testing.assert_allclose(boxes.min(0)[:2], [0, -15])
+    np.testing.assert_allclose(boxes.max(0)[2:], [90, 75])
+
+
+def test_dtype_is_as_transformers_means_it(folder):
+    assert load_model(folder, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_device_map_is_as_transformers_means_it(folder, picture):
+    llava = load_model(folder, dtype="float32", device_map="auto")
+    answer = llava.generate(picture, QUESTION, max_new_tokens=2, min_new_tokens=2)
+    assert len(llava.record(answer)["language"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new_tokens", "message"),
+    [
+        ("USER: <image> <image> what ?", 2, "image"),
+        ("what ? " * 1010, 2, "at most 1024 together"),
+        (QUESTION, 2000, "at most 1024 together"),
+        (QUESTION, 0, "max_new_tokens must be 1 or more, got 0"),
+    ],
+)
+def test_a_prompt_without_room_is_named(llava, picture, prompt, new_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        llava.generate(picture, prompt, max_new_tokens=new_tokens)
+
+
+def test_a_template_without_an_image_token_is_named(folder, tmp_path, picture):
+    copy = shutil.copytree(folder, tmp_path / "without-image")
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content[-1].text }}")
+    with pytest.raises(ValueError, match="0 <image> tokens and 1 images"):
+        load_model(copy, dtype="float32").generate(picture, QUESTION)
+
+
+def test_nothing_generated_is_an_error(llava, picture):
+    ending = {"bad_words_ids": None, "forced_eos_token_id": WORDS.index("</s>")}
+    with pytest.raises(ValueError, match="at least one generated token, got none"):
+        llava.generate(picture, QUESTION, max_new_tokens=1, **ending)
+
+
+def test_several_sequences_are_refused(llava, picture):
+    with pytest.raises(ValueError, match="one generated sequence, got 2"):
+        llava.generate(picture, QUESTION, max_new_tokens=2, num_beams=2, num_return_sequences=2)
+
+
+def test_a_missing_checkpoint_names_itself_and_the_offline_default(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"nobody/no-such-model.*tiny-llava"):
+        load_model("nobody/no-such-model")
+
+
+def test_pickled_weights_are_refused(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "pickled")
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(weights, copy / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="pickled weights are refused"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_broken_weights_are_named(folder, tmp_path, kept):
+    weights = shutil.copytree(folder, tmp_path / "broken") / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(FileNotFoundError, match=r"cannot load the checkpoint .*broken"):
+        load_model(weights.parent)
+
+
+def test_an_unknown_family_is_named(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "bert")
+    (copy / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match=r"expected a checkpoint of llava.*got model_type 'bert'"):
+        load_model(copy)
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "with-code")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "evil.EvilConfig"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "evil.py").write_text(f"open({str(copy / 'ran')!r}, 'w').close()")
+    with pytest.raises(ValueError):
+        load_model(copy)
+    assert not (copy / "ran").exists()

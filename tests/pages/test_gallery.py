@@ -1,0 +1,160 @@
+import base64
+import io
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+from PIL import Image
+
+from rolloutlib import cli
+from rolloutlib.pages import gallery as site
+from rolloutlib.plots import plot_metrics
+from rolloutlib.runs import results
+
+
+def picture(colour, size=(900, 400)):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "png")
+    return {"image/png": base64.b64encode(file.getvalue()).decode()}
+
+
+def write_executed(path, title, *, said, figures=()):
+    cells = [nbformat.v4.new_markdown_cell(f"# {title}\n\n$r$")]
+    for data, tags in figures:
+        output = nbformat.v4.new_output("display_data", data=data)
+        cells.append(nbformat.v4.new_code_cell("1", outputs=[output], metadata={"tags": tags}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": said})
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs"
+    figures = [(picture("red"), []), (picture("blue"), ["card"])]
+    said = {"input_path": "notebooks/01_look.ipynb", "duration": 2.5}
+    write_executed(folder / "01_look.ipynb", "Look <b>", said=said, figures=figures)
+    failed = folder / "deep" / "02_lost.failed.ipynb"
+    write_executed(failed, "Lost", said={"duration": 1.0, "exception": True})
+    (folder / "03_half.1234abcd.part.ipynb").write_text("{")
+    write_executed(folder / ".ipynb_checkpoints" / "01_look.ipynb", "Look then", said=said)
+    write_executed(tmp_path / "notebooks" / "01_look.ipynb", "Look <b>", said={})
+    grid = folder / "sweeps" / "grid"
+    for number in range(3):
+        write_run(grid, f"run{number}", number, number**2)
+    write_executed(grid / "run1" / "look.ipynb", "Look with 1", said={})
+    results.write_failure(grid / "run3", record_of("run3", 3, error="ValueError: no"))
+    write_executed(grid / "run3" / "look.failed.ipynb", "Look with 3", said={})
+    results.write_table(grid)
+    return folder
+
+
+def record_of(run, number, *, error="", **metrics):
+    record = {"run": run, "notebook": "look", "route": "direct", "error": error, "versions": {}}
+    numbers = {"seconds": 1.0, "peak_memory_mb": None, "metrics": metrics}
+    return record | numbers | {"parameters": {"number": number, "x": 1}}
+
+
+def write_run(out, run, number, square):
+    results.write_result(out / run, record_of(run, number, square=square, word="<i>"))
+
+
+def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, capsys):
+    assert cli.main(["gallery", "--figures", "notebooks", "figures"]) == 0
+    page, asked, complaints = browser(outputs / "site" / "index.html", color_scheme="dark")
+    assert page.locator(".card h2").all_inner_texts() == ["Look <b>", "Lost", "Sweep: grid"]
+    assert "1 of 3 finished" in page.locator("body").inner_text()
+    shown = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth)")
+    assert shown[0] == 640 and len(shown) == 2 and all(shown)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+    page.locator("h2", has_text="Lost").click()
+    page.locator("nav >> text=Look").click()
+    assert page.title() == "Look <b>" and page.locator("math").count() == 1
+    page.locator("nav >> text=Sweep").click()
+    assert "3 of 4 runs finished" in page.locator("body").inner_text()
+    assert page.locator("tbody tr").count() == 4 and "<i>" in page.locator("table").inner_text()
+    assert page.locator("th").all_inner_texts()[:4] == ["run", "number", "square", "word"]
+    assert page.locator("td a").all_inner_texts() == ["run1", "run3"]
+    page.locator("td a >> text=run3").click()
+    assert page.title() == "Look with 3"
+    page.locator("nav >> text=Sweep: grid").click()
+    page.locator("nav >> text=All notebooks").click()
+    assert asked == [] and complaints == []
+
+
+def test_only_so_many_runs_of_a_sweep_have_a_page_and_failed_ones_first(outputs, monkeypatch):
+    monkeypatch.setattr(site, "RUN_PAGES", 1)
+    site.build_site(outputs, outputs / "site")
+    [page] = (outputs / "site" / "sweeps" / "grid").glob("*.html")
+    assert page.name == "run3.html"
+    sweep = (outputs / "site" / "sweeps" / "grid.html").read_text()
+    assert "1 runs have a page" in sweep and sweep.count("<td><a") == 1
+
+
+def test_figure_of_the_readme_is_the_one_that_is_tagged_and_small(outputs):
+    [written] = site.write_readme_figures(outputs, outputs.parent / "notebooks", outputs / "small")
+    figure = Image.open(written)
+    assert written.name == "01_look.png" and figure.width == site.README_WIDTH
+    assert figure.convert("RGB").getpixel((9, 9)) == (0, 0, 255)
+
+
+def test_figure_full_of_colours_stays_below_the_limit(outputs, monkeypatch):
+    noise = Image.effect_noise((900, 900), 90).convert("RGB")
+    file = io.BytesIO()
+    noise.save(file, "png")
+    site._write_small(file.getvalue(), outputs / "noise.png")
+    assert (outputs / "noise.png").stat().st_size <= site.README_BYTES
+
+
+# The figure of a sweep
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame(
+        {
+            "number": [1, 2, 1, 2],
+            "word": ["a", "a", "b", "b"],
+            "square": [1.0, 4.0, 3.0, 6.0],
+            "none": [None] * 4,
+        }
+    )
+
+
+def test_line_goes_through_means_and_dots_are_runs(table):
+    figure = plot_metrics(table, ["square"], "number")
+    [axis] = figure.axes
+    assert axis.lines[0].get_xydata().tolist() == [[1, 2], [2, 5]]
+    assert sorted(map(tuple, axis.collections[0].get_offsets().tolist())) == [
+        (1, 1),
+        (1, 3),
+        (2, 4),
+        (2, 6),
+    ]
+    plt.close(figure)
+
+
+def test_second_parameter_gives_a_line_for_each_of_its_values(table):
+    figure = plot_metrics(table, ["square"], "number", by="word")
+    lines = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_ydata())]
+    assert lines[:2] == [[1, 4], [3, 6]]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "parameter"), [(["lost"], "number"), (["square"], "lost"), (["none"], "number")]
+)
+def test_what_cannot_be_plotted_is_an_error(table, metrics, parameter):
+    with pytest.raises(ValueError, match="got"):
+        plot_metrics(table, metrics, parameter)
+
+
+def test_what_cannot_be_read_has_a_card_that_says_so(outputs, capsys):
+    (outputs / "04_broken.ipynb").write_text("no notebook")
+    assert cli.main(["gallery"]) == 0
+    index = (outputs / "site" / "index.html").read_text()
+    assert "04_broken.ipynb: not a notebook" in index and "Look &lt;b&gt;" in index
+    assert cli.main(["gallery", "--outputs", "lost"]) == 2
+    assert "lost: there is no such folder" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+import nbformat
+import pandas as pd
+import pytest
+from PIL import Image
+from places import ROOT
+from small_notebooks import write_notebook
+
+from rolloutlib import cli
+from rolloutlib.runs import direct as direct_route
+from rolloutlib.runs import schedule as sweeps
+from rolloutlib.runs.metrics import plain_metrics
+from rolloutlib.runs.results import read_metrics
+from rolloutlib.runs.run import Refused, run_notebook
+
+PARAMETERS = "image_path: str = '../photo.png'  # a picture\nfactor: int = 1  # of its width\n"
+LOAD = "from rolloutlib import report\nfrom rolloutlib.files.pictures import load_picture"
+OPEN = "picture = load_picture(image_path)\npicture.uses = getattr(picture, 'uses', 0) + 1"
+MEASURE = """
+def measure():
+    if factor == 13:
+        raise ValueError("thirteen")
+    return {"width": factor * picture.width, "uses": picture.uses}
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (30, 20)).save(tmp_path / "photo.png")
+    Image.new("RGB", (70, 20)).save(tmp_path / "wide.png")
+    cells = (LOAD, OPEN, MEASURE, "1 / 0 if factor == 7 else None", "report(**measure())")
+    path = write_notebook(tmp_path, "measure", *cells, parameters=PARAMETERS)
+    return tag(path, 1, 2, 3, function="measure")
+
+
+def tag(path, *numbers, function):
+    content = nbformat.read(path, as_version=4)
+    content.metadata["rollout"] = {"direct": function}
+    for number in numbers:
+        content.cells[number].metadata["tags"] = ["direct"]
+    nbformat.write(content, path)
+    return path
+
+
+def test_sweep_calls_the_function_and_keeps_what_it_loads(notebook, capsys):
+    arguments = ["--set", "factor=1,2,7,13", "--set", "image_path=photo.png,wide.png"]
+    command = ["sweep", str(notebook), *arguments, "--direct", "--workers", "1", "--out", "out"]
+    assert cli.main(command) == 1
+    assert "6 done, 2 failed, 0 skipped" in capsys.readouterr().out
+    table = pd.read_parquet("out/results.parquet")
+    failed, done = table[table["factor"] == 13], table[table["factor"] != 13]
+    assert (failed["error"] == "ValueError: thirteen").all() and (done["error"] == "").all()
+    assert sorted(done["width"]) == [30, 60, 70, 140, 210, 490]  # 7 too: other cells do not run
+    assert done["uses"].max() >= 3  # one failed of the four with a picture that was loaded once
+    assert (done["peak_memory_mb"] > 10).all() and set(done["route"]) == {"direct"}
+    [trace, _] = sorted(notebook.parent.parent.glob("out/*/traceback.failed.txt"))
+    assert "<measure.ipynb>" in trace.read_text()
+    assert cli.main(command) == 1
+    assert "0 done, 2 failed, 6 skipped" in capsys.readouterr().out
+
+
+def test_both_routes_report_the_same(notebook, tmp_path):
+    run = run_notebook(notebook, tmp_path / "run.ipynb", {"factor": 3})
+    assert run.ok, run.error
+    values = {"image_path": str(tmp_path / "photo.png"), "factor": 3}
+    assert read_metrics(nbformat.read(run.output, as_version=4)) == {"width": 90, "uses": 1}
+    assert direct_route.call(notebook, "here", values) == {"width": 90, "uses": 1}
+
+
+def test_edited_notebook_is_compiled_anew(notebook, tmp_path):
+    values = {"image_path": str(tmp_path / "wide.png"), "factor": 2}
+    assert direct_route.call(notebook, "before", values)["width"] == 140
+    notebook.write_text(notebook.read_text().replace("factor * picture", "5 * picture"))
+    assert direct_route.call(notebook, "after", values)["width"] == 350
+
+
+def test_what_the_notebook_itself_loads_follows_its_parameters(notebook, tmp_path):
+    own = "def load_wide():\n    return load_picture(image_path).resize((factor, 1))\n"
+    notebook = write_notebook(
+        tmp_path,
+        "own",
+        *(LOAD, f"{own}picture = load_wide()", "def measure():\n    return {'w': picture.width}"),
+        parameters=PARAMETERS,
+    )
+    tag(notebook, 1, 2, 3, function="measure")
+    values = {"image_path": str(tmp_path / "photo.png")}
+    for factor in (3, 5):
+        assert direct_route.call(notebook, "here", values | {"factor": factor}) == {"w": factor}
+
+
+def test_notebook_that_cannot_be_called_is_refused(notebook):
+    tag(notebook, function="lost")
+    with pytest.raises(Refused, match="no cell with the tag 'direct' defines the function lost"):
+        direct_route.function_name(notebook)
+    tag(notebook, function="")
+    with pytest.raises(Refused, match="names no function"):
+        direct_route.function_name(notebook)
+
+
+# The notebooks that take part; these tests start a kernel each
+
+
+@pytest.mark.parametrize("name", ["02_llava", "07_hyperparameters"])
+def test_notebook_reports_the_same_by_both_routes(name, tmp_path):
+    notebook = ROOT / "notebooks" / f"{name}.ipynb"
+    run = run_notebook(notebook, tmp_path / "run.ipynb", {"scenes": 3})
+    assert run.ok, run.error
+    [planned] = sweeps.plan(notebook, [{"scenes": 3}], tmp_path, direct=True)
+    for _ in range(2):  # the second time with what the first one loaded
+        metrics = direct_route.call(notebook, planned.digest, planned.values)
+        assert plain_metrics(metrics) == read_metrics(nbformat.read(run.output, as_version=4))

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from places import DATA
+
+from rolloutlib import record_attention
+from rolloutlib.tiny.refiner import RefinerConfig, TemporalRefiner
+from rolloutlib.tiny.tracks import PALETTE, SIZE, make_tracks
+from rolloutlib.video import temporal_rollout
+
+TRAINED = DATA / "checkpoints/tiny-refiner"
+
+
+@pytest.fixture(scope="module")
+def tracks():
+    return make_tracks([5, 5], clips=20)
+
+
+# Tracks
+
+
+def test_the_same_seed_gives_the_same_clips():
+    one, same, other = make_tracks(3, 2), make_tracks(3, 2), make_tracks(4, 2)
+    assert torch.equal(one.pictures, same.pictures)
+    assert not torch.equal(one.pictures, other.pictures)
+
+
+def test_every_ball_is_hidden_for_one_stretch(tracks):
+    hidden = (~tracks.visible).transpose(1, 2).flatten(0, 1).int()
+    length = hidden.sum(1)
+    assert length.min() >= 3 and length.max() <= 8
+    changes = torch.diff(hidden, prepend=torch.zeros(len(hidden), 1), dim=1)
+    assert (changes == 1).sum(1).eq(1).all()
+
+
+def test_visible_balls_are_painted_and_hidden_ones_are_not(tracks):
+    last = tracks.visible.shape[2] - 1  # painted over the others
+    for clip in range(5):
+        region = tracks.region(clip, last)
+        np.testing.assert_array_equal(region.any((1, 2)), tracks.visible[clip, :, last])
+        pictures = tracks.pictures[clip].movedim(1, -1).numpy()
+        colour = PALETTE[tracks.colour[clip, last]]
+        np.testing.assert_allclose(pictures[region], np.broadcast_to(colour, (region.sum(), 3)))
+        frame = int(np.flatnonzero(tracks.visible[clip, :, last])[0])
+        ys, xs = np.nonzero(region[frame])
+        centre = tracks.centre[clip, frame, last] * torch.tensor([SIZE[1], SIZE[0]])
+        np.testing.assert_allclose([xs.mean() + 0.5, ys.mean() + 0.5], centre, atol=0.6)
+
+
+# The refiner
+
+
+def test_clips_do_not_hear_of_each_other(tracks):
+    model = TemporalRefiner(RefinerConfig(depth=2)).eval()
+    with torch.no_grad():
+        both = model(tracks.observations[:2], tracks.pictures[:2])[-1]
+        alone = model(tracks.observations[1:2], tracks.pictures[1:2])[-1]
+    assert both.colour.shape == (2, 16, 3, 8) and both.centre.shape == (2, 16, 3, 2)
+    torch.testing.assert_close(both.centre[1:], alone.centre, atol=1e-5, rtol=0)
+
+
+def test_time_attention_is_recorded_by_clip_and_instance(tracks):
+    model = TemporalRefiner(RefinerConfig(depth=2)).eval()
+    with torch.no_grad(), record_attention(model) as recording:
+        model(tracks.observations[:2], tracks.pictures[:2])
+    with torch.no_grad(), record_attention(model) as alone:
+        model(tracks.observations[1:2], tracks.pictures[1:2])
+    layers = recording["time_attention"]
+    assert [layer.probabilities().shape for layer in layers] == [(6, 4, 16, 16)] * 2
+    torch.testing.assert_close(
+        temporal_rollout(layers, 4), temporal_rollout(alone["time_attention"], 1)
+    )
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path, tracks):
+    model = TemporalRefiner(RefinerConfig(depth=1, width=32)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = TemporalRefiner.from_pretrained(tmp_path).eval()
+    inputs = tracks.observations[:1], tracks.pictures[:1]
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs)[-1].centre, model(*inputs)[-1].centre)
+
+
+def test_the_trained_refiner_draws_on_visible_frames(tracks):
+    model = TemporalRefiner.from_pretrained(TRAINED).eval()
+    with torch.no_grad(), record_attention(model) as recording:
+        answer = model(tracks.observations, tracks.pictures)[-1]
+    right = answer.colour.argmax(-1) == tracks.colour[:, None]
+    assert right[~tracks.visible].float().mean() > 0.98
+    gains = []
+    for number, seen in enumerate(tracks.visible.transpose(1, 2).flatten(0, 1)):
+        relevance = temporal_rollout(recording["time_attention"], number)[~seen]
+        gains.append(relevance[:, seen].sum(-1).mean() - seen.float().mean())
+    assert torch.stack(gains).mean() > 0.08
+
+
+def test_the_trained_refiner_is_small():
+    assert sum(file.stat().st_size for file in TRAINED.iterdir()) < 6e6
