@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from rolloutlib.pages import page as gallery
 from rolloutlib.runs import run as runs
+from rolloutlib.runs.notebook import Refused, declared_parameters
+from rolloutlib.runs.parameters import check_parameters, read_assignments, read_parameter_file
 
 if TYPE_CHECKING:
     from rolloutlib.runs import schedule as sweeps
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     try:
         return options.command(options)
-    except runs.Refused as problem:
+    except Refused as problem:
         print(f"rollout: {problem}", file=sys.stderr)
         return 2
     except OSError as problem:  # such as a folder that must not be written to
@@ -119,13 +121,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_one(options: argparse.Namespace) -> int:
-    given = {} if options.yaml is None else runs.read_parameter_file(options.yaml)
-    declared = runs.declared_parameters(options.notebook)
-    given |= runs.read_assignments(declared, options.parameter)
-    parameters = runs.check_parameters(options.notebook, given, Path.cwd())
+    given = {} if options.yaml is None else read_parameter_file(options.yaml)
+    declared = declared_parameters(options.notebook)
+    given |= read_assignments(declared, options.parameter)
+    parameters = check_parameters(options.notebook, given, Path.cwd())
     output = options.out or OUTPUTS / runs.output_name(options.notebook, parameters)
     if output.suffix != ".ipynb":
-        raise runs.Refused(f"--out must name an .ipynb file, got {output}")
+        raise Refused(f"--out must name an .ipynb file, got {output}")
     _check_outputs([output], [options.notebook])
     run = _run(options.notebook, output, parameters, options.timeout, echo=options.echo)
     return 0 if run.ok else 1
@@ -136,9 +138,9 @@ def _sweep(options: argparse.Namespace) -> int:
     from rolloutlib.runs import schedule as sweeps
     from rolloutlib.runs import sets as grids
 
-    declared = runs.declared_parameters(options.notebook)
+    declared = declared_parameters(options.notebook)
     if options.sets is None and not options.choices:
-        raise runs.Refused("expected a file with parameter sets, or --set NAME=A,B,C; got neither")
+        raise Refused("expected a file with parameter sets, or --set NAME=A,B,C; got neither")
     sets = [{}] if options.sets is None else grids.read_sets(options.sets, declared)
     sets = grids.crossed(sets, grids.read_choices(declared, options.choices))
     out = options.out or OUTPUTS / "sweeps" / options.notebook.stem
@@ -229,15 +231,15 @@ def _notebooks(folder: Path, out: Path) -> list[Path]:
     if folder.resolve() in out.resolve().parents:
         found = [path for path in found if out.resolve() not in path.resolve().parents]
     if not found:
-        raise runs.Refused(f"{folder}: there is no notebook in this folder")
+        raise Refused(f"{folder}: there is no notebook in this folder")
     return sorted(found)
 
 
 def _refused(notebook: Path) -> runs.Run | None:
     """What would be refused alone is reported, and the others go on."""
     try:
-        runs.check_parameters(notebook, {}, Path.cwd())
-    except runs.Refused as problem:
+        check_parameters(notebook, {}, Path.cwd())
+    except Refused as problem:
         return runs.Run(notebook, notebook, 0.0, f"refused: {problem}")
     return None
 
@@ -287,7 +289,7 @@ def _check_outputs(outputs: Sequence[Path], notebooks: Sequence[Path]) -> None:
     sources = {notebook.resolve() for notebook in notebooks}
     for output in outputs:
         if output.resolve() in sources:
-            raise runs.Refused(f"--out must not be the notebook itself, got {output}")
+            raise Refused(f"--out must not be the notebook itself, got {output}")
 
 
 class _SweepProgress:

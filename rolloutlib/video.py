@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 
 from rolloutlib.algorithm.arrays import Array, as_tensor, numpy_too
-from rolloutlib.algorithm.composition import Layer, rollout
+from rolloutlib.algorithm.composition import rollout
+from rolloutlib.algorithm.layers import Layer
 
 
 def spatial_rollout(

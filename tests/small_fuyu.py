@@ -11,7 +11,7 @@ from transformers import (
     PersimmonConfig,
 )
 
-from rolloutlib.tiny.training import fuyu_tokenizer
+from rolloutlib.tiny.tokenizers import fuyu_tokenizer
 
 
 def small_fuyu(*, text: dict | None = None, dtype: torch.dtype = torch.float32) -> FuyuForCausalLM:

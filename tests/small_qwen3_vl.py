@@ -14,7 +14,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from rolloutlib.tiny.elements import SPECIAL
+from rolloutlib.tiny.tokenizers import SCREEN_SPECIAL
 
 TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% else -%}
@@ -33,7 +33,7 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=list(SPECIAL),
+        additional_special_tokens=list(SCREEN_SPECIAL),
         clean_up_tokenization_spaces=False,
     )
 
@@ -105,7 +105,7 @@ def small_qwen3_vl(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     # Random weights would sometimes say that another picture comes, or nothing at all.
-    model.generation_config.suppress_tokens = [number(sign) for sign in SPECIAL]
+    model.generation_config.suppress_tokens = [number(sign) for sign in SCREEN_SPECIAL]
     return model
 
 

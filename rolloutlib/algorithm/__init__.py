@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["arrays", "attention", "composition", "flow"],
+    submodules=["arrays", "attention", "composition", "flow", "layers", "transition"],
     submod_attrs={
         "attention": ["add_residual", "discard_lowest", "fuse_heads", "normalize_rows"],
         "composition": [

@@ -9,7 +9,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 
 from rolloutlib.algorithm.arrays import Array
-from rolloutlib.algorithm.composition import Layer, answer_like, layers_from, transition_maker
+from rolloutlib.algorithm.layers import Layer, answer_like, layers_from
+from rolloutlib.algorithm.transition import Settings, Transition
 
 UNITS = 2**30  # SciPy's flow counts whole units; a layer's rows sum to 1, so none overflows
 
@@ -38,11 +39,11 @@ def attention_flow(
     array([[0.25, 0.75],
            [0.75, 0.25]])
     """
-    make = transition_maker(head_fusion, residual, discard_ratio, receptive_field)
+    settings = Settings(head_fusion, residual, discard_ratio, start_layer, receptive_field)
     stack = []
-    for layer in layers_from(layers, start_layer):
+    for layer in layers_from(layers, settings.start_layer):
         every = torch.arange(layer.shape[1])
-        stack.append(make(layer).rows(every).double().cpu().numpy())
+        stack.append(Transition(layer, settings).rows(every).double().cpu().numpy())
     capacities = np.stack(stack, axis=1)
     if capacities.max() > 1 + 1e-6:
         raise ValueError(f"expected capacities of at most 1, got {capacities.max():.3g}")

@@ -4,18 +4,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["app", "controls", "widget"],
+    submodules=["answers", "app", "controls", "maps", "widget"],
     submod_attrs={
         "controls": ["RolloutPanel"],
-        "widget": [
-            "Explorer",
-            "Heatmaps",
-            "MapView",
-            "Mark",
-            "Words",
-            "explore",
-            "explore_clip",
-            "words_of",
-        ],
+        "answers": ["Words", "explore", "explore_clip", "words_of"],
+        "maps": ["Heatmaps", "Mark"],
+        "widget": ["Explorer", "MapView"],
     },
 )

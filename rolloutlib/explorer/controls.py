@@ -71,3 +71,29 @@ def share_slider(name: str, value: float, *, highest: float) -> ipywidgets.Float
     return ipywidgets.FloatSlider(
         description=name, value=value, min=0.0, max=highest, step=0.05, **LATE
     )
+
+
+def controls(
+    depth: int,
+    *,
+    start_layer: int = 0,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    receptive_field: bool = False,
+) -> dict[str, ipywidgets.Widget]:
+    """What changes the rollout itself; out of use until a kernel answers."""
+    first = {"description": "first layer", "value": start_layer, "max": depth - 1}
+    field = {"description": "receptive field", "value": receptive_field, "indent": False}
+    controls = {
+        "start_layer": ipywidgets.IntSlider(**first, **LATE),
+        "head_fusion": ipywidgets.Dropdown(
+            description="heads", options=HEAD_FUSIONS, value=head_fusion
+        ),
+        "residual": share_slider("residual", residual, highest=1.0),
+        "discard_ratio": share_slider("discard", discard_ratio, highest=max(0.95, discard_ratio)),
+        "receptive_field": ipywidgets.Checkbox(**field),
+    }
+    for control in controls.values():
+        control.disabled = True
+    return controls

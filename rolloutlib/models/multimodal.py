@@ -1,19 +1,14 @@
-"""Load a checkpoint, let it answer, and replay the answer in one pass that can be recorded."""
+"""Let a checkpoint answer, and replay the answer in one pass that can be recorded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
     BatchFeature,
     PreTrainedModel,
     ProcessorMixin,
@@ -22,8 +17,7 @@ from transformers.video_utils import VideoMetadata
 
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import ImageTokens, image_tokens
-from rolloutlib.models.families import FAMILIES, Family
-from rolloutlib.models.load import load_adapter
+from rolloutlib.models.families import Family
 from rolloutlib.recording.capture import Recording, record_attention
 from rolloutlib.recording.gradients import record_gradients
 
@@ -268,50 +262,3 @@ class MultimodalModel:
         ending = [ending] if isinstance(ending, int) else ending or []
         closing = torch.isin(generated, torch.tensor(ending, device=generated.device))
         return generated[: int(closing.int().argmax())] if closing.any() else generated
-
-
-def load_model(
-    name_or_path: str | Path,
-    *,
-    revision: str = "main",
-    dtype: str | torch.dtype = "auto",
-    device_map: str | dict | None = None,
-    adapter_id: str | Path = "",
-) -> MultimodalModel:
-    """Load a checkpoint by a folder's path or a Hugging Face id, ready to be asked.
-
-    revision, dtype, device_map: as in transformers. Only safetensors are read, and no code that
-    comes with a checkpoint is run.  adapter_id: a LoRA adapter to put into it, by path or id.
-
-    Raises ValueError for a family that the package does not know and for an adapter that was made
-    for another model; FileNotFoundError where a folder, a download or its safetensors are not to
-    be had.
-    """
-    source = str(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        if config.model_type not in FAMILIES:
-            raise ValueError(
-                f"expected a checkpoint of {', '.join(FAMILIES)}, got model_type "
-                f"{config.model_type!r} in {source}"
-            )
-        processor = AutoProcessor.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
-        model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, SafetensorError) as error:
-        raise FileNotFoundError(
-            f"cannot load the checkpoint {source}: expected a folder or Hugging Face id with "
-            "config, processor and safetensors weights (pickled weights are refused). Without a "
-            "network use a folder, such as the default data/checkpoints/tiny-llava. "
-            f"transformers says: {error}"
-        ) from error
-    model = load_adapter(model, adapter_id) if str(adapter_id) else model
-    return MultimodalModel(model.eval(), processor, FAMILIES[config.model_type])

@@ -28,8 +28,9 @@ from rolloutlib.pages.page import (
     write_page,
     write_text,
 )
+from rolloutlib.runs.notebook import Refused, read_notebook
 from rolloutlib.runs.results import varied_parameters
-from rolloutlib.runs.run import Refused, Run, failed_output, read_notebook
+from rolloutlib.runs.run import Run, failed_output
 
 THUMBNAIL_SIZE = (640, 400)
 README_WIDTH, README_BYTES = 480, 150_000

@@ -8,21 +8,16 @@ The model's own code stays as it is.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from rolloutlib.recording.capture import (
-    Recording,
-    active,
-    attention_call,
-    gather,
-    noted_by,
-    weights_noted,
-)
-from rolloutlib.recording.recorded import DifferentiableLayer, RecordedLayer
+from rolloutlib.recording.capture import Recording
+from rolloutlib.recording.interface import active, attention_call, gather, noted_by, weights_noted
+from rolloutlib.recording.kinds import DifferentiableLayer
 
 INTERFACE = "rolloutlib with gradients"
 
@@ -57,9 +52,9 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
     def note_weights(module, weights):
         # The weights that are shown are a view; the output is made of what they are a view of.
         own = weights if weights._base is None else weights._base
-        recording.note(module, DifferentiableLayer, attention=own, heads=module.num_heads)
+        recording.note(module, partial(DifferentiableLayer, attention=own, heads=module.num_heads))
 
-    with noted_by(INTERFACE, recording), weights_noted(model, note_weights):
+    with noted_by(INTERFACE, model, recording.note), weights_noted(model, note_weights):
         yield recording
     recording.require_complete()
     if not all(layer.attention.requires_grad for layer in recording[""]):
@@ -78,11 +73,12 @@ def _open_attention(
 ) -> tuple[torch.Tensor, None]:
     """Compute the attention openly and note it in every active recording."""
     call = attention_call(module, query, key, attention_mask, scaling, is_causal, **kwargs)
-    attention = RecordedLayer("", **call).probabilities()
+    attention = call.probabilities()
     if torch.is_grad_enabled() and not attention.requires_grad:
         attention.requires_grad_()  # the first layer of a model whose weights are frozen
-    for recording in active.get():
-        recording.note(module, DifferentiableLayer, attention=attention, heads=query.shape[1])
+    layer = partial(DifferentiableLayer, attention=attention, heads=query.shape[1])
+    for note in active.get():
+        note(module, layer)
     return gather(attention, value), None
 
 

@@ -8,16 +8,16 @@ them. Where the model's own pass left the log-sum-exp of every row, a tile needs
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import accumulate, repeat
-from typing import NamedTuple, NoReturn
+from itertools import repeat
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 
 from rolloutlib.algorithm.arrays import consecutive, positions, working_dtype
-from rolloutlib.algorithm.attention import fuse_heads, require_fusion
+from rolloutlib.algorithm.attention import require_fusion
 
 TILE = 320_000  # entries of scores computed at once: 1.3 MB in float32, or of one head's tile
 SIDES = (1024, 1024)  # rows and keys of a tile
@@ -29,14 +29,13 @@ SAMPLED = 32  # of so many rows one tells how large scores may be
 
 
 @dataclass(frozen=True)
-class RecordedLayer:
-    """One attention layer of one pass: everything its probabilities follow from.
+class Call:
+    """One attention call: everything its probabilities follow from.
 
     Queries and keys are those after the rotary embedding. With grouped-query attention there are
     fewer key heads than query heads: each key head serves `heads // key_heads` of them in turn.
     """
 
-    name: str
     query: Float[torch.Tensor, "batch head query width"]
     key: Float[torch.Tensor, "batch key_head key width"]
     mask: Bool[torch.Tensor, "_ _ query key"] | Float[torch.Tensor, "_ _ query key"] | None
@@ -60,7 +59,7 @@ class RecordedLayer:
         Vaswani et al. 2017, equation 1. Float64 queries stay float64. Negative rows count from the
         end; a ValueError names those that are out of range.
         """
-        rows = _every_or_chosen(rows, self.shape[1])
+        rows = every_or_chosen(rows, self.shape[1])
         keys, dtype = slice(0, self.shape[2]), working_dtype(self.query.dtype)
         room = self.query.new_empty(self.query.shape[1] * len(rows) * self.shape[2], dtype=dtype)
         sequences = (Rows(self, item, rows, room) for item in range(self.shape[0]))
@@ -152,6 +151,18 @@ class RecordedLayer:
         return (exact.view_as(largest) & (largest <= MODERATE)).all(-1).tolist()
 
 
+@dataclass(frozen=True)
+class RecordedLayer(Call):
+    """One attention layer of one pass: the call that the module of this name made."""
+
+    name: str = field(kw_only=True)
+
+    @classmethod
+    def of(cls, call: Call, name: str) -> "RecordedLayer":
+        """The layer that made this call."""
+        return cls(**{part.name: getattr(call, part.name) for part in fields(Call)}, name=name)
+
+
 class Group(NamedTuple):
     """Some heads of a tile, as many as there is room for, and the memory for their scores."""
 
@@ -169,7 +180,7 @@ class Rows:
     room: memory for the scores of some heads of a tile, or of all where that is much.
     """
 
-    def __init__(self, layer: RecordedLayer, item: int, rows: torch.Tensor, room: torch.Tensor):
+    def __init__(self, layer: Call, item: int, rows: torch.Tensor, room: torch.Tensor):
         self.layer, self.room, self.numbers = layer, room, rows
         self.chosen = consecutive(rows)
         self.query, self.key = layer.query[item][:, self.chosen], layer.key[item]
@@ -313,7 +324,7 @@ class Tile:
         return scores
 
 
-def _every_or_chosen(rows: torch.Tensor | list[int] | None, size: int) -> torch.Tensor:
+def every_or_chosen(rows: torch.Tensor | list[int] | None, size: int) -> torch.Tensor:
     """The numbers of the wanted rows from 0: by default all."""
     return torch.arange(size) if rows is None else positions(rows, size)
 
@@ -321,150 +332,3 @@ def _every_or_chosen(rows: torch.Tensor | list[int] | None, size: int) -> torch.
 def _slices(size: int, step: int) -> Iterator[slice]:
     """0 to `size`, in order, `step` at a time."""
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
-
-
-@dataclass(frozen=True)
-class FusedLayer:
-    """One attention layer of one pass of which only the head-fused attention was kept.
-
-    parts: `[batch row seen]` each, all rows in order, without keys that none of a part's rows
-    attends to.
-    """
-
-    name: str
-    head_fusion: str
-    parts: tuple[Float[torch.Tensor, "batch _ _"], ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Batch, queries, keys."""
-        length = sum(part.shape[1] for part in self.parts)
-        return self.parts[0].shape[0], length, self.parts[-1].shape[2]
-
-    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
-        """The head-fused attention of these query rows.
-
-        Raises ValueError for any other fusion than the one that was recorded.
-        """
-        if how != self.head_fusion:
-            raise ValueError(self._kept_nothing_else(f"{how!r}"))
-        found = list(_by_piece([part.shape[1] for part in self.parts], rows))
-        seen = max(self.parts[number].shape[2] for number, *_ in found)
-        gathered = self.parts[0].new_zeros(self.shape[0], len(rows), seen)
-        for number, _, ours, own in found:
-            part = self.parts[number][:, consecutive(own)]
-            gathered[:, consecutive(ours), : part.shape[2]] = part
-        return gathered
-
-    def probabilities(self, rows: torch.Tensor | list[int] | None = None) -> NoReturn:
-        """Raises ValueError, as attention head by head was not kept."""
-        raise ValueError(self._kept_nothing_else("a request for single heads"))
-
-    def _kept_nothing_else(self, got: str) -> str:
-        return (
-            f"{self.name} was recorded with head_fusion={self.head_fusion!r} and kept nothing "
-            f"else, got {got}: record with head_fusion=None to choose afterwards"
-        )
-
-
-def _by_piece(
-    lengths: list[int], rows: torch.Tensor
-) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-    """Of a sequence in pieces of these lengths, those that have some of the rows: which piece,
-    where it starts, which of the rows are its own, and their numbers within it."""
-    for number, (end, length) in enumerate(zip(accumulate(lengths), lengths, strict=True)):
-        start = end - length
-        ours = ((rows >= start) & (rows < end)).nonzero().flatten()
-        if len(ours):
-            yield number, start, ours, rows[ours] - start
-
-
-@dataclass(frozen=True)
-class RecordedWeights:
-    """One `nn.MultiheadAttention` of one pass: the weights that it computed, head by head."""
-
-    name: str
-    weights: Float[torch.Tensor, "batch head query key"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Batch, queries, keys."""
-        return self.weights.shape[0], self.weights.shape[2], self.weights.shape[3]
-
-    def probabilities(
-        self, rows: torch.Tensor | list[int] | None = None
-    ) -> Float[torch.Tensor, "batch head row key"]:
-        """The weights of these query rows (all of them by default), in float32.
-
-        Float64 weights stay float64.
-        """
-        chosen = self.weights[:, :, consecutive(_every_or_chosen(rows, self.shape[1]))]
-        return chosen.to(working_dtype(chosen.dtype))
-
-    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
-        """The head-fused attention of these query rows."""
-        return fuse_heads(self.probabilities(rows), how)
-
-
-@dataclass(frozen=True)
-class RecordedBlocks:
-    """One layer that attends within pieces of its sequence, piece by piece in one pass.
-
-    So Qwen3-VL's vision tower does: each picture, and each step in time of a video, sees itself
-    alone. Together the blocks are one layer whose attention is 0 outside of them; zeros are made
-    for the rows that are asked for, never for the whole matrix.
-    """
-
-    name: str
-    blocks: tuple[RecordedLayer, ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Batch, queries, keys."""
-        length = sum(block.shape[1] for block in self.blocks)
-        return self.blocks[0].shape[0], length, length
-
-    def probabilities(
-        self, rows: torch.Tensor | list[int] | None = None
-    ) -> Float[torch.Tensor, "batch head row key"]:
-        """softmax(QKᵀ · scaling) within each row's block, 0 outside, as of `RecordedLayer`."""
-        rows = _every_or_chosen(rows, self.shape[1])
-        return self._gathered(rows, lambda block, own: block.probabilities(own))
-
-    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
-        """The head-fused attention of these query rows."""
-        return self._gathered(rows, lambda block, own: block.fused(own, how))
-
-    def _gathered(
-        self, rows: torch.Tensor, answer: Callable[[RecordedLayer, torch.Tensor], torch.Tensor]
-    ) -> Float[torch.Tensor, "*batch row key"]:
-        """What each block answers for its own rows, in its place among zeros."""
-        gathered, lengths = None, [block.shape[1] for block in self.blocks]
-        for number, start, ours, own in _by_piece(lengths, rows):
-            part = answer(self.blocks[number], own)
-            if gathered is None:
-                gathered = part.new_zeros(*part.shape[:-2], len(rows), self.shape[2])
-            gathered[..., ours, start : start + part.shape[-1]] = part
-        return gathered
-
-
-@dataclass(frozen=True)
-class DifferentiableLayer:
-    """One attention layer of a pass that can be led back: its probabilities, not yet let go.
-
-    attention: `[batch head query key]`, or in PyTorch's own layout `[batch*head query key]`.
-    """
-
-    name: str
-    attention: Float[torch.Tensor, "*batch_and_head query key"]
-    heads: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Batch, queries, keys."""
-        return self.attention.shape[:-2].numel() // self.heads, *self.attention.shape[-2:]
-
-    def probabilities(self) -> Float[torch.Tensor, "batch head query key"]:
-        """The attention itself, let go of the pass."""
-        whole = self.attention.detach()
-        return whole.reshape(self.shape[0], self.heads, *self.shape[1:])

@@ -4,11 +4,25 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["direct", "metrics", "results", "run", "schedule", "sets"],
+    submodules=[
+        "direct",
+        "kernel",
+        "metrics",
+        "notebook",
+        "parameters",
+        "plan",
+        "results",
+        "run",
+        "schedule",
+        "sets",
+        "worker",
+    ],
     submod_attrs={
         "metrics": ["report"],
         "results": ["collect", "varied_parameters"],
-        "run": ["Refused", "check_parameters", "declared_parameters", "run_notebook"],
+        "notebook": ["Refused", "declared_parameters"],
+        "parameters": ["check_parameters"],
+        "run": ["run_notebook"],
         "schedule": ["sweep"],
         "sets": ["combinations"],
     },

@@ -7,7 +7,6 @@ What imported functions called `load_…` return is kept for the next call with 
 one that the notebook defines is called anew, as it may read this run's parameters.
 """
 
-import ast
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,25 +14,9 @@ from types import CodeType
 
 import nbformat
 
-from rolloutlib.runs.run import Refused
+from rolloutlib.runs.notebook import function_name, tagged
 
-TAG = "direct"
 KEPT_LOADS = 4  # of each function: a worker may go from one checkpoint to another and back
-
-
-def function_name(notebook: Path) -> str:
-    """Which function computes a notebook's metrics?
-
-    Raises `Refused` where it names none, or defines none of this name in its tagged cells.
-    """
-    content = nbformat.read(notebook, as_version=4)
-    name = content.metadata.get("rollout", {}).get("direct", "")
-    if not name:
-        raise Refused(f"{notebook}: it names no function that computes its metrics directly")
-    lines = [line for cell in _tagged(content) for line in ast.parse(cell.source).body]
-    if not any(isinstance(line, ast.FunctionDef) and line.name == name for line in lines):
-        raise Refused(f"{notebook}: no cell with the tag {TAG!r} defines the function {name}")
-    return name
 
 
 def call(notebook: Path, digest: str, values: Mapping[str, object]) -> dict[str, object]:
@@ -49,12 +32,8 @@ def call(notebook: Path, digest: str, values: Mapping[str, object]) -> dict[str,
 @functools.lru_cache(maxsize=8)
 def _compiled(notebook: Path, _digest: str) -> tuple[str, list[CodeType]]:
     content = nbformat.read(notebook, as_version=4)
-    cells = [compile(cell.source, f"<{notebook.name}>", "exec") for cell in _tagged(content)]
+    cells = [compile(cell.source, f"<{notebook.name}>", "exec") for cell in tagged(content)]
     return function_name(notebook), cells
-
-
-def _tagged(content: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in content.cells if TAG in cell.metadata.get("tags", [])]
 
 
 def _keep_loads(namespace: dict[str, object]) -> None:

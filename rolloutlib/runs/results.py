@@ -20,7 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 import rolloutlib
 from rolloutlib.files.complete import complete_file
 from rolloutlib.runs.metrics import MIME_TYPE, Metric
-from rolloutlib.runs.run import MODEL_NAMES, Parameter
+from rolloutlib.runs.notebook import MODEL_NAMES, Parameter, digest
 
 METRICS = "metrics.json"
 FAILURE = "failure.json"
@@ -28,11 +28,6 @@ COLUMNS = ("run", "notebook", "route", "seconds", "peak_memory_mb", "error")
 PACKAGES = ("numpy", "torch", "transformers")
 # Larger files, which are weights of real checkpoints, are known by their size and date.
 LARGEST_READ = 64 * 2**20
-
-
-def notebook_digest(notebook: nbformat.NotebookNode) -> str:
-    """A hash of what a notebook's cells say; opening and saving it in Jupyter changes nothing."""
-    return _digest([[cell.cell_type, cell.source] for cell in notebook.cells])
 
 
 def run_key(
@@ -56,7 +51,7 @@ def run_key(
             kept[name] = identify(str(value), str(values.get("revision", "main")))
         else:
             kept[name] = value
-    return _digest([digest, route, rolloutlib.__version__, kept])[:16]
+    return digest([digest, route, rolloutlib.__version__, kept])[:16]
 
 
 def identity(name: str, revision: str = "main") -> str:
@@ -68,13 +63,11 @@ def identity(name: str, revision: str = "main") -> str:
     """
     path = Path(name)
     if path.is_file():
-        return _digest(_file_identity(path))
+        return digest(_file_identity(path))
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return _digest(
-            [[file.relative_to(path).as_posix(), _file_identity(file)] for file in files]
-        )
-    return _digest([name, _release(name, revision)])
+        return digest([[file.relative_to(path).as_posix(), _file_identity(file)] for file in files])
+    return digest([name, _release(name, revision)])
 
 
 def read_metrics(notebook: nbformat.NotebookNode) -> dict[str, Metric]:
@@ -178,10 +171,6 @@ def _file_identity(file: Path) -> object:
     if status.st_size > LARGEST_READ:
         return [status.st_size, status.st_mtime_ns]
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict | None:

@@ -5,11 +5,7 @@ which brings the workers, hands out the runs and gives a lost worker's run to an
 fails is a result like any other: the others go on, and it is not tried again.
 """
 
-import functools
-import os
-import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-import nbformat
 import pandas as pd
 from dask.system import CPU_COUNT
 from distributed import (
@@ -27,20 +22,15 @@ from distributed import (
     LocalCluster,
     Security,
     as_completed,
-    get_worker,
 )
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
-import rolloutlib
-from rolloutlib.runs import direct as direct_route
 from rolloutlib.runs import results
-from rolloutlib.runs import run as runs
-from rolloutlib.runs.metrics import plain_metrics
-from rolloutlib.runs.run import Refused
+from rolloutlib.runs.notebook import Refused
+from rolloutlib.runs.plan import PlannedRun, plan
+from rolloutlib.runs.worker import blank_record, execute
 
-# Runs in one process would share its random numbers and its count of memory: one at a time in each.
-_ONE_AT_A_TIME = threading.Lock()
 CONNECT_SECONDS = 30
 
 LOCAL_SETTINGS = {
@@ -51,29 +41,6 @@ LOCAL_SETTINGS = {
     # Workers import at the same time on a machine that may be busy.
     "distributed.comm.timeouts.connect": "60s",
 }
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One set of parameters that was found good, and where its result belongs.
-
-    given: what differs from the notebook's defaults, and where it writes to.
-    values: the parameters that decide the numbers, defaults included.
-    direct: the notebook's function that computes the metrics; "" to run the whole notebook.
-    digest, version: of the notebook and of this package, when the sweep was planned.
-    """
-
-    notebook: Path
-    folder: Path
-    given: dict[str, object]
-    values: dict[str, object]
-    direct: str
-    digest: str
-    version: str = rolloutlib.__version__
-
-    @property
-    def key(self) -> str:
-        return self.folder.name
 
 
 @dataclass(frozen=True)
@@ -108,36 +75,6 @@ class Sweep:
 
 class SchedulerLost(RuntimeError):
     """The scheduler went away. What is finished is on the disk; the same sweep again goes on."""
-
-
-def plan(
-    notebook: Path,
-    sets: Iterable[Mapping[str, object]],
-    out: Path,
-    *,
-    direct: bool = False,
-) -> list[PlannedRun]:
-    """Which runs are these parameter sets? Sets that amount to the same run are one.
-
-    Relative files in the sets start at the present folder.
-
-    Raises `Refused`, with the first problems, where a set is not good: nothing is run then.
-    """
-    make = _Planner(notebook, out, direct)
-    planned: dict[str, PlannedRun] = {}
-    problems = []
-    for number, one in enumerate(sets, start=1):
-        try:
-            run = make.run(one)
-            planned[run.key] = run
-        except Refused as problem:
-            problems.append(f"set {number}: {problem}")
-    if problems:
-        more = f"; and {len(problems) - 3} more sets" if len(problems) > 3 else ""
-        raise Refused("; ".join(problems[:3]) + more)
-    if not planned:
-        raise Refused("expected at least one set of parameters, got none")
-    return list(planned.values())
 
 
 def sweep(
@@ -200,43 +137,6 @@ def failure_table(done: Sweep) -> str:
     rows = [{"run": run.key, **{name: run.values[name] for name in varied}} for run in failed]
     table = pd.DataFrame(rows).assign(error=[done.failures[run.key] for run in failed])
     return table.to_string(index=False, max_colwidth=100)
-
-
-class _Planner:
-    """What all runs of one sweep have in common, read once."""
-
-    def __init__(self, notebook: Path, out: Path, direct: bool) -> None:
-        self.notebook, self.out = notebook.absolute(), out.absolute()
-        self.declared = runs.declared_parameters(notebook)
-        taken = sorted(self.declared.keys() & results.own_columns())
-        if taken:
-            raise Refused(f"{notebook}: {', '.join(taken)}: a sweep's table has this column itself")
-        self.digest = results.notebook_digest(nbformat.read(notebook, as_version=4))
-        self.direct = direct_route.function_name(notebook) if direct else ""
-        self.folder = Path.cwd()
-        found = self.declared.values()
-        self.written = {p.name for p in found if p.is_written and p.names_a_file}
-        # Most sets name the same parameters and the same files: look at each only once.
-        self.identify = functools.cache(results.identity)
-        self.defaults_beside = functools.cache(self._defaults_beside)
-
-    def _defaults_beside(self, *given: str) -> dict[str, object]:
-        return runs.located_defaults(self.declared, given, self.notebook.parent)
-
-    def run(self, one: Mapping[str, object]) -> PlannedRun:
-        given = runs.check_values(self.declared, one, self.folder)
-        own = sorted(self.written & given.keys())
-        if own:
-            raise Refused(f"{', '.join(own)}: each run of a sweep writes to its own folder")
-        both = self.defaults_beside(*given) | given
-        values = {name: both[name] for name in self.declared if name not in self.written}
-        key = results.run_key(self.digest, self.direct, self.declared, values, self.identify)
-        folder = self.out / key
-        # What a run writes stays with it: the folder, and the name that the default has.
-        for name in self.written:
-            if both[name]:
-                given[name] = os.path.join(folder, os.path.basename(both[name]))
-        return PlannedRun(self.notebook, folder, given, values, self.direct, self.digest)
 
 
 class _Estimate:
@@ -315,88 +215,5 @@ def _never_came_back(run: PlannedRun, problem: BaseException) -> str:
     if isinstance(problem, KilledWorker):
         error = "its worker was lost, and so were those that tried it again"
     with suppress(OSError):
-        results.write_failure(run.folder, _blank_record(run) | {"error": error})
+        results.write_failure(run.folder, blank_record(run) | {"error": error})
     return error
-
-
-def execute(run: PlannedRun, timeout_seconds: float | None) -> str:
-    """One run, in a worker: compute and write what belongs in its folder; returns its error.
-
-    A result that is there already, from a worker that was lost or from another sweep, is kept.
-    """
-    with _ONE_AT_A_TIME:
-        if results.is_finished(run.folder):
-            return ""
-        _limit_threads()
-        record = _blank_record(run)
-        try:
-            _check_unchanged(run)
-            record |= _call(run) if run.direct else _run_notebook(run, timeout_seconds)
-            if not record["error"]:
-                results.write_result(run.folder, record)
-        except Exception as problem:  # such as a full disk
-            record |= {"metrics": {}, "error": f"{type(problem).__name__}: {problem}"}
-        if not record["error"] or results.is_finished(run.folder):
-            return ""
-        with suppress(OSError):
-            results.write_failure(run.folder, record)
-        return record["error"]
-
-
-def _blank_record(run: PlannedRun) -> dict[str, object]:
-    return {
-        "run": run.key,
-        "notebook": run.notebook.stem,
-        "route": "direct" if run.direct else "papermill",
-        "parameters": run.values,
-        "versions": results.versions(),
-        **_measured(0.0, None, {}, ""),
-    }
-
-
-def _limit_threads() -> None:
-    """One thread for each run that is under way; workers that were started here have it so."""
-    with suppress(ValueError):  # no worker, but called by hand
-        os.environ.setdefault("OMP_NUM_THREADS", str(get_worker().state.nthreads))
-
-
-def _check_unchanged(run: PlannedRun) -> None:
-    if run.version != rolloutlib.__version__:
-        raise RuntimeError(
-            f"the sweep was planned with rolloutlib {run.version}, this worker has "
-            f"{rolloutlib.__version__}"
-        )
-    if run.digest != results.notebook_digest(nbformat.read(run.notebook, as_version=4)):
-        raise RuntimeError("the notebook was changed after the sweep was planned")
-
-
-def _run_notebook(run: PlannedRun, timeout: float | None) -> dict[str, object]:
-    output = run.folder / run.notebook.name
-    done = runs.run_notebook(run.notebook, output, run.given, timeout=timeout)
-    metrics = results.read_metrics(nbformat.read(output, as_version=4)) if done.ok else {}
-    return _measured(done.seconds, done.peak_bytes, metrics, done.error)
-
-
-def _call(run: PlannedRun) -> dict[str, object]:
-    """Compute the metrics in this very process, where what an earlier run loaded still is."""
-    with suppress(OSError):  # only Linux counts anew on request
-        Path("/proc/self/clear_refs").write_text("5")
-    started = time.monotonic()
-    metrics, error = {}, ""
-    try:
-        metrics = plain_metrics(direct_route.call(run.notebook, run.digest, run.values))
-    except Exception as problem:
-        error = f"{type(problem).__name__}: {problem}"
-        results.write_traceback(run.folder, traceback.format_exc())
-    return _measured(time.monotonic() - started, runs.peak_memory(), metrics, error)
-
-
-def _measured(
-    seconds: float, peak_bytes: int | None, metrics: Mapping[str, object], error: str
-) -> dict[str, object]:
-    return {
-        "seconds": round(seconds, 3),
-        "peak_memory_mb": None if peak_bytes is None else round(peak_bytes / 1e6, 1),
-        "metrics": metrics,
-        "error": error,
-    }

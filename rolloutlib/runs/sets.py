@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from rolloutlib.runs.run import Parameter, Refused, read_assignments, read_parameter_file
+from rolloutlib.runs.notebook import Parameter, Refused
+from rolloutlib.runs.parameters import read_assignments, read_parameter_file
 
 ParameterSet = dict[str, object]
 

@@ -4,5 +4,15 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["elements", "refiner", "scenes", "screens", "tracks", "training"],
+    submodules=[
+        "elements",
+        "patches",
+        "refiner",
+        "scenes",
+        "screens",
+        "tokenizers",
+        "tracks",
+        "training",
+        "weights",
+    ],
 )

@@ -7,110 +7,15 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from rolloutlib.models.families.qwen3_vl import merge_order
+from rolloutlib.tiny.patches import PatchHeads
 from rolloutlib.tiny.scenes import COLOURS, COLUMNS, ROWS
-from rolloutlib.tiny.screens import ICONS, KINDS, LABELS, NUMBERS, Box, Screen
-from rolloutlib.tiny.training import PatchHeads
+from rolloutlib.tiny.screens import ICONS, KINDS, Box, Screen
+from rolloutlib.tiny.tokenizers import ALL_LABELS, LETTERS
 
-# Qwen's own signs, and the words of questions and instructions about screens.
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-WORDS = (
-    *("user", "assistant", "system", "?", '"', "(", ")", ","),
-    *("click", "what", "where", "how", "is", "does", "say", "far", "down", "the", "at", "on"),
-    *("colour", "icon"),
-)
-ALL_LABELS = tuple(label for labels in LABELS.values() for label in labels)
-NAMES = (*" ".join(KINDS).split(), *COLOURS, *ICONS, *ROWS, *COLUMNS, *ALL_LABELS)
-LETTERS = tuple(sorted(set("".join(ALL_LABELS))))
-# The chat template of Qwen3-VL, as far as one turn with pictures or videos needs it.
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SPOT_UNIT = 0.1  # of the picture; centres and sizes are learned in this unit
-CYCLES = (0.5, 0.75, 1, 1.5, 2, 3, 5, 8)  # of a number's sines and cosines over 0..999
-
-
-def screen_tokenizer() -> PreTrainedTokenizerFast:
-    """Qwen's signs, one token for each word about screens, and one for each coordinate.
-
-    >>> tokenizer = screen_tokenizer()
-    >>> tokenizer.tokenize('Click the button "save"<|im_end|>')
-    ['click', 'the', 'button', '"', 'save', '"', '<|im_end|>']
-    >>> tokenizer.decode(tokenizer.encode("(412, 100)"))
-    '(412, 100)'
-    """
-    words = (*SPECIAL, "<unk>", *WORDS, *NAMES, *map(str, NUMBERS))
-    numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.WordPiece(), decoders.Fuse()]
-        + [decoders.Replace(*pair) for pair in (("( ", "("), (" )", ")"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|endoftext|>",
-        unk_token="<unk>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=list(SPECIAL[1:]),
-        padding_side="left",  # so that a batch of prompts ends where its answers begin
-    )
-
-
-def number_codes() -> Float[torch.Tensor, "number code"]:
-    """Each of NUMBERS as sines and cosines, so that neighbours are alike.
-
-    >>> codes = number_codes()
-    >>> likeness = codes @ codes[60] / codes[60].norm() ** 2
-    >>> likeness.argmax().item(), round(likeness[61].item(), 2), round(likeness[90].item(), 2)
-    (60, 0.98, 0.07)
-    """
-    angles = torch.tensor(NUMBERS)[:, None] / 1000 * 2 * torch.pi * torch.tensor(CYCLES)
-    return torch.cat([angles.sin(), angles.cos()], 1)
-
-
-def cosine_basis(fine: int, coarse: int, side: int = 16) -> Float[torch.Tensor, "wave pixel"]:
-    """A patch of (3, side, side) pixels as waves: `fine` frequencies a direction of its brightness,
-    `coarse` ones of red against blue and of green against both. Orthonormal, like JPEG's.
-
-    >>> basis = cosine_basis(12, 5)
-    >>> basis.shape, torch.allclose(basis @ basis.T, torch.eye(194), atol=1e-5)
-    (torch.Size([194, 768]), True)
-    """
-    colours = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])
-    colours = colours / colours.norm(dim=1, keepdim=True)
-    at = (torch.arange(side) + 0.5) / side
-    waves = torch.cos(torch.pi * torch.arange(side)[:, None] * at) * (2 / side) ** 0.5
-    waves[0] /= 2**0.5
-    return torch.cat(
-        [
-            torch.einsum("uy,vx,oc->ouvcyx", waves[:count], waves[:count], part)
-            .flatten(3)
-            .flatten(0, 2)
-            for count, part in ((fine, colours[:1]), (coarse, colours[1:]))
-        ]
-    )
 
 
 # --- what each patch of a screen shows ------------------------------------------------------

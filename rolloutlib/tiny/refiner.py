@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rolloutlib.tiny.training import sine_cosine_positions
+from rolloutlib.tiny.weights import sine_cosine_positions
 
 
 class RefinerConfig(PreTrainedConfig):

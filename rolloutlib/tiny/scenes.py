@@ -276,3 +276,19 @@ def absent_looks(rng: np.random.Generator, objects: Sequence[SceneObject]) -> li
     nearness = [(colour in colours) + (shape in shapes) for colour, shape in absent]
     order = np.argsort(rng.random(len(absent)) - 0.4 * np.array(nearness))
     return [absent[index] for index in order[: len(objects)]]
+
+
+# (height, width) of the pictures that the small Fuyu is trained on, and of those it is tested on.
+FUYU_SIZES = {
+    "seen": (
+        (390, 510),
+        (420, 420),
+        (450, 400),
+        (480, 480),
+        (400, 480),
+        (510, 390),
+        (435, 525),
+        (465, 445),
+    ),
+    "unseen": ((405, 450), (450, 510), (500, 430), (430, 390)),
+}

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from reference import products
 
 from benchmarks import contenders
-from rolloutlib import RecordedLayer, attention_received, rollout, rollout_rows
-from rolloutlib.algorithm.composition import DenseLayer, Product, transition_maker
+from rolloutlib import attention_received, rollout, rollout_rows
+from rolloutlib.algorithm.layers import DenseLayer
+from rolloutlib.algorithm.transition import Product, Settings, Transition
+from rolloutlib.recording.recorded import Call
 from rolloutlib.video import spatial_rollout
 
 OURS = "rolloutlib"
@@ -68,7 +70,7 @@ def softmax_layers(layers: int, *shape: int) -> list[torch.Tensor]:
 
 def recorded_layers(
     layers: int, heads: int, size: int, width: int, *, causal: bool, loud: float = 0.0
-) -> tuple[list[RecordedLayer], list[torch.Tensor]]:
+) -> tuple[list[Call], list[torch.Tensor]]:
     """Layers as a recording keeps them, and their values. `loud`: the size of the largest score."""
     generator, recorded, values = torch.Generator().manual_seed(0), [], []
     for _ in range(layers):
@@ -77,12 +79,12 @@ def recorded_layers(
         scaling = loud / largest if loud else width**-0.5
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         known = flash(query, key, value, 0.0, causal, scale=scaling)[1]
-        recorded.append(RecordedLayer("", query, key, None, causal, scaling, logsumexp=known))
+        recorded.append(Call(query, key, None, causal, scaling, logsumexp=known))
         values.append(value)
     return recorded, values
 
 
-def sdpa_pass(layers: list[RecordedLayer], values: list[torch.Tensor]) -> None:
+def sdpa_pass(layers: list[Call], values: list[torch.Tensor]) -> None:
     """What attention itself costs in these layers."""
     for layer, value in zip(layers, values, strict=True):
         F.scaled_dot_product_attention(
@@ -90,7 +92,7 @@ def sdpa_pass(layers: list[RecordedLayer], values: list[torch.Tensor]) -> None:
         )
 
 
-def float64_layers(layers: list[RecordedLayer]) -> list[np.ndarray]:
+def float64_layers(layers: list[Call]) -> list[np.ndarray]:
     """Head-fused attention in float64, from its definition, one head in memory at a time."""
     fused = []
     for layer in layers:
@@ -104,12 +106,12 @@ def float64_layers(layers: list[RecordedLayer]) -> list[np.ndarray]:
     return fused
 
 
-def float64_rows(layers: list[RecordedLayer], rows: list[int]) -> np.ndarray:
+def float64_rows(layers: list[Call], rows: list[int]) -> np.ndarray:
     """Rows of the whole product in float64."""
     return products([fused[None] for fused in float64_layers(layers)])[-1][rows]
 
 
-def float64_received(layers: list[RecordedLayer]) -> np.ndarray:
+def float64_received(layers: list[Call]) -> np.ndarray:
     """Attention received in float64, from its definition, some rows of a head in memory."""
     total = 0
     for layer in layers:
@@ -267,7 +269,7 @@ def received_large(small: bool) -> Workload:
     return workload
 
 
-def _received(patches: int) -> tuple[Workload, list[RecordedLayer]]:
+def _received(patches: int) -> tuple[Workload, list[Call]]:
     heads = 16
     recorded, values = recorded_layers(1, heads, patches, 64, causal=False)
     workload = Workload(
@@ -291,8 +293,7 @@ def _received(patches: int) -> tuple[Workload, list[RecordedLayer]]:
 def causal_product(small: bool) -> Workload:
     size = 300 if small else 2300
     layers = [layer.tril() for layer in softmax_layers(2, size, size)]
-    make = transition_maker("mean", 0.5, 0.0, False)
-    first, second = (make(DenseLayer(layer)) for layer in layers)
+    first, second = (Transition(DenseLayer(layer), Settings()) for layer in layers)
     product = first.after(None)
     product.spare = [torch.empty(size, size)]  # as from the third layer on
     parts, whole = [second.part(tile) for tile in second.tiles], torch.empty(size, size)

@@ -14,7 +14,9 @@ from small_llava import save_small_llava
 from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import explore, load_model, rollout_rows, through_tower
-from rolloutlib.explorer.widget import COLOURS, Explorer, Heatmaps, Mark, explore_clip
+from rolloutlib.explorer.answers import explore_clip
+from rolloutlib.explorer.maps import Heatmaps, Mark
+from rolloutlib.explorer.widget import COLOURS, Explorer
 from rolloutlib.grid import View
 from rolloutlib.overlay import overlay
 

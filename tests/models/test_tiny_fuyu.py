@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from rolloutlib import load_model, rollout_rows
 from rolloutlib.evaluate import pointing_game
 from rolloutlib.overlay import to_picture
-from rolloutlib.tiny.scenes import load_photos, make_scene
-from rolloutlib.tiny.training import FUYU_SIZES
+from rolloutlib.tiny.scenes import FUYU_SIZES, load_photos, make_scene
 
 FOLDER = DATA / "checkpoints" / "tiny-fuyu"
 

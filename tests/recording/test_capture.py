@@ -18,14 +18,15 @@ from transformers import (
 
 from rolloutlib import (
     FusedLayer,
-    RecordedLayer,
     attention_received,
     record_attention,
     rollout_rows,
 )
-from rolloutlib.algorithm.composition import rollout, whole_rows
-from rolloutlib.recording import capture
-from rolloutlib.recording.recorded import RecordedBlocks, RecordedWeights
+from rolloutlib.algorithm.composition import rollout
+from rolloutlib.algorithm.layers import whole_rows
+from rolloutlib.recording import passes
+from rolloutlib.recording.kinds import RecordedBlocks, RecordedWeights
+from rolloutlib.recording.recorded import Call
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def recorded_layer(scale, causal, key_heads, size=300, batch=2, known=True):
     scaling = scale / float((query @ each.mT).abs().max())
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     logsumexp = flash(query, each, each, 0.0, causal, scale=scaling)[1] if known else None
-    return RecordedLayer("", query, key, None, causal, scaling, logsumexp=logsumexp)
+    return Call(query, key, None, causal, scaling, logsumexp=logsumexp)
 
 
 def float64_probabilities(layer):
@@ -164,7 +165,7 @@ def test_heads_with_small_and_with_large_scores_share_a_tile(causal):
     query[:, 2], key[:, 2] = query[:, 2].abs() + 1, -key[:, 2].abs() - 3  # all scores below -40
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     known = flash(query, key, key, 0.0, causal, scale=layer.scaling)[1]
-    layer = RecordedLayer("", query, key, None, causal, layer.scaling, logsumexp=known)
+    layer = Call(query, key, None, causal, layer.scaling, logsumexp=known)
     assert known[:, 1].max() > 100
     assert known[:, 2].max() < -40
     assert layer.moderate == [[True, False, False, True]] * 2
@@ -186,7 +187,7 @@ def test_a_large_score_that_no_sample_shows_is_exact_all_the_same():
     query[:, :, 101] *= 15
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     known = flash(query, layer.key, layer.key, 0.0, True, scale=layer.scaling)[1]
-    layer = RecordedLayer("", query, layer.key, None, True, layer.scaling, logsumexp=known)
+    layer = Call(query, layer.key, None, True, layer.scaling, logsumexp=known)
     assert all(layer.moderate[0])
     expected = float64_probabilities(layer).mean(1)
     fused = layer.fused(torch.arange(300), "mean").double()
@@ -606,7 +607,7 @@ def test_generation_that_is_not_one_growing_pass_is_an_error(
 def test_heads_fused_while_recording_roll_out_alike(
     llava, inputs, head_fusion, padding, monkeypatch
 ):
-    monkeypatch.setattr(capture, "PART", 8)  # several parts of a short prompt
+    monkeypatch.setattr(passes, "PART", 8)  # several parts of a short prompt
     inputs = left_padded(inputs, padding)
     recordings = []
     for how in (None, head_fusion):

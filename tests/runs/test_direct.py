@@ -7,10 +7,11 @@ from small_notebooks import write_notebook
 
 from rolloutlib import cli
 from rolloutlib.runs import direct as direct_route
-from rolloutlib.runs import schedule as sweeps
 from rolloutlib.runs.metrics import plain_metrics
+from rolloutlib.runs.notebook import Refused, function_name
+from rolloutlib.runs.plan import plan
 from rolloutlib.runs.results import read_metrics
-from rolloutlib.runs.run import Refused, run_notebook
+from rolloutlib.runs.run import run_notebook
 
 PARAMETERS = "image_path: str = '../photo.png'  # a picture\nfactor: int = 1  # of its width\n"
 LOAD = "from rolloutlib import report\nfrom rolloutlib.files.pictures import load_picture"
@@ -91,10 +92,10 @@ def test_what_the_notebook_itself_loads_follows_its_parameters(notebook, tmp_pat
 def test_notebook_that_cannot_be_called_is_refused(notebook):
     tag(notebook, function="lost")
     with pytest.raises(Refused, match="no cell with the tag 'direct' defines the function lost"):
-        direct_route.function_name(notebook)
+        function_name(notebook)
     tag(notebook, function="")
     with pytest.raises(Refused, match="names no function"):
-        direct_route.function_name(notebook)
+        function_name(notebook)
 
 
 # The notebooks that take part; these tests start a kernel each
@@ -105,7 +106,7 @@ def test_notebook_reports_the_same_by_both_routes(name, tmp_path):
     notebook = ROOT / "notebooks" / f"{name}.ipynb"
     run = run_notebook(notebook, tmp_path / "run.ipynb", {"scenes": 3})
     assert run.ok, run.error
-    [planned] = sweeps.plan(notebook, [{"scenes": 3}], tmp_path, direct=True)
+    [planned] = plan(notebook, [{"scenes": 3}], tmp_path, direct=True)
     for _ in range(2):  # the second time with what the first one loaded
         metrics = direct_route.call(notebook, planned.digest, planned.values)
         assert plain_metrics(metrics) == read_metrics(nbformat.read(run.output, as_version=4))

@@ -6,7 +6,7 @@ import pytest
 
 import rolloutlib
 from rolloutlib.runs import results
-from rolloutlib.runs.run import Parameter
+from rolloutlib.runs.notebook import Parameter
 
 DECLARED = {
     "model_id": Parameter("model_id", "str", "model"),
@@ -42,14 +42,14 @@ def record_of(run, *, parameters=None, metrics=None, error=""):
 
 def test_digest_depends_on_what_cells_say_and_on_nothing_else():
     notebook = notebook_of("a = 1", "b")
-    digest = results.notebook_digest(notebook)
+    digest = notebook.notebook_digest(notebook)
     notebook.metadata["kernelspec"] = {"name": "other", "display_name": "Other"}
     notebook.cells[0].metadata["collapsed"] = True
     notebook.cells[0].execution_count = 7
     notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text="1")]
-    assert results.notebook_digest(notebook) == digest
-    assert results.notebook_digest(notebook_of("a = 1", "c")) != digest
-    assert results.notebook_digest(notebook_of("a = 1\nb")) != digest
+    assert notebook.notebook_digest(notebook) == digest
+    assert notebook.notebook_digest(notebook_of("a = 1", "c")) != digest
+    assert notebook.notebook_digest(notebook_of("a = 1\nb")) != digest
 
 
 def test_key_depends_on_notebook_route_values_and_version(monkeypatch):

@@ -17,7 +17,13 @@ from small_notebooks import write_notebook
 
 from rolloutlib import cli
 from rolloutlib.runs import run as runs
-from rolloutlib.runs.run import Parameter, Refused, check_parameters, declared_parameters
+from rolloutlib.runs.notebook import Parameter, Refused, declared_parameters
+from rolloutlib.runs.parameters import (
+    check_parameters,
+    check_values,
+    read_assignments,
+    read_parameter_file,
+)
 
 PARAMETERS = """
 model_id: str = "../model"  # a checkpoint
@@ -51,7 +57,7 @@ def no_kernel(monkeypatch):
 
 def given_as(notebook, *assignments):
     """The values that these assignments of the command line become."""
-    values = runs.read_assignments(declared_parameters(notebook), list(assignments))
+    values = read_assignments(declared_parameters(notebook), list(assignments))
     return check_parameters(notebook, values, Path.cwd())
 
 
@@ -100,7 +106,7 @@ def test_refused_with_one_sentence(notebook, no_kernel, capsys, arguments, compl
 def test_values_that_no_run_could_take_are_refused(tmp_path, kind, value, complaint):
     declared = {"x_path": Parameter("x_path", kind, None)}
     with pytest.raises(Refused, match=complaint):
-        runs.check_values(declared, {"x_path": value}, tmp_path)
+        check_values(declared, {"x_path": value}, tmp_path)
 
 
 def test_folder_that_cannot_be_written_to_is_a_failed_run(notebook, tmp_path, capsys):
@@ -158,7 +164,7 @@ def test_parameter_file_must_hold_a_mapping(tmp_path, content):
     path = tmp_path / "parameters.yaml"
     path.write_text(content)
     with pytest.raises(Refused, match=r"parameters\.yaml"):
-        runs.read_parameter_file(path)
+        read_parameter_file(path)
 
 
 @pytest.mark.parametrize(
@@ -195,13 +201,13 @@ def test_value_has_the_declared_type(notebook, name, text, value):
 @given(st.text())
 def test_string_stays_the_text_it_is(text):
     declared = {"prompt": Parameter("prompt", "str", "")}
-    assert runs.read_assignments(declared, [("prompt", text)]) == {"prompt": text}
+    assert read_assignments(declared, [("prompt", text)]) == {"prompt": text}
 
 
 @given(st.floats(allow_nan=False))
 def test_float_is_read_exactly(number):
     declared = {"ratio": Parameter("ratio", "float", 0.0)}
-    assert runs.read_assignments(declared, [("ratio", str(number))]) == {"ratio": number}
+    assert read_assignments(declared, [("ratio", str(number))]) == {"ratio": number}
     assert math.copysign(1, number) == math.copysign(1, float(str(number)))
 
 

@@ -22,7 +22,8 @@ from small_notebooks import write_notebook
 
 from rolloutlib import cli
 from rolloutlib.runs import schedule as sweeps
-from rolloutlib.runs.run import Refused
+from rolloutlib.runs.notebook import Refused
+from rolloutlib.runs.plan import plan
 
 PARAMETERS = """
 number: int = 1  # is squared
@@ -85,7 +86,7 @@ def test_ten_thousand_sets_are_planned_in_seconds(notebook, tmp_path):
     (tmp_path / "model").mkdir()
     sets = [{"number": n, "wait": w / 10} for n in range(1000) for w in range(10)]
     started = time.process_time()
-    planned = sweeps.plan(notebook, sets, tmp_path / "out")
+    planned = plan(notebook, sets, tmp_path / "out")
     assert time.process_time() - started < 5
     assert len({run.key for run in planned}) == 10_000
     assert not (tmp_path / "out").exists()
@@ -93,11 +94,11 @@ def test_ten_thousand_sets_are_planned_in_seconds(notebook, tmp_path):
 
 def test_sets_that_amount_to_the_same_run_are_one(notebook, tmp_path):
     sets = [{}, {"number": 1}, {"number": 1, "wait": 0}, {"number": 2}]
-    assert [run.values["number"] for run in sweeps.plan(notebook, sets, tmp_path)] == [1, 2]
+    assert [run.values["number"] for run in plan(notebook, sets, tmp_path)] == [1, 2]
 
 
 def test_what_a_run_writes_goes_to_its_own_folder(notebook, tmp_path):
-    [run] = sweeps.plan(notebook, [{"number": 2}], tmp_path / "out")
+    [run] = plan(notebook, [{"number": 2}], tmp_path / "out")
     assert run.given == {"number": 2, "output_path": str(run.folder / "said.txt")}
     assert "output_path" not in run.values
 
@@ -144,7 +145,7 @@ def test_no_workers_are_refused(notebook, capsys, workers):
 def test_parameter_with_the_name_of_a_column_is_refused(tmp_path):
     path = write_notebook(tmp_path, "clash", parameters="seconds: float = 1.0\n")
     with pytest.raises(Refused, match="seconds"):
-        sweeps.plan(path, [{}], tmp_path)
+        plan(path, [{}], tmp_path)
 
 
 def test_scheduler_that_does_not_answer_is_refused(notebook, monkeypatch, tmp_path):
@@ -227,7 +228,7 @@ def test_killed_worker_and_killed_scheduler_lose_nothing(notebook, cluster, tmp_
 
 def test_failed_run_is_kept_for_post_mortem_and_the_others_go_on(notebook, tmp_path, capsys):
     arguments = ["sweep", "notebooks/square.ipynb", "--set", "number=12,13", "--out", "out"]
-    planned = sweeps.plan(notebook, [{"number": 12}, {"number": 13}], tmp_path / "out")
+    planned = plan(notebook, [{"number": 12}, {"number": 13}], tmp_path / "out")
     good, bad = (run.folder for run in planned)
     for folder in (good, bad):  # what a killed worker leaves behind
         folder.mkdir(parents=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolloutlib.runs.run import Parameter, Refused
+from rolloutlib.runs.notebook import Parameter, Refused
 from rolloutlib.runs.sets import combinations, crossed, read_choices, read_sets
 
 DECLARED = {

@@ -10,19 +10,16 @@ from transformers import Qwen2VLImageProcessor
 
 from rolloutlib.models.families.qwen3_vl import merge_order
 from rolloutlib.tiny.elements import (
-    ALL_LABELS,
-    LETTERS,
     ElementHeads,
-    cosine_basis,
     element_accuracy,
     element_labels,
     element_loss,
     join_labels,
-    number_codes,
-    screen_tokenizer,
 )
 from rolloutlib.tiny.scenes import COLOURS
 from rolloutlib.tiny.screens import ICONS, KINDS, NUMBERS, make_screens
+from rolloutlib.tiny.tokenizers import ALL_LABELS, LETTERS, screen_tokenizer
+from rolloutlib.tiny.weights import cosine_basis, number_codes
 
 TOKENIZER = screen_tokenizer()
 

@@ -10,7 +10,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rolloutlib.tiny import training
+from rolloutlib.tiny import tokenizers, training, weights
+from rolloutlib.tiny.patches import (
+    OFFSET_UNIT,
+    SILHOUETTE,
+    once_half_seen,
+    patch_accuracy,
+    patch_labels,
+    patch_loss,
+    prefer_objects,
+    stack_labels,
+)
 from rolloutlib.tiny.scenes import COLOURS, SHAPES, make_scene, make_scenes
 
 GREY = [Image.new("RGB", (300, 300), "grey")]
@@ -25,7 +35,7 @@ def scene():
 
 
 def test_a_patch_is_labelled_with_the_object_that_covers_it(scene):
-    labels = training.patch_labels(scene, patch=14)
+    labels = patch_labels(scene, patch=14)
     assert labels.shape.shape == (9 * 12,)
     shown = labels.on_object.reshape(9, 12)
     for row, column in np.ndindex(9, 12):
@@ -42,12 +52,10 @@ def test_a_patch_is_labelled_with_the_object_that_covers_it(scene):
 
 
 def test_offsets_lead_to_the_middle_of_the_object(scene):
-    labels = training.patch_labels(scene, patch=14)
+    labels = patch_labels(scene, patch=14)
     for patch in labels.on_object.nonzero()[:, 0].tolist():
         row, column = divmod(patch, 12)
-        x, y = (np.array([column, row]) + 0.5) * 14 + training.OFFSET_UNIT * labels.offset[
-            patch
-        ].numpy()
+        x, y = (np.array([column, row]) + 0.5) * 14 + OFFSET_UNIT * labels.offset[patch].numpy()
         thing = next(
             thing
             for thing in scene.objects
@@ -58,9 +66,9 @@ def test_offsets_lead_to_the_middle_of_the_object(scene):
 
 
 def test_silhouettes_tell_a_ring_from_a_circle():
-    middle = training.SILHOUETTE**2 // 2
+    middle = SILHOUETTE**2 // 2
     for scene in make_scenes(0, 20, GREY, size=(168, 168)):
-        labels = training.patch_labels(scene, patch=14)
+        labels = patch_labels(scene, patch=14)
         for patch in labels.on_object.nonzero()[:, 0].tolist():
             ring = SHAPES[labels.shape[patch]] == "ring"
             assert labels.silhouette[patch][middle] == (not ring)
@@ -68,15 +76,15 @@ def test_silhouettes_tell_a_ring_from_a_circle():
 
 def test_patches_beyond_the_picture_are_labelled_too():
     scene = make_scene(np.random.default_rng(2), GREY, size=(100, 130))
-    shown = training.patch_labels(scene, patch=30).on_object.reshape(4, 5)
+    shown = patch_labels(scene, patch=30).on_object.reshape(4, 5)
     for thing in scene.objects:
         ys, xs = np.nonzero(thing.mask)
         assert shown[int(ys.mean()) // 30, int(xs.mean()) // 30] or thing.shape == "ring"
 
 
 def test_a_reader_in_raster_order_is_asked_once_half_of_an_object_is_read(scene):
-    labels = training.patch_labels(scene, patch=14)
-    known = training.once_half_seen(labels)
+    labels = patch_labels(scene, patch=14)
+    known = once_half_seen(labels)
     for thing in scene.objects:
         patches = ((labels.row == thing.row) & (labels.column == thing.column)).nonzero()[:, 0]
         half = (len(patches) - 1) // 2  # with this one, half of them are read
@@ -90,7 +98,7 @@ def test_a_reader_in_raster_order_is_asked_once_half_of_an_object_is_read(scene)
 
 
 def test_perfect_guesses_have_no_mistakes_and_hardly_a_loss(scene):
-    labels = training.stack_labels([training.patch_labels(scene, patch=14)])
+    labels = stack_labels([patch_labels(scene, patch=14)])
     sizes = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "row": 3, "column": 3}
     guesses = {
         name: 50.0 * nn.functional.one_hot(getattr(labels, name).clamp(min=0), size)
@@ -98,15 +106,15 @@ def test_perfect_guesses_have_no_mistakes_and_hardly_a_loss(scene):
     }
     guesses["offset"] = labels.offset
     guesses["silhouette"] = 100 * labels.silhouette - 50
-    assert training.patch_loss(guesses, labels) < 1e-6
-    assert set(training.patch_accuracy(guesses, labels).values()) == {1.0}
+    assert patch_loss(guesses, labels) < 1e-6
+    assert set(patch_accuracy(guesses, labels).values()) == {1.0}
 
 
 @settings(deadline=None, max_examples=30)
 @given(patches=st.integers(1, 40), objects=st.integers(0, 40), seed=st.integers(0, 99))
 def test_object_patches_are_kept_first_and_in_order(patches, objects, seed):
     on_object = torch.arange(40)[None] < objects
-    kept = training.prefer_objects(on_object, patches, torch.Generator().manual_seed(seed))[0]
+    kept = prefer_objects(on_object, patches, torch.Generator().manual_seed(seed))[0]
     assert (kept.diff() > 0).all()
     assert on_object[0, kept].sum() == min(objects, patches)
 
@@ -115,7 +123,7 @@ def test_object_patches_are_kept_first_and_in_order(patches, objects, seed):
 
 
 def test_positions_are_most_like_themselves():
-    table = training.sine_cosine_positions((5, 7), 32)
+    table = weights.sine_cosine_positions((5, 7), 32)
     assert table.shape == (35, 32)
     assert torch.equal((table @ table.T).argmax(1), torch.arange(35))
 
@@ -123,8 +131,8 @@ def test_positions_are_most_like_themselves():
 def test_attention_starts_at_what_is_alike():
     torch.manual_seed(0)
     query, key, value, output = (nn.Linear(32, 32, bias=False) for _ in range(4))
-    training.look_for_the_same(query, key, heads=4)
-    training.copy_weakly(value, output)
+    weights.look_for_the_same(query, key, heads=4)
+    weights.copy_weakly(value, output)
     tokens = torch.randn(10, 32)
     for head in range(4):
         rows = slice(head * 8, head * 8 + 8)
@@ -158,7 +166,7 @@ def test_training_reduces_a_loss_it_can_reduce_and_leaves_frozen_weights_alone()
 
 
 def test_every_word_of_a_scene_is_known():
-    tokenizer = training.scene_tokenizer()
+    tokenizer = tokenizers.scene_tokenizer()
     for scene in make_scenes(1, 40, GREY, size=(60, 60)):
         for question in scene.questions:
             ids = tokenizer.encode(f"USER: {question.text} ASSISTANT: {question.answer}")
@@ -168,7 +176,7 @@ def test_every_word_of_a_scene_is_known():
 def test_packed_questions_are_answered_as_if_each_were_alone(scene):
     """One pass over a pack gives the logits of separate prompts, however long the others are."""
     torch.manual_seed(0)
-    tokenizer = training.scene_tokenizer()
+    tokenizer = tokenizers.scene_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -192,7 +200,7 @@ def test_packed_questions_are_answered_as_if_each_were_alone(scene):
 
 
 def test_the_answer_and_its_end_are_the_only_targets(scene):
-    tokenizer = training.scene_tokenizer()
+    tokenizer = tokenizers.scene_tokenizer()
     pack = training.pack_questions([scene.questions[:4]], tokenizer, length=14)
     for number, question in enumerate(scene.questions[:4]):
         targets = pack.targets[0, number]
@@ -203,7 +211,7 @@ def test_the_answer_and_its_end_are_the_only_targets(scene):
 
 
 def test_an_answer_is_exact_only_to_its_last_word(scene):
-    tokenizer = training.scene_tokenizer()
+    tokenizer = tokenizers.scene_tokenizer()
     pack = training.pack_questions([scene.questions[:2]], tokenizer, length=14)
     logits = nn.functional.one_hot(pack.targets.clamp(min=0), len(tokenizer)).float()
     assert training.answered_exactly(logits, pack).all()
@@ -216,7 +224,7 @@ def test_an_answer_is_exact_only_to_its_last_word(scene):
 
 
 def test_a_checkpoint_is_half_as_large_but_computes_as_before(tmp_path):
-    tokenizer = training.scene_tokenizer()
+    tokenizer = tokenizers.scene_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

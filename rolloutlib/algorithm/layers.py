@@ -1,0 +1,137 @@
+"""Layers, however their attention is kept: given as an array, or recorded."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from rolloutlib.algorithm.arrays import Array, as_tensor, consecutive
+from rolloutlib.algorithm.attention import (
+    merge_heads,
+    require_attention,
+)
+
+CHUNK = 192  # query rows handled at once, at least: enough for fast products
+ENTRIES = 600_000  # and as many rows as have no more entries than this, 2.4 MB in float32
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """One layer's attention, however it is kept: it answers for the query rows it is asked for."""
+
+    shape: tuple[int, int, int]  # batch, queries, keys
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows, in memory that the caller may change.
+
+        Keys after the last of the rows may be left out where none of the rows attends to them.
+        """
+
+
+@runtime_checkable
+class ReceivingLayer(Layer, Protocol):
+    """A layer that can sum up what each key receives without whole rows in memory."""
+
+    def received(self) -> Float[torch.Tensor, "batch key"]:
+        """The sum over queries of the attention, averaged over heads."""
+
+
+class DenseLayer:
+    """A layer whose attention is kept whole: `[query key]`, `[head query key]` or with a batch."""
+
+    def __init__(self, attention: Array):
+        tensor = as_tensor(attention).detach()
+        if not 2 <= tensor.ndim <= 4:
+            raise ValueError(
+                "expected attention [query key], [head query key] or [batch head query key], "
+                f"got shape {tuple(tensor.shape)}"
+            )
+        if tensor.numel() == 0:
+            raise ValueError(f"attention is empty: got shape {tuple(tensor.shape)}")
+        self.heads = tensor[(None,) * (4 - tensor.ndim)]
+        self.shape = (self.heads.shape[0], *self.heads.shape[2:])
+        self.numpy = isinstance(attention, np.ndarray)
+        self.batched = tensor.ndim == 4
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows.
+
+        What is fused is checked, and not every head: heads are read from memory once.
+        """
+        fused = merge_heads(self.heads[:, :, consecutive(rows)], how)
+        require_attention(fused)
+        return without_unseen(fused, rows)
+
+    def answer(self, result: Float[torch.Tensor, "batch row key"]) -> Array:
+        """A result in the form in which the attention came."""
+        result = result if self.batched else result[0]
+        return result.numpy() if self.numpy else result
+
+
+def row_tiles(layer: Layer) -> tuple[torch.Tensor, ...]:
+    """All query rows of a layer, in tiles that a cache holds."""
+    _, queries, keys = layer.shape
+    size = ENTRIES // keys
+    if size < queries:  # whole chunks, as few rows more would be slow products of their own
+        size = max(size // CHUNK, 1) * CHUNK
+    return torch.arange(queries).split(size)
+
+
+def whole_rows(
+    part: Float[torch.Tensor, "batch row seen"], layer: Layer
+) -> Float[torch.Tensor, "batch row key"]:
+    """The rows with zeros for the keys that were left out."""
+    left_out = layer.shape[2] - part.shape[2]
+    return torch.nn.functional.pad(part, (0, left_out)) if left_out else part
+
+
+def joined(
+    parts: Iterable[Float[torch.Tensor, "batch row seen"]], layer: Layer
+) -> Float[torch.Tensor, "batch row key"]:
+    """Parts of a layer below each other, with all their keys; one part alone is not copied."""
+    parts = [whole_rows(part, layer) for part in parts]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def without_unseen(
+    fused: Float[torch.Tensor, "batch row key"], rows: torch.Tensor
+) -> Float[torch.Tensor, "batch row seen"]:
+    """Without the keys after the last of these rows, if none of the rows attends to them."""
+    seen = int(rows.max()) + 1
+    # The last key alone mostly shows that attention is not causal.
+    if seen < fused.shape[-1] and not fused[..., -1].any() and not fused[..., seen:].any():
+        return fused[..., :seen]
+    return fused
+
+
+def layers_from(
+    layers: Iterable[Array | Layer], start_layer: int, *, square: bool = True
+) -> Iterator[Layer]:
+    """The layers from `start_layer` on, each checked against the first one's shape."""
+    expected, number = None, -1
+    for number, given in enumerate(layers):
+        layer = given if isinstance(given, Layer) else DenseLayer(given)
+        if square and layer.shape[1] != layer.shape[2]:
+            raise ValueError(
+                f"layer {number} has {layer.shape[1]} queries and {layer.shape[2]} keys; a rollout "
+                "needs square attention (of one pass over the whole sequence, without a cache)"
+            )
+        expected = expected or layer.shape
+        if layer.shape != expected:
+            raise ValueError(
+                f"layer {number} has shape [batch query key] {layer.shape}, expected {expected} "
+                "as in the first layer"
+            )
+        if number >= start_layer:
+            yield layer
+    if number < 0:
+        raise ValueError("expected at least one layer, got none")
+    if not 0 <= start_layer <= number:
+        raise ValueError(f"start_layer must be in [0, {number}], got {start_layer}")
+
+
+def answer_like(layer: Layer, result: torch.Tensor) -> Array:
+    """A result in the form in which the layers came; recorded layers are batched torch."""
+    return layer.answer(result) if isinstance(layer, DenseLayer) else result

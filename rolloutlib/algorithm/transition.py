@@ -1,0 +1,187 @@
+"""One layer's step from its inputs to its outputs, and the product of such steps."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+
+from rolloutlib.algorithm.arrays import consecutive, vanishing_flushed
+from rolloutlib.algorithm.attention import (
+    clear_lowest,
+    mix_identity,
+    require_fusion,
+    require_share,
+)
+from rolloutlib.algorithm.layers import Layer, joined, row_tiles, without_unseen
+
+
+class Product:
+    """The rollout so far, in tiles of rows of which each knows how many keys it reaches.
+
+    Of causal attention the product is a lower triangle as well, so that a third of a whole
+    product's work would do for one triangle, and a sixth does for two.
+
+    earlier: the product one layer before, which is multiplied and whose memory is used again.
+    """
+
+    def __init__(self, earlier: "Product | None", shape: tuple[int, int, int]):
+        self.earlier, self.shape = earlier, shape
+        self.matrices: list[Float[torch.Tensor, "query key"]] = []  # one for each item of the batch
+        self.spare: list[torch.Tensor] = [] if earlier is None else earlier.spare
+        # Rows, and the key from which on all of them are 0.
+        self.tiles: list[tuple[slice, int]] = []
+
+    @property
+    def matrix(self) -> Float[torch.Tensor, "batch query key"]:
+        """All of it, not copied where it is one item's."""
+        one = len(self.matrices) == 1
+        return self.matrices[0][None] if one else torch.stack(self.matrices)
+
+    def append(self, part: Float[torch.Tensor, "batch row seen"]) -> None:
+        """Set the next rows to part · earlier, or to the part where there is no product before."""
+        first = self.tiles[-1][0].stop if self.tiles else 0
+        rows = slice(first, first + part.shape[1])
+        steps = self.earlier.steps(part.shape[2]) if self.earlier else None
+        reach = steps[0][1] if steps else part.shape[2]
+        for item, some in enumerate(part):
+            if first == 0:
+                self.matrices.append(self._room(part))
+            out = self.matrices[item][rows]
+            if steps:
+                _multiply(some, self.earlier.matrices[item].to(part), steps, out)
+            else:
+                out[:, :reach] = some
+            out[:, reach:] = 0
+            if self.earlier and rows.stop == self.shape[1]:
+                self.spare.append(self.earlier.matrices[item])
+        self.tiles.append((rows, reach))
+
+    def _room(self, part: torch.Tensor) -> Float[torch.Tensor, "query key"]:
+        """Memory for one item: that of a product that is no longer needed, if there is any."""
+        while self.spare:
+            room = self.spare.pop()
+            if room.dtype == part.dtype and room.device == part.device:
+                return room
+        return part.new_empty(self.shape[1:])
+
+    def steps(self, seen: int) -> list[tuple[slice, int]]:
+        """The first `seen` rows in pieces of one reach each, that of the longest reach first."""
+        below = (tile for tile in self.tiles if tile[0].start < seen)
+        steps = []
+        for reach, tiles in groupby(below, key=lambda tile: tile[1]):
+            (first, _), *_, (last, _) = [*tiles] * 2
+            steps.append((slice(first.start, min(last.stop, seen)), reach))
+        return sorted(steps, key=lambda step: -step[1])
+
+
+def _multiply(
+    part: Float[torch.Tensor, "row seen"],
+    product: Float[torch.Tensor, "query key"],
+    steps: list[tuple[slice, int]],
+    out: Float[torch.Tensor, "row key"],
+) -> None:
+    """out = part · product, without the products of zeros; beyond the longest reach `out` stays."""
+    (rows, reach), *others = steps
+    torch.mm(part[:, rows], product[rows, :reach], out=out[:, :reach])
+    for rows, reach in others:
+        out[:, :reach].addmm_(part[:, rows], product[rows, :reach])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a rollout, each as `rolloutlib.rollout` explains it.
+
+    Raises ValueError for one that is out of its range.
+
+    >>> Settings(residual=1.4)
+    Traceback (most recent call last):
+        ...
+    ValueError: residual must be in [0, 1], got 1.4
+    """
+
+    head_fusion: str = "mean"
+    residual: float = 0.5
+    discard_ratio: float = 0.0
+    start_layer: int = 0
+    receptive_field: bool = False
+
+    def __post_init__(self) -> None:
+        require_fusion(self.head_fusion)
+        require_share("residual", self.residual)
+        require_share("discard ratio", self.discard_ratio, below_one=True)
+
+
+class Transition:
+    """One layer's step from its inputs to its outputs: rows of Ā, that is fused attention,
+    divided by its receptive field if so wanted, with the residual mixed in and the lowest entries
+    discarded, in that order.
+
+    Rows are those of Ā without the keys that may be left out of `Layer.fused`."""
+
+    def __init__(self, layer: Layer, settings: Settings):
+        self.layer, self.settings = layer, settings
+        self.tiles = row_tiles(layer)
+        # The threshold of a discard needs the whole matrix, so it is made once.
+        self.whole = None
+        if settings.discard_ratio > 0:
+            whole = joined(map(self.mixed, self.tiles), layer)
+            self.whole = clear_lowest(whole, settings.discard_ratio)
+
+    def mixed(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
+        """Rows of the fused attention with the residual mixed in."""
+        fused = self.layer.fused(rows, self.settings.head_fusion)
+        rows = rows.to(fused.device)
+        if self.settings.receptive_field:
+            fused = divide_by_receptive_field(fused, rows)
+        return mix_identity(fused, rows, self.settings.residual)
+
+    def part(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
+        """Rows of Ā, not more of them than make a tile."""
+        if self.whole is None:
+            return self.mixed(rows)
+        return without_unseen(self.whole[:, consecutive(rows)], rows)
+
+    @vanishing_flushed()
+    def rows(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
+        """Rows of Ā with all their keys."""
+        return joined(map(self.part, rows.split(len(self.tiles[0]))), self.layer)
+
+    @vanishing_flushed()
+    def after(self, product: "Product | None") -> "Product":
+        """Ā · product: the rollout one layer further on; Ā itself where there is none before."""
+        grown = Product(product, self.layer.shape)
+        for rows in self.tiles:
+            grown.append(self.part(rows))
+        grown.earlier = None
+        return grown
+
+    @vanishing_flushed()
+    def before(
+        self, relevance: Float[torch.Tensor, "batch row query"]
+    ) -> Float[torch.Tensor, "batch row key"]:
+        """relevance · Ā: rows of the rollout one layer further back."""
+        total = torch.zeros_like(relevance)
+        for rows in self.tiles:
+            share = relevance[..., consecutive(rows)]
+            if share.any():  # below a causal layer no row after the last wanted one has any share
+                part = self.part(rows)
+                total = total.to(part)
+                total[..., : part.shape[-1]].baddbmm_(share.to(part), part)
+                del part  # before the next one is made
+        return total
+
+
+def divide_by_receptive_field(
+    fused: Float[torch.Tensor, "batch row key"], rows: torch.Tensor
+) -> Float[torch.Tensor, "batch row key"]:
+    """Each row of a causal attention divided by how many keys it can see: i + 1 in row i."""
+    future = torch.arange(fused.shape[-1], device=rows.device) > rows[:, None]
+    ahead = fused.masked_fill(~future, 0).amax()
+    if ahead > 0:
+        raise ValueError(
+            "expected causal attention, of which alone the receptive field is known to grow with "
+            f"the position, got {ahead:.3g} on a later token (padding on the left attends to all: "
+            "answer prompts of different lengths one by one)"
+        )
+    return fused / (rows[:, None] + 1)

@@ -1,0 +1,140 @@
+"""An answer, or a clip, in the explorer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+
+from rolloutlib.algorithm.arrays import Array
+from rolloutlib.algorithm.attention import normalize_rows
+from rolloutlib.algorithm.composition import rollout_rows
+from rolloutlib.explorer.maps import Heatmaps, Panels
+from rolloutlib.explorer.widget import Explorer
+from rolloutlib.grid import View
+from rolloutlib.models import Answer
+from rolloutlib.models.tower import through_tower
+
+
+@dataclass(frozen=True)
+class Words:
+    """What of a prompt and its answer can be pointed at: all but pictures and marks in them.
+
+    texts: prompt first.  prompt: how many of them were asked.
+    positions: where each stands in the sequence.
+    rows: the query row that made each: its own of a word of the prompt, of a generated one the row
+    before it, which predicted it.
+    """
+
+    texts: list[str]
+    prompt: int
+    positions: Int[torch.Tensor, " word"]
+    rows: Int[torch.Tensor, " word"]
+
+
+def explore(
+    answer: Answer,
+    *,
+    to_patches: bool = False,
+    start_layer: int = 0,
+    head_fusion: str = "mean",
+    residual: float = 0.5,
+    discard_ratio: float = 0.0,
+    receptive_field: bool = False,
+    **look,
+) -> Explorer:
+    """Where did the model look for each word of its answer, and of the question?
+
+    Replays the answer, rolls the language model's attention out, and shows the row that predicted
+    each generated word, and the row of each word of the prompt. A word that stands before the
+    picture drew nothing from it. Rows are scaled to sum to 1. A video's steps in time are pictures
+    along a time slider, each the first of its frames.
+
+    to_patches: carry each map on through the vision tower, as `through_tower` does, with the same
+    residual.
+    start_layer to receptive_field: the language model's rollout to begin with, as `rollout` takes
+    them; controls change them.  look: traits of `MapView` to begin with, such as `power=2`.
+
+    Raises ValueError for a setting out of its range.
+    """
+    recording = answer.model.record(answer)
+    layers, words = recording["language"], words_of(answer)
+    pictures, views, labels = _seen(answer, to_patches)
+
+    def panels(**settings) -> Panels:
+        relevance = normalize_rows(rollout_rows(layers, words.rows, **settings)[0])
+        on_pictures = []
+        for image in answer.images:
+            if to_patches:
+                kept = settings["residual"]
+                maps = through_tower(recording, image, relevance, residual=kept).cpu()
+            else:
+                maps = image.heatmaps(relevance).cpu()
+            on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)
+        return {"": {"": Heatmaps(on_pictures, relevance.cpu()[:, words.positions])}}
+
+    return Explorer(
+        pictures,
+        views,
+        words.texts,
+        panels,
+        depth=len(layers),
+        settings={
+            "start_layer": start_layer,
+            "head_fusion": head_fusion,
+            "residual": residual,
+            "discard_ratio": discard_ratio,
+            "receptive_field": receptive_field,
+        },
+        prompt=words.prompt,
+        **({"labels": labels} | look),
+    )
+
+
+def explore_clip(
+    frames: Sequence[Image.Image],
+    view: View,
+    words: Sequence[str],
+    relevance: Float[Array, "word frame rows columns"],
+    **look,
+) -> Explorer:
+    """When and where did each of these look in a clip? Maps of every frame, along a time slider.
+
+    words: what the rows of the relevance belong to, such as the names of the frames.
+    relevance: scaled to sum to 1 over the clip, such as `space_time_relevance` gives it.
+    look: as `Explorer` takes it, such as `labels` of the frames; `together=False` for maps of which
+    each has its own scale, so that no matrix compares the frames.
+    """
+    shares = normalize_rows(relevance.reshape(len(relevance), -1)).reshape(relevance.shape)
+    maps = Heatmaps(list(shares.swapaxes(0, 1)))
+    labels = [f"frame {number}" for number in range(len(frames))]
+    return Explorer(
+        frames, [view] * len(frames), words, {"": {"": maps}}, **({"labels": labels} | look)
+    )
+
+
+def words_of(answer: Answer) -> Words:
+    """Which words were asked and answered, and which query row made each of them?"""
+    outside = torch.ones(len(answer.sequence), dtype=torch.bool)
+    for image in answer.images:
+        outside[int(image.positions[0]) : int(image.positions[-1]) + 1] = False
+    positions = outside.nonzero().flatten()
+    prompt = len(positions) - len(answer.tokens)
+    decode = answer.model.processor.tokenizer.decode
+    texts = [decode([token]) for token in answer.sequence[positions].tolist()]
+    return Words(texts, prompt, positions, torch.cat([positions[:prompt], answer.rows]))
+
+
+def _seen(answer: Answer, to_patches: bool) -> tuple[list[Image.Image], list[View], list[str]]:
+    """The pictures of an answer, how maps lie on them, and their names if they have any."""
+    views = [image.patch_view if to_patches else image.view for image in answer.images]
+    if not answer.frames:
+        return [image.picture for image in answer.images], views, []
+    steps, *grid = views[0].grid
+    together = answer.model.processor.video_processor.temporal_patch_size
+    starts = range(0, len(answer.frames), together)
+    ends = [min(start + together, len(answer.frames)) - 1 for start in starts]
+    labels = [f"frames {start}–{end}" for start, end in zip(starts, ends, strict=True)]
+    frames = [answer.frames[start] for start in starts]
+    return frames, [replace(views[0], grid=tuple(grid))] * steps, labels

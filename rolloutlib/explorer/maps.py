@@ -1,0 +1,67 @@
+"""What lies over a picture in the explorer, and how it goes to the browser."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from rolloutlib.algorithm.arrays import Array, as_tensor
+
+STEPS = 65535  # of a row's highest value: what a map's numbers are rounded to in the browser
+
+
+@dataclass(frozen=True)
+class Heatmaps:
+    """What each word drew on.
+
+    on_pictures: for each picture `[word row column]` on its grid of tokens; one map instead of
+    one for each word where it is the same for all.
+    on_words: `[word word]`, what each drew on the words; None where that is not known.
+    colours: a name out of `COLOURS`, or "" to leave it to the reader.
+    """
+
+    on_pictures: Sequence[Float[Array, "word rows columns"]]
+    on_words: Float[Array, "word word"] | None = None
+    colours: str = ""
+
+    def rows(self, words: int) -> Float[np.ndarray, "word relevance"]:
+        """All of it in one array: the cells of the pictures, one after the other, then the words.
+
+        Rows are read as shares: one that sums to more than 1 is scaled to sum to 1.
+
+        Raises ValueError for maps of another number of words, negative or not finite.
+        """
+        parts = [as_tensor(part).flatten(1).cpu().double().numpy() for part in self.on_pictures]
+        count = len(parts[0])
+        blank = np.zeros((count, words))
+        parts.append(blank if self.on_words is None else np.asarray(self.on_words, dtype=float))
+        if count not in (1, words) or any(len(part) != count for part in parts):
+            got = [len(part) for part in parts]
+            raise ValueError(f"expected maps for {words} words, or one for all, got {got}")
+        rows = np.concatenate(parts, 1)
+        if not (np.isfinite(rows).all() and (rows >= 0).all()):
+            raise ValueError("expected relevance of finite numbers, 0 or more, got others")
+        return rows / np.maximum(rows.sum(1, keepdims=True), 1)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One place on the picture, such as a click; x and y in shares of its width and height."""
+
+    x: float
+    y: float
+
+
+Sheets = Mapping[str, Heatmaps | Mark]  # what lies over one picture, each to be switched by name
+Panels = Mapping[str, Sheets]  # pictures side by side, such as with an adapter and without
+
+
+def peaks(rows: Float[np.ndarray, "word relevance"]) -> list[float]:
+    return rows.max(1).tolist()
+
+
+def codes(rows: Float[np.ndarray, "word relevance"]) -> bytes:
+    """Each number as a share of its row's highest: exact to half a step of 1 / 65535 of that."""
+    peaks = rows.max(1, keepdims=True)
+    return (rows / np.where(peaks > 0, peaks, 1) * STEPS).round().astype("<u2").tobytes()

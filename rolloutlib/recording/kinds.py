@@ -1,0 +1,164 @@
+"""What else a recording keeps of a layer: fused attention, blocks, or weights once computed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NoReturn
+
+import torch
+from jaxtyping import Float
+
+from rolloutlib.algorithm.arrays import consecutive, working_dtype
+from rolloutlib.algorithm.attention import fuse_heads
+from rolloutlib.recording.recorded import Call, every_or_chosen
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """One attention layer of one pass of which only the head-fused attention was kept.
+
+    parts: `[batch row seen]` each, all rows in order, without keys that none of a part's rows
+    attends to.
+    """
+
+    name: str
+    head_fusion: str
+    parts: tuple[Float[torch.Tensor, "batch _ _"], ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        length = sum(part.shape[1] for part in self.parts)
+        return self.parts[0].shape[0], length, self.parts[-1].shape[2]
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused attention of these query rows.
+
+        Raises ValueError for any other fusion than the one that was recorded.
+        """
+        if how != self.head_fusion:
+            raise ValueError(self._kept_nothing_else(f"{how!r}"))
+        found = list(_by_piece([part.shape[1] for part in self.parts], rows))
+        seen = max(self.parts[number].shape[2] for number, *_ in found)
+        gathered = self.parts[0].new_zeros(self.shape[0], len(rows), seen)
+        for number, _, ours, own in found:
+            part = self.parts[number][:, consecutive(own)]
+            gathered[:, consecutive(ours), : part.shape[2]] = part
+        return gathered
+
+    def probabilities(self, rows: torch.Tensor | list[int] | None = None) -> NoReturn:
+        """Raises ValueError, as attention head by head was not kept."""
+        raise ValueError(self._kept_nothing_else("a request for single heads"))
+
+    def _kept_nothing_else(self, got: str) -> str:
+        return (
+            f"{self.name} was recorded with head_fusion={self.head_fusion!r} and kept nothing "
+            f"else, got {got}: record with head_fusion=None to choose afterwards"
+        )
+
+
+def _by_piece(
+    lengths: list[int], rows: torch.Tensor
+) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    """Of a sequence in pieces of these lengths, those that have some of the rows: which piece,
+    where it starts, which of the rows are its own, and their numbers within it."""
+    for number, (end, length) in enumerate(zip(accumulate(lengths), lengths, strict=True)):
+        start = end - length
+        ours = ((rows >= start) & (rows < end)).nonzero().flatten()
+        if len(ours):
+            yield number, start, ours, rows[ours] - start
+
+
+@dataclass(frozen=True)
+class RecordedWeights:
+    """One `nn.MultiheadAttention` of one pass: the weights that it computed, head by head."""
+
+    name: str
+    weights: Float[torch.Tensor, "batch head query key"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.weights.shape[0], self.weights.shape[2], self.weights.shape[3]
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """The weights of these query rows (all of them by default), in float32.
+
+        Float64 weights stay float64.
+        """
+        chosen = self.weights[:, :, consecutive(every_or_chosen(rows, self.shape[1]))]
+        return chosen.to(working_dtype(chosen.dtype))
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return fuse_heads(self.probabilities(rows), how)
+
+
+@dataclass(frozen=True)
+class RecordedBlocks:
+    """One layer that attends within pieces of its sequence, piece by piece in one pass.
+
+    So Qwen3-VL's vision tower does: each picture, and each step in time of a video, sees itself
+    alone. Together the blocks are one layer whose attention is 0 outside of them; zeros are made
+    for the rows that are asked for, never for the whole matrix.
+    """
+
+    name: str
+    blocks: tuple[Call, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        length = sum(block.shape[1] for block in self.blocks)
+        return self.blocks[0].shape[0], length, length
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """softmax(QKᵀ · scaling) within each row's block, 0 outside, as of `RecordedLayer`."""
+        rows = every_or_chosen(rows, self.shape[1])
+        return self._gathered(rows, lambda block, own: block.probabilities(own))
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return self._gathered(rows, lambda block, own: block.fused(own, how))
+
+    def _gathered(
+        self, rows: torch.Tensor, answer: Callable[[Call, torch.Tensor], torch.Tensor]
+    ) -> Float[torch.Tensor, "*batch row key"]:
+        """What each block answers for its own rows, in its place among zeros."""
+        gathered, lengths = None, [block.shape[1] for block in self.blocks]
+        for number, start, ours, own in _by_piece(lengths, rows):
+            part = answer(self.blocks[number], own)
+            if gathered is None:
+                gathered = part.new_zeros(*part.shape[:-2], len(rows), self.shape[2])
+            gathered[..., ours, start : start + part.shape[-1]] = part
+        return gathered
+
+
+@dataclass(frozen=True)
+class DifferentiableLayer:
+    """One attention layer of a pass that can be led back: its probabilities, not yet let go.
+
+    attention: `[batch head query key]`, or in PyTorch's own layout `[batch*head query key]`.
+    """
+
+    name: str
+    attention: Float[torch.Tensor, "*batch_and_head query key"]
+    heads: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.attention.shape[:-2].numel() // self.heads, *self.attention.shape[-2:]
+
+    def probabilities(self) -> Float[torch.Tensor, "batch head query key"]:
+        """The attention itself, let go of the pass."""
+        whole = self.attention.detach()
+        return whole.reshape(self.shape[0], self.heads, *self.shape[1:])
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
+        """The head-fused attention of these query rows."""
+        return fuse_heads(self.probabilities()[:, :, consecutive(rows)], how)

@@ -1,0 +1,139 @@
+"""The calls of one layer as one pass over the whole sequence."""
+
+import math
+from dataclasses import replace
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+
+from rolloutlib.algorithm.arrays import vanishing_flushed, working_dtype
+from rolloutlib.algorithm.layers import Layer
+from rolloutlib.recording.kinds import (
+    DifferentiableLayer,
+    FusedLayer,
+    RecordedBlocks,
+)
+from rolloutlib.recording.recorded import RecordedLayer
+
+PART = 128  # rows of fused attention that are kept together, with all keys that any of them sees
+
+
+class Continued(NamedTuple):
+    """A call that a later one continued from its cache, which hands over the same keys again.
+
+    Of its own keys the last is kept, to tell whether the cache was put in another order since.
+    """
+
+    query: Float[torch.Tensor, "batch head query width"]
+    last_key: Float[torch.Tensor, "batch key_head 1 width"]
+    mask: Bool[torch.Tensor, "_ _ query key"] | Float[torch.Tensor, "_ _ query key"] | None
+    logsumexp: Float[torch.Tensor, "batch head query"] | None
+
+
+def one_pass(
+    calls: list[Layer | Continued],
+) -> Layer:
+    """The layer that these calls of one module make up: one call, a call and those that continued
+    it, or the blocks of one pass.
+
+    A module that attends block by block splits one tensor, so its blocks' queries share their
+    memory; those of another pass lie elsewhere, as all are kept.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    if all(isinstance(call, Continued) for call in calls[:-1]):
+        return _whole_sequence(*calls)
+    if isinstance(calls[0], DifferentiableLayer):
+        raise ValueError(
+            f"{calls[0].name} ran {len(calls)} times while recording gradients, expected once: one "
+            "pass over the whole sequence, about one picture (several, or a video's steps in time, "
+            "attend one by one)"
+        )
+    recorded = all(isinstance(call, RecordedLayer) for call in calls)
+    passes = {call.query.untyped_storage().data_ptr() for call in calls} if recorded else calls
+    if len(passes) > 1 or any(call.shape[1] != call.shape[2] for call in calls):
+        raise ValueError(
+            f"{calls[-1].name} ran {len(calls)} times while recording, expected once or a cache "
+            "that grows: record one pass over the whole sequence, after generation"
+        )
+    return RecordedBlocks(calls[0].name, tuple(calls))
+
+
+def continues(earlier: object, call: object) -> bool:
+    """Does this call attend to all keys of the earlier one and to those of its own queries?"""
+    if not (isinstance(earlier, RecordedLayer) and isinstance(call, RecordedLayer)):
+        return False
+    return _sees_no_later(earlier) and call.shape[2] == earlier.shape[2] + call.shape[1]
+
+
+def _sees_no_later(call: RecordedLayer) -> bool:
+    """May later calls continue this one, as none of its tokens attends to any after it?"""
+    return call.mask is not None or call.causal or call.shape[1] == 1
+
+
+def takes_less_fused(call: object) -> bool:
+    """Is a call's fused attention smaller than its queries and keys?
+
+    Not asked of calls that none can continue: each may be one block of a pass.
+    """
+    if not (isinstance(call, RecordedLayer) and _sees_no_later(call)):
+        return False
+    fused = math.prod(call.shape) * working_dtype(call.query.dtype).itemsize
+    return fused < call.query.nbytes + call.key.nbytes
+
+
+@vanishing_flushed()
+def fused(layer: RecordedLayer, rows: range, how: str) -> FusedLayer:
+    """Some rows of a layer with its heads fused."""
+    some = torch.arange(rows.start, rows.stop).split(PART)
+    return FusedLayer(layer.name, how, tuple(layer.fused(part, how) for part in some))
+
+
+def continued(first: FusedLayer, whole: RecordedLayer) -> FusedLayer:
+    """The whole layer, whose first rows are kept with their heads fused and have no queries."""
+    rows = range(first.shape[1], whole.shape[1])
+    if not rows:
+        return first
+    return replace(first, parts=first.parts + fused(whole, rows, first.head_fusion).parts)
+
+
+def _whole_sequence(*calls: RecordedLayer | Continued) -> RecordedLayer:
+    """The one pass over the whole sequence that a prompt's call and those after it add up to."""
+    *before, last = calls
+    ends = list(accumulate(call.query.shape[2] for call in calls))
+    for call, end in zip(before, ends, strict=False):
+        if not torch.equal(last.key[:, :, end - 1 : end], call.last_key):
+            raise ValueError(
+                f"{last.name}: the cache changed while recording, as in beam search: record one "
+                "pass over the whole sequence, after generation"
+            )
+    known = [call.logsumexp for call in calls]
+    mask = _whole_mask([call.mask for call in calls], ends)
+    return replace(
+        last,
+        query=torch.cat([call.query for call in calls], 2),
+        mask=mask,
+        causal=mask is None,
+        logsumexp=None if any(one is None for one in known) else torch.cat(known, 2),
+    )
+
+
+def _whole_mask(
+    masks: list[torch.Tensor | None], ends: list[int]
+) -> Bool[torch.Tensor, "_ _ query key"] | Float[torch.Tensor, "_ _ query key"] | None:
+    """The masks of the calls that end with these keys, below each other; later keys are hidden."""
+    given = next((mask for mask in masks if mask is not None), None)
+    if given is None:
+        return None
+    hidden = False if given.dtype == torch.bool else torch.finfo(given.dtype).min
+    rows = []
+    for mask, start, end in zip(masks, [0, *ends], ends, strict=False):
+        if mask is None:  # causal: no later key is seen
+            seen = given.new_ones(end - start, end, dtype=torch.bool).tril(start)
+            blank = given.new_full((end - start, end), hidden)
+            mask = blank.masked_fill(seen, True if given.dtype == torch.bool else 0)
+        mask = torch.nn.functional.pad(mask, (0, ends[-1] - end), value=hidden)
+        rows.append(mask.expand(*given.shape[:2], -1, -1))
+    return torch.cat(rows, 2)

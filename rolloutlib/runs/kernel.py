@@ -1,0 +1,100 @@
+"""The kernel of one run: its Python, its sockets, how far it has come."""
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from traitlets.config import Config
+
+
+class _OwnKernel(AsyncKernelManager):
+    """A kernel of this very Python, whatever other kernels Jupyter finds under the same name."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict())
+
+
+def kernel_watched_by(position: "Position") -> type[_OwnKernel]:
+    """The class of kernels, for that is what papermill takes; each tells where it is."""
+
+    class WatchedKernel(_OwnKernel):
+        def __init__(self, **settings) -> None:
+            super().__init__(**settings)
+            position.kernel = self
+
+    return WatchedKernel
+
+
+def peak_memory(process: int | str = "self") -> int | None:
+    """The most bytes of memory that a process held so far; None where Linux's /proc is not.
+
+    >>> peak = peak_memory()
+    >>> peak is None or peak > 1_000_000
+    True
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)
+    return 1024 * int(found[1]) if found else None
+
+
+@contextmanager
+def private_sockets() -> Iterator[Config]:
+    """Kernel settings under which no TCP port is opened: sockets in a folder of their own."""
+    with tempfile.TemporaryDirectory(prefix="rollout-") as folder:
+        yield Config(KernelManager={"transport": "ipc", "connection_file": f"{folder}/kernel.json"})
+
+
+class Position:
+    """How far a run has come, for whoever watches it and for the report when it fails."""
+
+    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
+        self.on_progress = on_progress
+        self.index = 0
+        self.cells_started = 0
+        self.cells = 0
+        self.kernel: _OwnKernel | None = None
+        self.peak_bytes: int | None = None
+        self.interrupted = False
+
+    def start(self, notebook: nbformat.NotebookNode) -> None:
+        self.cells = sum(is_executed(cell) for cell in notebook.cells)
+
+    def enter(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.on_progress(self.cells_started, self.cells)
+        self.index = cell_index
+        self.cells_started += 1
+
+    def leave(self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
+        self.peak_bytes = (self.process and peak_memory(self.process)) or self.peak_bytes
+
+    @property
+    def process(self) -> int | None:
+        """The kernel's process, while there is one."""
+        kernel = self.kernel and self.kernel.provisioner
+        return kernel.pid if kernel and kernel.has_process else None
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does to a run in the main thread, to one in another: its kernel ends."""
+        self.interrupted = True
+        with suppress(ProcessLookupError):
+            if self.process:
+                os.kill(self.process, signal.SIGKILL)
+
+
+def is_executed(cell: nbformat.NotebookNode) -> bool:
+    skipped = "skip-execution" in cell.metadata.get("tags", [])
+    return cell.cell_type == "code" and bool(cell.source.strip()) and not skipped

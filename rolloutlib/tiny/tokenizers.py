@@ -1,0 +1,135 @@
+"""Tokenizers of few words, one for each small checkpoint."""
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rolloutlib.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES
+from rolloutlib.tiny.screens import ICONS, KINDS, LABELS, NUMBERS
+
+SPECIAL = ("<pad>", "<unk>", "</s>", "<image>")
+PROMPT = ("user", "assistant", ":", "?")
+QUESTION = (
+    "what",
+    "where",
+    "is",
+    "the",
+    "there",
+    "a",
+    "an",
+    "object",
+    "at",
+    "colour",
+    "shape",
+    "yes",
+    "no",
+)
+NAMES = (*COLOURS, *SHAPES, *ROWS, *COLUMNS)
+VOCABULARY = (*SPECIAL, *PROMPT, *QUESTION, *NAMES)
+# What Fuyu's processor writes: picture, end of a row, end of the picture, begin of the answer.
+FUYU_SPECIAL = ("<pad>", "<unk>", "</s>", "<s>", "|SPEAKER|", "|NEWLINE|", "<0x04>", "▁", "\n", "?")
+
+
+def scene_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word and sign that the scenes' questions and answers use.
+
+    >>> scene_tokenizer().tokenize("What colour is the star?")
+    ['what', 'colour', 'is', 'the', 'star', '?']
+    """
+    numbers = {word: number for number, word in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",  # so that a batch of prompts ends where its answers begin
+    )
+
+
+def fuyu_tokenizer() -> PreTrainedTokenizerFast:
+    """The same words between Fuyu's signs; every text begins with "▁", which its processor cuts.
+
+    >>> fuyu_tokenizer().tokenize("|SPEAKER||NEWLINE|Where is it?\\n<0x04>")
+    ['▁', '|SPEAKER|', '|NEWLINE|', 'where', 'is', '<unk>', '?', '\\n', '<0x04>']
+    """
+    numbers = {word: number for number, word in enumerate((*FUYU_SPECIAL, *QUESTION, *NAMES))}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    signs = ("|SPEAKER|", "|NEWLINE|")
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Lowercase()]
+        + [normalizers.Replace(sign.lower(), sign) for sign in signs]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"▁|\|\w+\||<0x04>|\n|[^\W▁_]+|[^\w\s]"), behavior="removed", invert=True
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+    )
+
+
+# Qwen's own signs, and the words of questions and instructions about screens.
+SCREEN_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+SCREEN_WORDS = (
+    *("user", "assistant", "system", "?", '"', "(", ")", ","),
+    *("click", "what", "where", "how", "is", "does", "say", "far", "down", "the", "at", "on"),
+    *("colour", "icon"),
+)
+ALL_LABELS = tuple(label for labels in LABELS.values() for label in labels)
+SCREEN_NAMES = (*" ".join(KINDS).split(), *COLOURS, *ICONS, *ROWS, *COLUMNS, *ALL_LABELS)
+LETTERS = tuple(sorted(set("".join(ALL_LABELS))))
+# The chat template of Qwen3-VL, as far as one turn with pictures or videos needs it.
+SCREEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def screen_tokenizer() -> PreTrainedTokenizerFast:
+    """Qwen's signs, one token for each word about screens, and one for each coordinate.
+
+    >>> tokenizer = screen_tokenizer()
+    >>> tokenizer.tokenize('Click the button "save"<|im_end|>')
+    ['click', 'the', 'button', '"', 'save', '"', '<|im_end|>']
+    >>> tokenizer.decode(tokenizer.encode("(412, 100)"))
+    '(412, 100)'
+    """
+    words = (*SCREEN_SPECIAL, "<unk>", *SCREEN_WORDS, *SCREEN_NAMES, *map(str, NUMBERS))
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.WordPiece(), decoders.Fuse()]
+        + [decoders.Replace(*pair) for pair in (("( ", "("), (" )", ")"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SCREEN_SPECIAL[1:]),
+        padding_side="left",  # so that a batch of prompts ends where its answers begin
+    )
