@@ -1,5 +1,6 @@
 """Where image tokens are in the sequence, and what pixels of the picture they stand for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -126,6 +127,19 @@ class ImageTokens:
         Raises ValueError where the relevance has fewer keys than the last image token needs.
         """
         return on_grid(relevance, self.positions, self.view)
+
+    def on_patches(
+        self,
+        relevance: Float[torch.Tensor, "row key"],
+        length: int,
+        carry: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Float[torch.Tensor, "*row_and_grid"]:
+        """Lay relevance on the grid of the patches behind the image tokens.
+
+        carry: takes relevance `[row length]` over the tower's outputs back to its inputs.
+        """
+        on_tokens = relevance[:, self.positions.to(relevance.device)]
+        return self.patches.heatmaps(carry(self.patches.on_outputs(on_tokens, length)))
 
 
 def on_grid(

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -83,9 +83,8 @@ class Method:
             raise ValueError("expected a model with what the method needs, got one without")
         relevance, image = self.relevance(evidence), evidence.image
         if self.behind is not None:
-            on_tokens = relevance[:, image.positions.to(relevance.device)]
-            outputs = image.patches.on_outputs(on_tokens, evidence.tower[0].shape[-1])
-            maps = image.patches.heatmaps(self.behind(evidence, outputs))
+            length = evidence.tower[0].shape[-1]
+            maps = image.on_patches(relevance, length, partial(self.behind, evidence))
         else:
             maps = relevance if image is None else image.heatmaps(relevance)
         return maps.mean(0).cpu().numpy()

@@ -1,7 +1,7 @@
 """An answer, or a clip, in the explorer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,12 @@ from PIL import Image
 from rolloutlib.algorithm.arrays import Array
 from rolloutlib.algorithm.attention import normalize_rows
 from rolloutlib.algorithm.composition import rollout_rows
+from rolloutlib.algorithm.transition import Settings
 from rolloutlib.explorer.maps import Heatmaps, Panels
 from rolloutlib.explorer.widget import Explorer
 from rolloutlib.grid import View
 from rolloutlib.models import Answer
-from rolloutlib.models.tower import through_tower
+from rolloutlib.models.tower import on_picture
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,16 @@ def explore(
 
     Raises ValueError for a setting out of its range.
     """
+    first = Settings(head_fusion, residual, discard_ratio, start_layer, receptive_field)
     recording = answer.model.record(answer)
     layers, words = recording["language"], words_of(answer)
     pictures, views, labels = _seen(answer, to_patches)
 
-    def panels(**settings) -> Panels:
-        relevance = normalize_rows(rollout_rows(layers, words.rows, **settings)[0])
+    def panels(settings: Settings) -> Panels:
+        relevance = normalize_rows(rollout_rows(layers, words.rows, **asdict(settings))[0])
         on_pictures = []
         for image in answer.images:
-            if to_patches:
-                kept = settings["residual"]
-                maps = through_tower(recording, image, relevance, residual=kept).cpu()
-            else:
-                maps = image.heatmaps(relevance).cpu()
+            maps = on_picture(recording, image, relevance, to_patches, settings.residual).cpu()
             on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)
         return {"": {"": Heatmaps(on_pictures, relevance.cpu()[:, words.positions])}}
 
@@ -80,13 +78,7 @@ def explore(
         words.texts,
         panels,
         depth=len(layers),
-        settings={
-            "start_layer": start_layer,
-            "head_fusion": head_fusion,
-            "residual": residual,
-            "discard_ratio": discard_ratio,
-            "receptive_field": receptive_field,
-        },
+        settings=first,
         prompt=words.prompt,
         **({"labels": labels} | look),
     )

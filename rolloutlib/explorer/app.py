@@ -2,13 +2,16 @@
 
 import html
 
-import ipywidgets
 from transformers.utils.logging import disable_progress_bar
 
 from rolloutlib.evaluate.methods import STRONGEST
 from rolloutlib.explorer import explore
+from rolloutlib.extras import needs
 from rolloutlib.files.pictures import read_picture
 from rolloutlib.models import MultimodalModel, load_model
+
+with needs("notebooks"):
+    import ipywidgets
 
 FIRST = "Choose a picture, write a question, and ask."
 LABELLED = {"style": {"description_width": "initial"}}

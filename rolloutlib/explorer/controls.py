@@ -4,11 +4,15 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 
-import ipywidgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from rolloutlib.algorithm.attention import HEAD_FUSIONS
+from rolloutlib.algorithm.transition import Settings
+from rolloutlib.extras import needs
+
+with needs("notebooks"):
+    import ipywidgets
 
 # A rollout takes longer than a slider's step: redraw when it is let go.
 LATE = {"continuous_update": False}
@@ -73,26 +77,21 @@ def share_slider(name: str, value: float, *, highest: float) -> ipywidgets.Float
     )
 
 
-def controls(
-    depth: int,
-    *,
-    start_layer: int = 0,
-    head_fusion: str = "mean",
-    residual: float = 0.5,
-    discard_ratio: float = 0.0,
-    receptive_field: bool = False,
-) -> dict[str, ipywidgets.Widget]:
-    """What changes the rollout itself; out of use until a kernel answers."""
-    first = {"description": "first layer", "value": start_layer, "max": depth - 1}
-    field = {"description": "receptive field", "value": receptive_field, "indent": False}
+def controls(depth: int, first: Settings) -> dict[str, ipywidgets.Widget]:
+    """What changes the rollout itself, set to `first`; out of use until a kernel answers."""
+    highest = max(0.95, first.discard_ratio)
     controls = {
-        "start_layer": ipywidgets.IntSlider(**first, **LATE),
-        "head_fusion": ipywidgets.Dropdown(
-            description="heads", options=HEAD_FUSIONS, value=head_fusion
+        "start_layer": ipywidgets.IntSlider(
+            description="first layer", value=first.start_layer, max=depth - 1, **LATE
         ),
-        "residual": share_slider("residual", residual, highest=1.0),
-        "discard_ratio": share_slider("discard", discard_ratio, highest=max(0.95, discard_ratio)),
-        "receptive_field": ipywidgets.Checkbox(**field),
+        "head_fusion": ipywidgets.Dropdown(
+            description="heads", options=HEAD_FUSIONS, value=first.head_fusion
+        ),
+        "residual": share_slider("residual", first.residual, highest=1.0),
+        "discard_ratio": share_slider("discard", first.discard_ratio, highest=highest),
+        "receptive_field": ipywidgets.Checkbox(
+            description="receptive field", value=first.receptive_field, indent=False
+        ),
     }
     for control in controls.values():
         control.disabled = True

@@ -8,26 +8,30 @@ computed in Python.
 import base64
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import anywidget
-import ipywidgets
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import traitlets
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rolloutlib.algorithm.transition import Settings
 from rolloutlib.explorer.controls import controls
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes, peaks
+from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 from rolloutlib.grid import View
 from rolloutlib.overlay import blend, colour, crosshair, is_flat, to_picture
 from rolloutlib.plots import plot_pictures
+
+with needs("notebooks"):
+    import anywidget
+    import ipywidgets
+    import traitlets
 
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
@@ -80,8 +84,8 @@ class Explorer(ipywidgets.VBox):
     pictures, views: what is shown, and how each one's maps lie on it.
     words: whatever can be pointed at: tokens, or frames.  prompt: how many of the first were asked.
     panels: pictures side by side → sheets on each → `Heatmaps` or a `Mark`; or a function that
-    computes them from the settings of a `rollout` of `depth` layers, for which controls then appear
-    below.  settings: what it is called with first; without them, the rollout's own.
+    computes them from the `Settings` of a rollout of `depth` layers, for which controls then appear
+    below.  settings: what it is called with first.
     labels: a name for each picture.  title: what the words are together.
     look: traits of `MapView` to begin with, such as `power` or `colours`.
 
@@ -96,10 +100,10 @@ class Explorer(ipywidgets.VBox):
         pictures: Sequence[Image.Image],
         views: Sequence[View],
         words: Sequence[str],
-        panels: Panels | Callable[..., Panels],
+        panels: Panels | Callable[[Settings], Panels],
         *,
         depth: int = 0,
-        settings: Mapping[str, object] | None = None,
+        settings: Settings | None = None,
         prompt: int = 0,
         labels: Sequence[str] = (),
         title: str = "words",
@@ -115,7 +119,8 @@ class Explorer(ipywidgets.VBox):
         self._pictures, self._views = list(pictures), list(views)
         longest = LONGEST_ALONE if len(pictures) == 1 else LONGEST_OF_SEVERAL
         self._small = [_at_most(picture, longest) for picture in pictures]
-        self._compute = panels if callable(panels) else lambda: panels
+        self._compute = panels if callable(panels) else lambda settings: panels
+        settings = settings or Settings()
         self.maps = MapView(
             pictures=list(map(_sent, self._small, views, labels)),
             words=list(words),
@@ -125,17 +130,18 @@ class Explorer(ipywidgets.VBox):
             status=STILL if depth else "",
             **({"together": len(pictures) > 1} | look),
         )
-        self._show(self._compute(**(settings or {})))
-        self._controls = controls(depth, **(settings or {})) if depth else {}
+        self._show(self._compute(settings))
+        self._controls = controls(depth, settings) if depth else {}
         for control in self._controls.values():
             control.observe(self._recompute, names="value")
         self.maps.on_msg(self._greet)
         super().__init__([self.maps, ipywidgets.HBox(list(self._controls.values()), layout=WRAP)])
 
     @property
-    def settings(self) -> dict[str, object]:
-        """What the rollout is computed with now."""
-        return {name: control.value for name, control in self._controls.items()}
+    def settings(self) -> Settings | None:
+        """What the rollout is computed with now; None where the maps came ready."""
+        chosen = {name: control.value for name, control in self._controls.items()}
+        return Settings(**chosen) if chosen else None
 
     @property
     def selected(self) -> list[int]:
@@ -262,7 +268,7 @@ class Explorer(ipywidgets.VBox):
         self.maps.status, self.maps.busy = "Computing in the kernel …", True
         began = time.perf_counter()
         try:
-            self._show(self._compute(**self.settings))
+            self._show(self._compute(self.settings))
             self.maps.status = f"{READY} The last took {time.perf_counter() - began:.1f} s."
         except Exception as error:
             self.maps.status = f"The kernel could not compute this: {error}"

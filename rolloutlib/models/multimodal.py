@@ -6,18 +6,16 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModel
 from PIL import Image
 from transformers import (
     BatchFeature,
-    PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.video_utils import VideoMetadata
 
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import ImageTokens, image_tokens
 from rolloutlib.models.families import Family
+from rolloutlib.models.prompts import full_prompt, require_room, video_inputs, without_ending
 from rolloutlib.recording.capture import Recording, record_attention
 from rolloutlib.recording.gradients import record_gradients
 
@@ -64,10 +62,10 @@ class Answer:
 class MultimodalModel:
     """A checkpoint ready to be asked: transformers' model and processor, and their family.
 
-    model: with an adapter it is PEFT's, around that of transformers.
+    model: of transformers; with an adapter it is PEFT's model around that one.
     """
 
-    model: PreTrainedModel | PeftModel
+    model: torch.nn.Module
     processor: ProcessorMixin
     family: Family
 
@@ -84,7 +82,7 @@ class MultimodalModel:
 
         prompt: a question, put into the checkpoint's chat template; or the whole text, which is
         taken as it is where it already has image tokens.  frame_rate: where it is given, the
-        pictures are the frames of one video, so many a second.  generation: anything that
+        pictures are the frames of one video, in frames per second.  generation: anything that
         transformers' `generate` takes (beams, sampling, …), for one answer.
 
         Raises ValueError where the prompt has no room for its image tokens or the context none
@@ -92,41 +90,17 @@ class MultimodalModel:
         video where the model takes none.
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-        inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
-        length = inputs["input_ids"].shape[1]
-        self._require_room(length, max_new_tokens)
+        pictures = [upright_rgb(picture) for picture in pictures]
+        inputs = self._inputs(pictures, prompt, frame_rate)
+        require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
-        return self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
+        return self._answer(pictures, prompt, inputs, getattr(output, "sequences", output))
 
     def prepare(
         self, pictures: list[Image.Image], prompt: str, *, frame_rate: float | None = None
     ) -> BatchFeature:
         """The model's inputs for a prompt about these pictures, on the model's device."""
-        pictures = [upright_rgb(picture) for picture in pictures]
-        if frame_rate is None:
-            text = self._full_prompt(prompt, "image", len(pictures))
-            inputs = self.processor(images=pictures, text=text, return_tensors="pt")
-        else:
-            inputs = self._video_inputs(pictures, prompt, frame_rate)
-        return inputs.to(self.model.device, self.model.dtype)
-
-    def _video_inputs(
-        self, frames: list[Image.Image], prompt: str, frame_rate: float
-    ) -> BatchFeature:
-        """What the processor makes of one video, all of its frames taken."""
-        if getattr(self.processor, "video_processor", None) is None:
-            raise ValueError(f"expected a model that takes video, got {self.family.model_type}")
-        sizes = {frame.size for frame in frames}
-        if len(sizes) != 1:
-            raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
-        numbers = list(range(len(frames)))
-        return self.processor(
-            videos=[frames],
-            text=self._full_prompt(prompt, "video", 1),
-            video_metadata=[VideoMetadata(len(frames), fps=frame_rate, frames_indices=numbers)],
-            do_sample_frames=False,
-            return_tensors="pt",
-        )
+        return self._inputs([upright_rgb(picture) for picture in pictures], prompt, frame_rate)
 
     def answer(
         self,
@@ -135,13 +109,35 @@ class MultimodalModel:
         inputs: BatchFeature,
         sequences: Int[torch.Tensor, "one token"],
     ) -> Answer:
-        """Read one generated sequence, prompt included, however it was generated."""
+        """Read one generated sequence, prompt included, however it was generated.
+
+        Raises ValueError for more or fewer than one, and where nothing was generated.
+        """
+        pictures = [upright_rgb(picture) for picture in pictures]
+        return self._answer(pictures, prompt, inputs, sequences)
+
+    def _inputs(
+        self, pictures: list[Image.Image], prompt: str, frame_rate: float | None
+    ) -> BatchFeature:
+        if frame_rate is None:
+            text = full_prompt(self.processor, self.family, prompt, "image", len(pictures))
+            inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+        else:
+            inputs = video_inputs(self.processor, self.family, pictures, prompt, frame_rate)
+        return inputs.to(self.model.device, self.model.dtype)
+
+    def _answer(
+        self,
+        pictures: list[Image.Image],
+        prompt: str,
+        inputs: BatchFeature,
+        sequences: Int[torch.Tensor, "_ token"],
+    ) -> Answer:
         if sequences.shape[0] != 1:
             raise ValueError(f"expected one generated sequence, got {sequences.shape[0]}")
-        pictures = [upright_rgb(picture) for picture in pictures]
         views = self.family.views(self.processor, inputs, pictures)
         length = inputs["input_ids"].shape[1]
-        generated = self._without_ending(sequences[0, length:])
+        generated = without_ending(sequences[0, length:], self.model.generation_config)
         if len(generated) == 0:
             raise ValueError("expected at least one generated token, got none")
         tokenizer, config = self.processor.tokenizer, self.model.config
@@ -230,35 +226,7 @@ class MultimodalModel:
 
         Raises ValueError where the model has none.
         """
-        if not isinstance(self.model, PeftModel):
+        if not hasattr(self.model, "disable_adapter"):
             raise ValueError(f"expected a model with an adapter, got {type(self.model).__name__}")
         with self.model.disable_adapter():
             yield
-
-    def _full_prompt(self, prompt: str, kind: str, count: int) -> str:
-        """The text that the processor takes, with one token for each "image" or "video"."""
-        token = getattr(self.processor, f"{kind}_token", None)
-        if token and token in prompt:
-            return prompt
-        if self.processor.chat_template is None:
-            return self.family.prompt_template.format(prompt=prompt)
-        content = [{"type": kind}] * count + [{"type": "text", "text": prompt}]
-        conversation = [{"role": "user", "content": content}]
-        return self.processor.apply_chat_template(conversation, add_generation_prompt=True)
-
-    def _require_room(self, length: int, new: int) -> None:
-        if new < 1:
-            raise ValueError(f"max_new_tokens must be 1 or more, got {new}")
-        context = self.model.config.get_text_config().max_position_embeddings
-        if length + new > context:
-            raise ValueError(
-                f"the prompt with its image tokens is {length} tokens long and the answer up to "
-                f"{new}; expected at most {context} together, the model's context"
-            )
-
-    def _without_ending(self, generated: Int[torch.Tensor, " token"]) -> Int[torch.Tensor, " kept"]:
-        """The generated tokens up to the one that closes the answer."""
-        ending = self.model.generation_config.eos_token_id
-        ending = [ending] if isinstance(ending, int) else ending or []
-        closing = torch.isin(generated, torch.tensor(ending, device=generated.device))
-        return generated[: int(closing.int().argmax())] if closing.any() else generated

@@ -57,7 +57,7 @@ def test_asking_shows_the_answer_and_its_explorer(panel):
     [explorer] = panel.explored.children
     answered = explorer.maps.words[explorer.maps.prompt :]
     assert len(answered) == 3
-    assert explorer.settings["head_fusion"] == "max" and explorer.settings["residual"] == 0.9
+    assert (explorer.settings.head_fusion, explorer.settings.residual) == ("max", 0.9)
     assert panel.status.value.startswith('<p role="status">The model says: ')
     assert not panel.ask.disabled
 

@@ -91,7 +91,7 @@ def test_each_word_has_the_row_of_the_rollout_that_made_it(answer, model, chosen
     for name, value in chosen.items():
         if by == "control":
             explorer._controls[name].value = value
-        assert explorer.settings[name] == value
+        assert getattr(explorer.settings, name) == value
     layers = [
         layer.probabilities()[0].double().numpy() for layer in model.record(answer)["language"]
     ]
@@ -351,7 +351,7 @@ def test_closed_it_leaves_no_part_behind(explorer):
 
 def test_ready_maps_have_no_such_controls():
     explorer = single()
-    assert explorer.settings == {} and explorer.maps.status == ""
+    assert explorer.settings is None and explorer.maps.status == ""
 
 
 # Refused

