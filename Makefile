@@ -72,6 +72,6 @@ $(READY): pyproject.toml constraints.txt no-deps.txt
 	@echo "Installing into .venv: a few minutes and about $(SPACE) GB"
 	@test -x $(BIN)/python || { $(ENOUGH_SPACE) && $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,test]'
 	$(BIN)/python -m pip install --quiet --no-deps -r no-deps.txt
 	touch $@

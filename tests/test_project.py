@@ -7,8 +7,9 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import distribution, packages_distributions, requires, version
 from itertools import chain
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -24,6 +25,7 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())["dependenci
 NOTEBOOKS = sorted(
     path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )
+SOURCES = sorted((ROOT / "rolloutlib").rglob("*.py"))
 LITERAL_TYPES = {"int", "float", "bool", "str", "list"}
 
 
@@ -32,6 +34,7 @@ def requirements(lines):
 
 
 REQUIRED = requirements(chain(PROJECT["dependencies"], *EXTRAS.values()))
+del REQUIRED[PROJECT["name"]]  # extras that bring each other
 PINNED = requirements(
     line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"
 )
@@ -58,7 +61,7 @@ def test_conda_installs_python_and_leaves_the_rest_to_pip():
         python.removeprefix("python=")
     )
     assert pip == "pip"
-    assert by_pip == {"pip": ["-c constraints.txt", "-e .[test]"]}
+    assert by_pip == {"pip": ["-c constraints.txt", "-e .[all,test]"]}
 
 
 def test_pip_accepts_what_conda_would_hand_to_it(tmp_path):
@@ -73,24 +76,144 @@ def test_pip_accepts_what_conda_would_hand_to_it(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_every_import_of_the_package_is_a_declared_dependency():
-    declared = requirements(PROJECT["dependencies"])
-    distributions = packages_distributions()
-    for module in imported_modules(ROOT / "rolloutlib"):
-        owners = {canonicalize_name(name) for name in distributions.get(module, [])}
-        assert owners & declared.keys(), f"{module} is imported but not declared"
+def test_the_core_is_light():
+    assert len(PROJECT["dependencies"]) <= 16
 
 
-def imported_modules(folder):
-    """Third-party modules that a package imports."""
-    found = set()
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                found.add(node.module.partition(".")[0])
-    return found - sys.stdlib_module_names - {folder.name}
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_package_that_an_extra_brings_is_imported_where_that_extra_is_named(path):
+    owners = packages_distributions()
+    for module, extra in imports(ast.parse(path.read_text())):
+        if module in sys.stdlib_module_names | {"rolloutlib"}:
+            continue
+        brought = brought_by(extra)
+        assert any(canonicalize_name(name) in brought for name in owners.get(module, [])), (
+            f"{module} does not come with {extra or 'the core'}"
+        )
+
+
+def test_every_dependency_is_imported():
+    """But those that others load by name: accelerate and torchvision, and what a page opens."""
+    modules = {module for path in SOURCES for module, _ in imports(ast.parse(path.read_text()))}
+    names = packages_distributions()
+    used = {canonicalize_name(name) for module in modules for name in names.get(module, [])}
+    by_name = {"accelerate", "torchvision", "cryptography", "jupyterlab", "pyarrow", "voila"}
+    assert brought_by("all") - used == by_name
+
+
+def brought_by(extra):
+    """What the core and an extra install, by name; extras may bring each other."""
+    names, left = set(requirements(PROJECT["dependencies"])), {extra} - {""}
+    while left:
+        for name, found in requirements(EXTRAS[left.pop()]).items():
+            left |= found.extras
+            names.add(name)
+    return names - {PROJECT["name"]}
+
+
+def imports(node, extra=""):
+    """Every module that is imported, with the extra of the `with needs(extra)` around it."""
+    match node:
+        case ast.Import():
+            yield from ((alias.name.partition(".")[0], extra) for alias in node.names)
+        case ast.ImportFrom():
+            yield node.module.partition(".")[0], extra
+        case ast.With(items=[ast.withitem(context_expr=ast.Call(ast.Name("needs"), [named]))]):
+            extra = named.value
+    for child in ast.iter_child_nodes(node):
+        yield from imports(child, extra)
+
+
+# The core alone
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory):
+    """Python of a new environment with the wheel in it, and of the packages that are installed
+    here only those that the wheel itself requires."""
+    folder = tmp_path_factory.mktemp("core")
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in kept.stdout.splitlines():
+        if name.startswith("rolloutlib/") or name in ("pyproject.toml", "README.md", "LICENSE"):
+            (folder / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "tree" / name)
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "tree"]
+    subprocess.run([*pip, *build], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv/bin/python"
+    [wheel] = folder.glob("*.whl")
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
+    [site] = (folder / "venv/lib").glob("python*/site-packages")
+    for name in closure("rolloutlib"):
+        for file in distribution(name).files:
+            top = Path(file.parts[0])
+            if top.name not in ("..", "__pycache__") and not (site / top).exists():
+                (site / top).symlink_to(distribution(name).locate_file(top))
+    return python
+
+
+def closure(name):
+    """The packages that a package requires, and those that these require."""
+    found, left = set(), {(name, "")}
+    while left:
+        one, extra = left.pop()
+        for line in requires(one) or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                more = {(needed.name, ""), *((needed.name, extra) for extra in needed.extras)}
+                left |= more - found
+                found |= more
+    return {one for one, _ in found}
+
+
+def run_core(core, code):
+    command = [core, "-c", code]
+    return subprocess.run(command, cwd=core.parent, capture_output=True, text=True)
+
+
+def test_the_wheel_without_extras_rolls_out(core):
+    ended = run_core(
+        core,
+        """
+import numpy as np
+import torch
+from transformers import ViTConfig, ViTModel
+import rolloutlib
+from rolloutlib.plots import plot_matrices
+
+whole = rolloutlib.rollout([np.full((2, 3, 3), 1 / 3)] * 2)
+assert isinstance(whole, np.ndarray) and np.allclose(whole.sum(-1), 1)
+plot_matrices([whole], ["a", "b", "c"], [""])
+settings = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, image_size=8)
+model = ViTModel(ViTConfig(num_hidden_layers=2, patch_size=4, **settings)).eval()
+with torch.no_grad(), rolloutlib.record_attention(model) as recording:
+    model(torch.rand(1, 3, 8, 8))
+rows = rolloutlib.rollout_rows(recording["vision"], [0])
+assert rows.shape == (1, 1, 5) and torch.allclose(rows.sum(-1), torch.ones(1, 1))
+print(rolloutlib.__file__, rolloutlib.load_model)
+""",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert str(core.parent.parent) in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "missing", "extra"),
+    [
+        ("rolloutlib.explore", "anywidget", "notebooks"),
+        ("import rolloutlib.cli", "click", "notebooks"),
+        ("rolloutlib.report", "IPython", "notebooks"),
+        ("rolloutlib.runs.sweep", r"\w+", "(notebooks|sweeps)"),
+        ("import rolloutlib.files.clips", "av", "video"),
+        ("rolloutlib.models.load.load_adapter(None, ROOT)", "peft", "lora"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(core, line, missing, extra):
+    adapter = ROOT / "data/checkpoints/tiny-qwen3-vl-click-lora"
+    ended = run_core(core, f"import rolloutlib\nROOT = {str(adapter)!r}\n{line}")
+    expected = rf"ImportError: {missing} is not installed: pip install 'rolloutlib\[{extra}\]'"
+    assert re.search(expected, ended.stderr), ended.stderr
 
 
 # Notebooks

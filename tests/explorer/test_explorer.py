@@ -332,7 +332,7 @@ def test_it_says_that_it_is_busy_while_it_computes(explorer):
 
 
 def test_what_cannot_be_computed_is_said(explorer, monkeypatch):
-    def fail(**_):
+    def fail(_settings):
         raise ValueError("no such layer")
 
     monkeypatch.setattr(explorer, "_compute", fail)
