@@ -1,6 +1,7 @@
 """The files around the package agree with each other, and the notebooks keep their form."""
 
 import ast
+import functools
 import re
 import shutil
 import statistics
@@ -145,7 +146,7 @@ def core(tmp_path_factory):
     [wheel] = folder.glob("*.whl")
     subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
     [site] = (folder / "venv/lib").glob("python*/site-packages")
-    for name in closure("rolloutlib"):
+    for name in closure(PROJECT["dependencies"]):
         for file in distribution(name).files:
             top = Path(file.parts[0])
             if top.name not in ("..", "__pycache__") and not (site / top).exists():
@@ -153,18 +154,20 @@ def core(tmp_path_factory):
     return python
 
 
-def closure(name):
-    """The packages that a package requires, and those that these require."""
-    found, left = set(), {(name, "")}
-    while left:
-        one, extra = left.pop()
-        for line in requires(one) or []:
-            needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                more = {(needed.name, ""), *((needed.name, extra) for extra in needed.extras)}
-                left |= more - found
-                found |= more
-    return {one for one, _ in found}
+def closure(lines, extra=""):
+    """The names of the packages that these lines require, and of those that they require."""
+    found = set()
+    for needed in map(Requirement, lines):
+        if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+            found.add(needed.name)
+            for more in ["", *needed.extras]:
+                found |= closure_of(needed.name, more)
+    return found
+
+
+@functools.cache
+def closure_of(name, extra):
+    return closure(requires(name) or [], extra)
 
 
 def run_core(core, code):
