@@ -54,6 +54,7 @@ app: $(READY)
 	  $(abspath $(BIN))/voila --port=$(PORT) explorer.ipynb
 
 gallery: $(READY)
+	$(BIN)/python docs/reference.py outputs/site/reference
 	$(BIN)/rollout gallery --outputs outputs --out outputs/site --figures notebooks data/figures
 
 checkpoints: $(READY)
