@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import re
 import shutil
 import statistics
@@ -27,6 +28,7 @@ NOTEBOOKS = sorted(
     path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
 )
 SOURCES = sorted((ROOT / "rolloutlib").rglob("*.py"))
+ROOMS = (ROOT / "rolloutlib").glob("*/__init__.py")
 LITERAL_TYPES = {"int", "float", "bool", "str", "list"}
 
 
@@ -123,6 +125,30 @@ def imports(node, extra=""):
             extra = named.value
     for child in ast.iter_child_nodes(node):
         yield from imports(child, extra)
+
+
+# Names
+
+
+def test_what_readme_and_notebooks_name_is_reachable_after_a_bare_import():
+    named = set(re.findall(r"\brolloutlib(?:\.[A-Za-z_]\w*)+", (ROOT / "README.md").read_text()))
+    for path in NOTEBOOKS:
+        for cell in code_cells(nbformat.read(path, as_version=4)):
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("rolloutlib"):
+                    named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert len(named) > 100
+    lines = ["import rolloutlib", *sorted(named)]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+@pytest.mark.parametrize("room", ["", *sorted(path.parent.name for path in ROOMS)])
+def test_every_name_that_a_room_lists_is_there(room):
+    module = importlib.import_module(f"rolloutlib.{room}".rstrip("."))
+    assert module.__all__
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    listed = {path.stem for path in Path(module.__file__).parent.glob("*.py")} - {"__init__", "cli"}
+    assert not room or listed <= {*module.__all__}
 
 
 # The core alone

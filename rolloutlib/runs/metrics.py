@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from IPython.display import display
 
-MIME_TYPE = "application/vnd.rolloutlib.runs.metrics+json"
+MIME_TYPE = "application/vnd.rolloutlib.metrics+json"
 
 Metric = float | int | str | bool | None
 
