@@ -34,9 +34,10 @@ def heatmaps(
 
     Raises ValueError for several pictures and for a setting out of its range.
     """
-    relevance = rollout_rows(recording["language"], answer.rows, **settings)[0]
-    residual = Settings(**settings).residual
-    return on_picture(recording, answer.image, relevance, to_patches, residual)
+    image = answer.image
+    relevance = rollout_rows(recording["language"], answer.rows, **settings)
+    relevance = relevance.reshape(len(answer.tokens), -1)  # of one answer, with or without a batch
+    return on_picture(recording, image, relevance, to_patches, Settings(**settings).residual)
 
 
 def on_picture(

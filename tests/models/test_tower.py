@@ -12,7 +12,7 @@ from small_fuyu import save_small_fuyu
 from small_llava import save_small_llava, small_llava, small_processor
 from small_qwen3_vl import save_small_qwen3_vl
 
-from rolloutlib import carry_back, load_model, rollout, rollout_rows, through_tower
+from rolloutlib import carry_back, heatmaps, load_model, rollout, rollout_rows, through_tower
 
 
 def dense_rollout(layers, sequence, **settings):
@@ -75,6 +75,42 @@ def test_qwen_from_decision_to_patches_is_one_product(qwen, settings):
         np.testing.assert_allclose(heatmaps.flatten(1).double(), expected, atol=1e-6)
         assert image.patch_view.grid == (2 * rows, 2 * columns) and image.patch_view.token == 16
         start += len(here)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("to_patches", [True, False])
+def test_heatmaps_are_the_answers_rows_of_one_product(qwen, to_patches, settings):
+    answer = qwen.generate(pictures((90, 130)), "click", max_new_tokens=3)
+    recording, image = qwen.record(answer), answer.image
+    expected = dense_rollout(recording["language"], 0, **settings)[answer.rows][:, image.positions]
+    if to_patches:
+        tower = dense_rollout(recording["vision"], 0, residual=settings.get("residual", 0.5))
+        here = raster(3, 4, 2)
+        expected = expected @ merge_matrix(3, 4, 2) @ tower[np.ix_(here, here)]
+    maps = heatmaps(recording, answer, to_patches=to_patches, **settings)
+    grid = (image.patch_view if to_patches else image.view).grid
+    assert maps.shape == (len(answer.tokens), *grid)
+    np.testing.assert_allclose(maps.flatten(1).double(), expected, atol=1e-6)
+    by_part = {part: recording[part] for part in ("language", "vision")}
+    torch.testing.assert_close(
+        heatmaps(by_part, answer, to_patches=to_patches, **settings), maps, rtol=0, atol=0
+    )
+
+
+def test_heatmaps_of_dense_layers_have_no_batch(llava):
+    answer = llava.generate(pictures((40, 40)), "star", max_new_tokens=2, min_new_tokens=2)
+    recorded = llava.record(answer)["language"]
+    dense = [layer.probabilities()[0] for layer in recorded]
+    torch.testing.assert_close(
+        heatmaps({"language": dense}, answer, to_patches=False),
+        heatmaps({"language": recorded}, answer, to_patches=False),
+    )
+
+
+def test_heatmaps_of_several_pictures_are_refused(qwen):
+    answer = qwen.generate(pictures((90, 130), (64, 200)), "compare", max_new_tokens=1)
+    with pytest.raises(ValueError, match="expected one picture in the prompt, got 2"):
+        heatmaps(qwen.record(answer), answer)
 
 
 def test_qwen_video_stays_within_its_steps_in_time(qwen):
