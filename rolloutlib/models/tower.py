@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float
 
+from rolloutlib.algorithm.arrays import Array
 from rolloutlib.algorithm.composition import carry_back, rollout_rows
 from rolloutlib.algorithm.layers import Layer
 from rolloutlib.algorithm.transition import Settings
@@ -12,9 +13,12 @@ from rolloutlib.grid import ImageTokens
 from rolloutlib.models.multimodal import Answer
 from rolloutlib.recording.capture import Recording
 
+# The layers of a model by part: "language" and "vision".
+Parts = Recording | Mapping[str, Sequence[Array | Layer]]
+
 
 def heatmaps(
-    recording: Recording | Mapping[str, Sequence[Layer]],
+    recording: Parts,
     answer: Answer,
     *,
     to_patches: bool = True,
@@ -41,7 +45,7 @@ def heatmaps(
 
 
 def on_picture(
-    recording: Recording | Mapping[str, Sequence[Layer]],
+    recording: Parts,
     image: ImageTokens,
     relevance: Float[torch.Tensor, "row key"],
     to_patches: bool,
@@ -54,7 +58,7 @@ def on_picture(
 
 
 def through_tower(
-    recording: Recording | Mapping[str, Sequence[Layer]],
+    recording: Parts,
     image: ImageTokens,
     relevance: Float[torch.Tensor, "*row key"],
     **settings,
