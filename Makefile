@@ -1,5 +1,5 @@
 # make notebooks   run every notebook with its defaults; the results are in outputs/index.html
-# make test        lint, format, doctests and tests
+# make test        lint, format, import rules, doctests and tests
 # make lab         open JupyterLab on the notebooks
 # make app         a page to ask a model about your picture (MODEL_ID=… for another model)
 # make gallery     a site of all that was executed, sweeps too, in outputs/site/index.html
@@ -39,6 +39,7 @@ notebooks: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	find notebooks app -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
 	$(BIN)/pytest
 
