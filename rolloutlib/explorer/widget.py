@@ -1,7 +1,7 @@
 """Put the pointer on a word and see where the model looked: in a notebook, or on a page of its own.
 
 The maps of all words go to the browser once, as bytes; from then on pointing, pinning and colouring
-happen there (`widget.js`), with or without a kernel. Only what changes the rollout itself is
+happen there (`browser/`), with or without a kernel. Only what changes the rollout itself is
 computed in Python.
 """
 
@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.explorer.controls import controls
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes, peaks
 from rolloutlib.files.complete import complete_file
@@ -41,8 +42,8 @@ READY = f"{SETTINGS}: the kernel computes it when you let go."
 class MapView(anywidget.AnyWidget):
     """The part of an `Explorer` that lives in the browser. Each trait says what it shows."""
 
-    _esm = Path(__file__).with_name("widget.js")
-    _css = Path(__file__).with_name("widget.css")
+    _esm = joined_module()
+    _css = STYLE
 
     pictures = traitlets.List().tag(sync=True)
     words = traitlets.List(traitlets.Unicode()).tag(sync=True)
