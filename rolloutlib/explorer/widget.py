@@ -15,7 +15,6 @@ from pathlib import Path
 import anywidget
 import ipywidgets
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import traitlets
 from jaxtyping import Float, UInt8
@@ -28,7 +27,7 @@ from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes, peaks
 from rolloutlib.files.complete import complete_file
 from rolloutlib.grid import View
 from rolloutlib.overlay import blend, colour, crosshair, is_flat, to_picture
-from rolloutlib.plots import plot_pictures
+from rolloutlib.plots import plot_pictures, png_of
 
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
@@ -280,11 +279,8 @@ class Explorer(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
         """The live view, and the picture for readers that cannot show one."""
-        figure = self._figure(self._small)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=100)
-        plt.close(figure)  # or the notebook would show it once more below the cell
-        still = {"image/png": base64.b64encode(file.getvalue()).decode()}
+        picture = png_of(self._figure(self._small))
+        still = {"image/png": base64.b64encode(picture).decode()}
         return super()._repr_mimebundle_(**kwargs) | still
 
 
