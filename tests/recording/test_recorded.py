@@ -133,20 +133,21 @@ def masked(kind, size):
 
 @pytest.mark.parametrize("kind", ["boolean", "one for all heads", "added"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("how", ["mean", "max", "min"])
-def test_masks_and_caps_are_those_of_the_definition(kind, softcap, how):
-    plain = recorded_layer(6, False, 2, size=30, known=False)
-    mask, seen = masked(kind, 30)
+@pytest.mark.parametrize("size", [30, 400])  # all heads at once, and two at a time
+def test_masks_and_caps_are_those_of_the_definition(kind, softcap, size):
+    plain = recorded_layer(6, False, 2, size=size, known=False)
+    mask, seen = masked(kind, size)
     layer = Call(plain.query, plain.key, mask, False, plain.scaling, softcap)
     key = plain.key.double().repeat_interleave(2, 1)
     scores = plain.query.double() @ key.mT * plain.scaling
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
     expected = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     torch.testing.assert_close(layer.probabilities().double(), expected, atol=1e-6, rtol=0)
-    merged = {"mean": expected.mean(1), "max": expected.amax(1), "min": expected.amin(1)}[how]
-    rows = torch.tensor([29, 3, 3])
-    fused = layer.fused(rows, how).double()
-    torch.testing.assert_close(fused, merged[:, rows], atol=1e-6, rtol=0)
+    merged = {"mean": expected.mean(1), "max": expected.amax(1), "min": expected.amin(1)}
+    for rows in (torch.arange(size), torch.tensor([29, 3, 3])):
+        for how, whole in merged.items():
+            fused = layer.fused(rows, how).double()
+            torch.testing.assert_close(fused, whole[:, rows], atol=1e-6, rtol=0)
     received = layer.received().double()
     torch.testing.assert_close(received, expected.mean(1).sum(1), atol=1e-5, rtol=0)
 
