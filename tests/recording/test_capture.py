@@ -16,10 +16,7 @@ from transformers import (
     TimesformerModel,
 )
 
-from rolloutlib import (
-    record_attention,
-    rollout_rows,
-)
+from rolloutlib import record_attention, rollout_rows
 from rolloutlib.algorithm.composition import rollout
 
 

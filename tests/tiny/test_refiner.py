@@ -15,12 +15,6 @@ def tracks():
     return make_tracks([5, 5], clips=20)
 
 
-# Tracks
-
-
-# The refiner
-
-
 def test_clips_do_not_hear_of_each_other(tracks):
     model = TemporalRefiner(RefinerConfig(depth=2)).eval()
     with torch.no_grad():
