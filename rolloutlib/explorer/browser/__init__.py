@@ -10,9 +10,9 @@ PARTS = ("dom", "numbers", "maps", "words", "pictures", "film", "controls", "wid
 
 
 def joined_module() -> str:
-    """All parts as one ES module, as anywidget takes no other: imports have no files there.
+    """All parts as one ES module: anywidget takes a single text, which can import no files.
 
-    A part's `import` and `export` each begin a line; of the exports the default one stays.
+    Each import stands on one line, and each export begins one. Only the default export stays.
     """
     text = "\n".join((FOLDER / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
     text = re.sub(r"^import .*\n", "", text, flags=re.MULTILINE)
