@@ -1,5 +1,6 @@
 """Figures. Every function draws with matplotlib's pyplot and returns the figure it drew."""
 
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -19,6 +20,14 @@ from rolloutlib.overlay import colour
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
 LABEL_PITCH = 1.35 / 72  # inches from one token label to the next, for each point of its size
+
+
+def png_of(figure: Figure, dpi: float = 100) -> bytes:
+    """The figure as a PNG file, and closed: a notebook would show an open one below the cell."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    plt.close(figure)
+    return file.getvalue()
 
 
 def plot_matrices(

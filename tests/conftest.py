@@ -4,6 +4,7 @@ import shutil
 import signal
 
 import hypothesis
+import matplotlib.pyplot as plt
 import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import config, install_import_hook
@@ -30,6 +31,13 @@ def without_type_checks():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """No figure outlives the test that drew it."""
+    yield
+    plt.close("all")
 
 
 LONG = 240_000  # milliseconds: on a busy machine a page may have to wait

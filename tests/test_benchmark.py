@@ -2,7 +2,6 @@
 
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from benchmarks import __main__ as command
@@ -64,7 +63,6 @@ def test_a_wrong_answer_fails_and_a_slow_one_does_not(monkeypatch, tmp_path):
     workload.expected[OURS] = lambda: np.eye(40)
     assert command.main() == 1
     assert "**too far**" in (tmp_path / "benchmark.md").read_text()
-    plt.close("all")
 
 
 def test_the_exponent_of_a_power_is_found():

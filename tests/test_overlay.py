@@ -167,7 +167,6 @@ def test_torch_heatmaps_are_taken():
         (lambda: emphasize(np.ones((2, 2)), 1, 0), "clip"),
         (lambda: blend(Image.new("RGB", (2, 2)), np.ones((3, 2, 4))), "got"),
         (lambda: blend(Image.new("RGB", (2, 2)), np.ones((2, 2, 4)), 2), "opacity"),
-        (lambda: View((9, 9), (9, 9), (0, 0), (9, 9), 4, (3, 3)), "fits"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -1,4 +1,6 @@
+import io
 import itertools
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,13 +9,7 @@ import torch
 from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.plots import plot_layers, plot_matrices, plot_pictures, plot_scores
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
+from rolloutlib.plots import plot_layers, plot_matrices, plot_pictures, plot_scores, png_of
 
 
 def tokens_of(count):
@@ -81,9 +77,32 @@ def test_pictures_without_their_titles_or_regions_are_named(pictures, titles, re
         plot_pictures([grid] * pictures, ["a"] * titles, regions=[grid > 0] * regions)
 
 
+def drawn_texts(figure):
+    """Every text as it is drawn: SVG can keep letters, which a formula's are not in one piece."""
+    file = io.BytesIO()
+    with plt.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file, format="svg")
+    texts = ElementTree.fromstring(file.getvalue()).iter("{http://www.w3.org/2000/svg}text")
+    return [text.text for text in texts]
+
+
+DOLLARS = ["$$", "$^$", "a $5 and $6", "$x$"]
+
+
 def test_tokens_and_titles_may_be_dollars():
-    plot_matrices([np.eye(2)], ["$$", "$^$"], [""]).canvas.draw()
-    plot_pictures([np.eye(2)], ["$^$"]).canvas.draw()
+    matrix = plot_matrices([np.eye(4)], DOLLARS, [""])
+    assert [text for text in drawn_texts(matrix) if "$" in text] == 2 * DOLLARS
+    pictures = plot_pictures([np.eye(2)] * 4, DOLLARS)
+    assert drawn_texts(pictures) == DOLLARS
+
+
+@pytest.mark.parametrize("dpi", [100, 50])
+def test_a_figure_becomes_a_png_of_its_size_and_is_closed(dpi):
+    other, figure = (plt.figure(figsize=(3, 2), facecolor=name) for name in ("white", "red"))
+    picture = Image.open(io.BytesIO(png_of(figure, dpi)))
+    assert picture.format == "PNG" and picture.size == (3 * dpi, 2 * dpi)
+    assert picture.convert("RGB").getcolors() == [(6 * dpi**2, (255, 0, 0))]
+    assert plt.get_fignums() == [other.number]
 
 
 def test_pictures_keep_their_shapes_and_regions_are_outlined():

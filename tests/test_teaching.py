@@ -96,12 +96,6 @@ def test_layers_without_heads_are_taken_as_they_are():
 # Figures
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def no_show(monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *a, **k: pytest.fail("showing is the notebook's"))

@@ -4,7 +4,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["answers", "app", "controls", "maps", "widget"],
+    submodules=["answers", "app", "browser", "controls", "maps", "widget"],
     submod_attrs={
         "controls": ["RolloutPanel"],
         "answers": ["Words", "explore", "explore_clip", "words_of"],

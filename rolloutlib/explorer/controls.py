@@ -1,15 +1,14 @@
 """Settings to turn by hand while a figure follows; a still figure where nobody can turn them."""
 
 import base64
-import io
 from collections.abc import Callable, Sequence
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from rolloutlib.algorithm.attention import HEAD_FUSIONS
 from rolloutlib.algorithm.transition import Settings
 from rolloutlib.extras import needs
+from rolloutlib.plots import png_of
 
 with needs("notebooks"):
     import ipywidgets
@@ -59,10 +58,7 @@ class RolloutPanel(ipywidgets.VBox):
             residual=self.residual.value,
             discard_ratio=self.discard_ratio.value,
         )
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=100)
-        plt.close(figure)  # or the notebook would show it once more below the cell
-        self.figure.value = file.getvalue()
+        self.figure.value = png_of(figure)
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
         """The live view, and the picture for readers that cannot show one."""

@@ -1,7 +1,7 @@
 """Put the pointer on a word and see where the model looked: in a notebook, or on a page of its own.
 
 The maps of all words go to the browser once, as bytes; from then on pointing, pinning and colouring
-happen there (`widget.js`), with or without a kernel. Only what changes the rollout itself is
+happen there (`browser/`), with or without a kernel. Only what changes the rollout itself is
 computed in Python.
 """
 
@@ -13,20 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
 from rolloutlib.algorithm.transition import Settings
+from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.explorer.controls import controls
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes, peaks
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 from rolloutlib.grid import View
 from rolloutlib.overlay import blend, colour, crosshair, is_flat, to_picture
-from rolloutlib.plots import plot_pictures
+from rolloutlib.plots import plot_pictures, png_of
 
 with needs("notebooks"):
     import anywidget
@@ -45,8 +45,8 @@ READY = f"{SETTINGS}: the kernel computes it when you let go."
 class MapView(anywidget.AnyWidget):
     """The part of an `Explorer` that lives in the browser. Each trait says what it shows."""
 
-    _esm = Path(__file__).with_name("widget.js")
-    _css = Path(__file__).with_name("widget.css")
+    _esm = joined_module()
+    _css = STYLE
 
     pictures = traitlets.List().tag(sync=True)
     words = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -285,11 +285,8 @@ class Explorer(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
         """The live view, and the picture for readers that cannot show one."""
-        figure = self._figure(self._small)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=100)
-        plt.close(figure)  # or the notebook would show it once more below the cell
-        still = {"image/png": base64.b64encode(file.getvalue()).decode()}
+        picture = png_of(self._figure(self._small))
+        still = {"image/png": base64.b64encode(picture).decode()}
         return super()._repr_mimebundle_(**kwargs) | still
 
 

@@ -216,7 +216,6 @@ def test_figure_names_the_pinned_words():
     assert explorer.figure().axes[0].get_title() == "whole answer"
     explorer.selected = [1, 2]
     assert explorer.figure().axes[0].get_title() == "mean of is, blue"
-    plt.close("all")
 
 
 def test_a_notebook_that_cannot_show_it_live_gets_the_picture():
@@ -254,7 +253,6 @@ def test_panels_stand_side_by_side_with_their_own_maps(tmp_path):
     np.testing.assert_array_equal(saved, np.hstack(expected))
     titles = [axis.get_title() for axis in explorer.figure().axes]
     assert titles == ["adapter on: blue", "adapter off: blue"]
-    plt.close("all")
 
 
 def test_sheets_lie_over_each_other_and_can_be_taken_away(tmp_path):
@@ -304,7 +302,6 @@ def test_clip_scales_rows_over_all_frames_and_shows_one_at_a_time(tmp_path):
     np.testing.assert_allclose(saved[15, 35], pixel, atol=1)
     assert not explore_clip([PICTURE] * 5, VIEW, WORDS, relevance, together=False).maps.together
     assert [axis.get_title() for axis in explorer.figure().axes][:2] == ["frame 0", "frame 1"]
-    plt.close("all")
 
 
 # Controls that need the kernel

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from places import DATA
+from safetensors.torch import load_file
 
 from rolloutlib import load_model, rollout_rows
 from rolloutlib.evaluate import pointing_game
@@ -12,6 +13,15 @@ from rolloutlib.overlay import to_picture
 from rolloutlib.tiny.scenes import load_photos, make_scenes
 from rolloutlib.tiny.screens import make_screens
 
+HALF, SINGLE = torch.float16, torch.float32
+# The adapter and the refiner are kept as they were trained.
+PRECISION = {
+    "tiny-fuyu": HALF,
+    "tiny-llava": HALF,
+    "tiny-qwen3-vl": HALF,
+    "tiny-qwen3-vl-click-lora": SINGLE,
+    "tiny-refiner": SINGLE,
+}
 ASKED = ("colour", "shape", "where", "colour at", "shape at")  # as in the training's exam
 
 
@@ -78,11 +88,18 @@ def test_tiny_qwen3_vl_clicks_with_its_adapter_and_not_without(clicker, instruct
         assert share_of_clicks_inside(clicker, instructed) < 0.3
 
 
-def test_checkpoints_are_small_half_precision_safetensors():
-    for folder in (DATA / "checkpoints").iterdir():
-        files = [file for file in folder.rglob("*") if file.is_file()]
-        assert sum(file.stat().st_size for file in files) < 12e6
-        assert {file.suffix for file in files} <= {".safetensors", ".json", ".jinja"}
+@pytest.mark.parametrize("name", PRECISION)
+def test_checkpoints_are_small_safetensors_of_their_precision(name):
+    files = [file for file in (DATA / "checkpoints" / name).rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 12e6
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".jinja"}
+    weights = [load_file(file) for file in files if file.suffix == ".safetensors"]
+    tensors = [tensor for part in weights for tensor in part.values()]
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {PRECISION[name]}
+
+
+def test_there_are_no_other_checkpoints():
+    assert {folder.name for folder in (DATA / "checkpoints").iterdir()} == PRECISION.keys()
 
 
 def test_tiny_llava_is_llava_down_to_its_tokens(llava):

@@ -1,16 +1,12 @@
 """Through the real processor and classes: where Qwen3-VL's tokens are, and what they attend to."""
 
-import json
-import shutil
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import IA3Config, get_peft_model
 from PIL import Image
-from safetensors.torch import load_file
 from small_llava import save_small_llava
 from small_qwen3_vl import save_small_lora, save_small_qwen3_vl, small_processor, small_qwen3_vl
 from test_llava import ramp
@@ -356,63 +352,3 @@ def test_a_model_without_video_says_so(tmp_path, pictures):
     llava = load_model(save_small_llava(tmp_path))
     with pytest.raises(ValueError, match="expected a model that takes video, got llava"):
         llava.generate(pictures[:1] * 4, "what ?", frame_rate=2.0)
-
-
-def other_base(folder, **sizes):
-    """An adapter for a Qwen3-VL of other sizes."""
-    return save_small_lora(folder, small_qwen3_vl(**sizes))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "why"),
-    [
-        ({"text": {"hidden_size": 48}}, "size mismatch"),
-        ({"text": {"num_hidden_layers": 5}}, r"it also has .*layers\.4"),
-        ({"text": {"num_hidden_layers": 3}}, r"it has no .*layers\.3"),
-        ({"vision": {"depth": 2}}, r"it has no .*blocks\.2"),
-    ],
-)
-def test_an_adapter_for_a_model_of_other_sizes_is_refused(folder, tmp_path, sizes, why):
-    adapter = other_base(tmp_path / "other-lora", **sizes)
-    with pytest.raises(ValueError, match=rf"expected an adapter for .*small-qwen3-vl.*{why}"):
-        load_model(folder, adapter_id=adapter)
-
-
-def test_an_adapter_for_another_class_is_refused(folder, lora, tmp_path):
-    copy = shutil.copytree(lora, tmp_path / "llava-lora")
-    config = json.loads((copy / "adapter_config.json").read_text())
-    config["auto_mapping"]["base_model_class"] = "LlavaForConditionalGeneration"
-    (copy / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="made for a LlavaForConditionalGeneration"):
-        load_model(folder, adapter_id=copy)
-
-
-def test_an_adapter_for_modules_that_are_not_there_is_refused(folder, tmp_path):
-    adapter = save_small_lora(tmp_path / "lora", small_qwen3_vl(), target_modules=["k_proj"])
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    config["target_modules"] = ["query_key_value"]
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"Target modules .*query_key_value.* not found"):
-        load_model(folder, adapter_id=adapter)
-
-
-def test_another_kind_of_adapter_is_refused(folder, tmp_path):
-    get_peft_model(
-        small_qwen3_vl(), IA3Config(target_modules=["k_proj"], feedforward_modules=[])
-    ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="expected a LoRA adapter, got IA3"):
-        load_model(folder, adapter_id=tmp_path)
-
-
-def test_a_pickled_adapter_is_refused(folder, lora, tmp_path):
-    copy = shutil.copytree(lora, tmp_path / "pickled")
-    weights = load_file(copy / "adapter_model.safetensors")
-    (copy / "adapter_model.safetensors").unlink()
-    torch.save(weights, copy / "adapter_model.bin")
-    with pytest.raises(FileNotFoundError, match="pickled weights are refused"):
-        load_model(folder, adapter_id=copy)
-
-
-def test_a_missing_adapter_names_itself(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cannot load the adapter .*nowhere"):
-        load_model(folder, adapter_id=tmp_path / "nowhere")

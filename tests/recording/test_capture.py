@@ -5,28 +5,19 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from recordings import assert_recorded, eager_attention, prompt, record
 from small_llava import WORDS, small_llava
 from transformers import (
     BertConfig,
     BertModel,
-    CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
     TimesformerConfig,
     TimesformerModel,
 )
 
-from rolloutlib import (
-    FusedLayer,
-    attention_received,
-    record_attention,
-    rollout_rows,
-)
+from rolloutlib import record_attention, rollout_rows
 from rolloutlib.algorithm.composition import rollout
-from rolloutlib.algorithm.layers import whole_rows
-from rolloutlib.recording import passes
-from rolloutlib.recording.kinds import RecordedBlocks, RecordedWeights
-from rolloutlib.recording.recorded import Call
 
 
 @pytest.fixture
@@ -37,40 +28,6 @@ def llava():
 @pytest.fixture
 def inputs():
     return prompt(words=5)
-
-
-def prompt(words, batch=1):
-    torch.manual_seed(1)
-    text = torch.randint(4, len(WORDS), (batch, words))
-    image = torch.full((batch, 16), WORDS.index("<image>"))
-    return {
-        "input_ids": torch.cat([text[:, :2], image, text[:, 2:]], 1),
-        "attention_mask": torch.ones(batch, words + 16, dtype=torch.long),
-        "pixel_values": torch.randn(batch, 3, 56, 56),
-    }
-
-
-def eager_attention(model, inputs):
-    """What the model itself reports as attention: text layers, vision layers."""
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        text = model(**inputs, output_attentions=True).attentions
-        tower = next(module for module in model.modules() if isinstance(module, CLIPVisionModel))
-        vision = tower(inputs["pixel_values"], output_attentions=True).attentions
-    model.set_attn_implementation("sdpa")
-    return text, vision
-
-
-def assert_recorded(layers, attentions, **tolerance):
-    assert len(layers) == len(attentions)
-    for layer, expected in zip(layers, attentions, strict=True):
-        torch.testing.assert_close(layer.probabilities(), expected, **tolerance)
-
-
-def record(model, inputs):
-    with torch.no_grad(), record_attention(model) as recording:
-        output = model(**inputs)
-    return recording, output
 
 
 def test_recorded_attention_equals_eager_attention(llava, inputs):
@@ -93,118 +50,6 @@ def test_recorded_attention_equals_eager_attention_with_padding(llava):
     assert_recorded(recording["vision"], vision, atol=1e-6, rtol=0)
 
 
-def test_float64_stays_float64_and_half_is_answered_in_float32(llava, inputs):
-    for dtype, answered in [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)]:
-        cast = inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
-        recording, _ = record(llava.to(dtype), cast)
-        probabilities = recording["language"][0].probabilities()
-        assert probabilities.dtype == answered
-        torch.testing.assert_close(probabilities.sum(-1), torch.ones_like(probabilities[..., 0]))
-
-
-@pytest.mark.parametrize("scale", [100, 400])
-def test_large_scores_stay_exact(llava, inputs, scale):
-    recording, _ = record(llava, inputs)
-    layer = recording["language"][1]
-    largest = float((layer.query @ layer.key.repeat_interleave(2, 1).mT).abs().max())
-    loud = type(layer)(**(vars(layer) | {"scaling": scale / largest}))
-    query, key = layer.query.double(), layer.key.double().repeat_interleave(2, 1)
-    scores = query @ key.mT * loud.scaling
-    scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
-    expected = scores.softmax(-1).float()
-    torch.testing.assert_close(loud.probabilities(), expected, atol=1e-4, rtol=1e-4)
-
-
-def recorded_layer(scale, causal, key_heads, size=300, batch=2, known=True):
-    """A layer of 4 heads whose largest score is `scale`, with the forward's log-sum-exps."""
-    torch.manual_seed(4)
-    query, key = torch.randn(batch, 4, size, 16), torch.randn(batch, key_heads, size, 16)
-    each = key.repeat_interleave(4 // key_heads, 1)
-    scaling = scale / float((query @ each.mT).abs().max())
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    logsumexp = flash(query, each, each, 0.0, causal, scale=scaling)[1] if known else None
-    return Call(query, key, None, causal, scaling, logsumexp=logsumexp)
-
-
-def float64_probabilities(layer):
-    """softmax(QKᵀ · scaling) from its definition."""
-    key = layer.key.double().repeat_interleave(layer.query.shape[1] // layer.key.shape[1], 1)
-    scores = layer.query.double() @ key.mT * layer.scaling
-    if layer.causal:
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
-    return scores.softmax(-1)
-
-
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("key_heads", [4, 2])
-@pytest.mark.parametrize("scale", [5, 60, 100, 400])
-def test_tiles_of_large_scores_equal_float64(scale, causal, key_heads, known):
-    layer = recorded_layer(scale, causal, key_heads, known=known)
-    expected = float64_probabilities(layer)
-    # In float32 scores of this size and their log-sum-exp are off by some 1e-7 of it.
-    tolerance = {"atol": 4e-7 * max(scale, 10), "rtol": 0}
-    for how, merged in [("mean", expected.mean(1)), ("max", expected.amax(1))]:
-        fused = layer.fused(torch.arange(300), how).double()
-        torch.testing.assert_close(fused, merged, **tolerance)
-    rows = torch.tensor([130, 7, 7, 40])
-    fused = layer.fused(rows, "min")
-    assert fused.shape[2] == (131 if causal else 300)
-    merged = expected.amin(1)[:, rows, : fused.shape[2]]
-    torch.testing.assert_close(fused.double(), merged, **tolerance)
-    received = attention_received([layer]).double()
-    torch.testing.assert_close(received, expected.mean(1).sum(1), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_heads_with_small_and_with_large_scores_share_a_tile(causal):
-    """One head of which exp(score) is no number, one of which it vanishes, two moderate ones."""
-    layer = recorded_layer(20, causal, 4)
-    query = layer.query * torch.tensor([1, 15, 1, 0.1])[:, None, None]
-    key = layer.key.clone()
-    query[:, 2], key[:, 2] = query[:, 2].abs() + 1, -key[:, 2].abs() - 3  # all scores below -40
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    known = flash(query, key, key, 0.0, causal, scale=layer.scaling)[1]
-    layer = Call(query, key, None, causal, layer.scaling, logsumexp=known)
-    assert known[:, 1].max() > 100
-    assert known[:, 2].max() < -40
-    assert layer.moderate == [[True, False, False, True]] * 2
-    expected = float64_probabilities(layer)
-    for how, merged in [("mean", expected.mean(1)), ("max", expected.amax(1))]:
-        fused = layer.fused(torch.arange(300), how).double()
-        torch.testing.assert_close(fused, merged, atol=1e-4, rtol=0)
-        if how == "mean":
-            ones = torch.ones(2, 300, dtype=torch.float64)
-            torch.testing.assert_close(fused.sum(-1), ones, atol=1e-4, rtol=0)
-    received = attention_received([layer]).double()
-    torch.testing.assert_close(received, expected.mean(1).sum(1), rtol=1e-4, atol=1e-3)
-
-
-def test_a_large_score_that_no_sample_shows_is_exact_all_the_same():
-    """The largest query is none of those that tell whether scores are moderate."""
-    layer = recorded_layer(5, True, 4)
-    query = layer.query.clone()
-    query[:, :, 101] *= 15
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    known = flash(query, layer.key, layer.key, 0.0, True, scale=layer.scaling)[1]
-    layer = Call(query, layer.key, None, True, layer.scaling, logsumexp=known)
-    assert all(layer.moderate[0])
-    expected = float64_probabilities(layer).mean(1)
-    fused = layer.fused(torch.arange(300), "mean").double()
-    torch.testing.assert_close(fused, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("size", [1100, 2100])
-def test_a_layer_longer_than_a_tile_rolls_out_like_its_probabilities(size):
-    layers = [recorded_layer(8, causal, 2, size=size, batch=1) for causal in (True, False, True)]
-    dense = [layer.probabilities() for layer in layers]
-    torch.testing.assert_close(rollout(layers), rollout(dense), atol=1e-6, rtol=1e-4)
-    rows = [size - 1, 130, 4]
-    torch.testing.assert_close(
-        rollout_rows(layers, rows), rollout_rows(dense, rows), atol=1e-6, rtol=1e-4
-    )
-
-
 def test_the_log_sum_exp_of_the_models_own_pass_is_kept_where_it_holds(llava, inputs):
     padded = prompt(words=5, batch=2)
     padded["attention_mask"][0, :3] = 0
@@ -214,32 +59,6 @@ def test_the_log_sum_exp_of_the_models_own_pass_is_kept_where_it_holds(llava, in
             assert (layer.logsumexp is not None) == known
             rows = torch.arange(layer.shape[1])
             torch.testing.assert_close(layer.fused(rows, "mean"), layer.probabilities().mean(1))
-
-
-def test_some_rows_are_rows_of_all(llava, inputs):
-    recording, _ = record(llava, inputs)
-    for layer in recording["language"] + recording["vision"]:
-        torch.testing.assert_close(
-            layer.probabilities(rows=[3, 0, 11]), layer.probabilities()[:, :, [3, 0, 11]]
-        )
-
-
-def kept_in_every_way():
-    """A recorded layer, its weights as they are, and two layers as blocks of one."""
-    causal, blocks = recorded_layer(5, True, 2, size=6), [recorded_layer(5, False, 4, size=3)] * 2
-    weights = RecordedWeights("", causal.probabilities())
-    return [causal, weights, RecordedBlocks("", tuple(blocks))]
-
-
-@pytest.mark.parametrize("layer", kept_in_every_way(), ids=lambda layer: type(layer).__name__)
-@pytest.mark.usefixtures("without_type_checks")
-def test_rows_count_from_the_end_too_and_others_are_named(layer):
-    whole = layer.probabilities()
-    torch.testing.assert_close(layer.probabilities([0, -1]), whole[:, :, [0, 5]])
-    torch.testing.assert_close(layer.probabilities([-2]), whole[:, :, [4]])
-    for rows in ([6], [-7], [], [True, False]):
-        with pytest.raises(ValueError, match="row"):
-            layer.probabilities(rows)
 
 
 @pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
@@ -534,125 +353,6 @@ def test_multihead_attention_that_does_not_run_is_an_error():
     with pytest.raises(RuntimeError, match=r"missing 1: layers\.1\.self_attn"):
         with record_attention(model):
             model.layers[0](torch.randn(1, 3, 8))
-
-
-NO_PICTURE = {"suppress_tokens": [WORDS.index("<image>")]}
-FIVE = {"max_new_tokens": 5, "min_new_tokens": 5} | NO_PICTURE
-
-
-def left_padded(inputs, padding):
-    """A prompt with so many places before it that are not to be seen."""
-    before = {"input_ids": WORDS.index("<pad>"), "attention_mask": 0}
-    padded = {
-        name: torch.nn.functional.pad(inputs[name], (padding, 0), value=value)
-        for name, value in before.items()
-    }
-    return inputs | padded
-
-
-@pytest.mark.parametrize("padding", [0, 3])
-def test_recorded_generation_is_the_pass_over_its_tokens(llava, inputs, padding):
-    inputs = left_padded(inputs, padding)
-    with record_attention(llava) as recording:
-        sequence = llava.generate(**inputs, **FIVE)
-    mask = torch.ones_like(sequence)
-    mask[:, :padding] = 0
-    replayed, _ = record(llava, inputs | {"input_ids": sequence, "attention_mask": mask})
-    rows = sequence.shape[1] - 1  # the last token was never given to the model
-    for layer, expected in zip(recording["language"], replayed["language"], strict=True):
-        assert layer.shape[1:] == (rows, rows)
-        wanted = expected.probabilities()[:, :, padding:rows, :rows]
-        actual = layer.probabilities()[:, :, padding:]
-        torch.testing.assert_close(actual, wanted, atol=1e-6, rtol=0)
-    wanted = range(rows - 5, rows)
-    torch.testing.assert_close(
-        rollout_rows(recording["language"], wanted),
-        rollout_rows(replayed["language"], wanted)[..., :rows],
-        atol=1e-6,
-        rtol=0,
-    )
-    assert len(recording["vision"]) == len(replayed["vision"])
-
-
-def test_the_keys_of_earlier_steps_are_let_go(llava, inputs):
-    with record_attention(llava) as recording:
-        llava.generate(**inputs, **FIVE)
-    calls = recording._calls[recording.names[-1]]
-    assert len(calls) == 5
-    assert [call.last_key.untyped_storage().nbytes() for call in calls[:-1]] == [
-        call.last_key.nbytes for call in calls[:-1]
-    ]
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ({"num_beams": 3}, "the cache changed while recording, as in beam search"),
-        ({"cache_implementation": "static"}, r"ran 4 times.*one pass over the whole sequence"),
-        ({"use_cache": False}, r"ran 4 times.*one pass over the whole sequence"),
-    ],
-)
-@pytest.mark.parametrize("head_fusion", [None, "mean"])
-def test_generation_that_is_not_one_growing_pass_is_an_error(
-    llava, inputs, how, message, head_fusion
-):
-    with record_attention(llava, head_fusion=head_fusion) as recording:
-        llava.generate(**inputs, max_new_tokens=4, min_new_tokens=4, **NO_PICTURE, **how)
-    with pytest.raises(ValueError, match=message):
-        recording["language"]
-
-
-@pytest.mark.parametrize("padding", [0, 3])
-@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
-def test_heads_fused_while_recording_roll_out_alike(
-    llava, inputs, head_fusion, padding, monkeypatch
-):
-    monkeypatch.setattr(passes, "PART", 8)  # several parts of a short prompt
-    inputs = left_padded(inputs, padding)
-    recordings = []
-    for how in (None, head_fusion):
-        with record_attention(llava, head_fusion=how) as recording:
-            llava.generate(**inputs, **FIVE)
-        recordings.append(recording)
-    chosen_later, chosen_before = (recording["language"] for recording in recordings)
-    assert all(isinstance(layer, FusedLayer) for layer in chosen_before)
-    assert [layer.shape for layer in chosen_before] == [layer.shape for layer in chosen_later]
-    assert not any(isinstance(layer, FusedLayer) for layer in recordings[1]["vision"])
-    rows = torch.tensor([23, 5, 12])  # generated, and of two parts, in no order
-    for layer, expected in zip(chosen_before, chosen_later, strict=True):
-        some, wanted = (each.fused(rows, head_fusion) for each in (layer, expected))
-        torch.testing.assert_close(whole_rows(some, layer), whole_rows(wanted, layer))
-    for settings in ({}, {"discard_ratio": 0.2}, {"residual": 0.9}):
-        torch.testing.assert_close(
-            rollout(chosen_before, head_fusion=head_fusion, **settings)[:, padding:],
-            rollout(chosen_later, head_fusion=head_fusion, **settings)[:, padding:],
-        )
-
-
-def test_fused_heads_are_kept_where_they_are_smaller(llava):
-    for words, smaller in ((5, True), (300, False)):
-        with torch.no_grad(), record_attention(llava, head_fusion="mean") as recording:
-            llava(**prompt(words=words))
-        (first, *_), (whole, *_) = (
-            recording["language"],
-            record(llava, prompt(words))[0]["language"],
-        )
-        assert isinstance(first, FusedLayer) == smaller
-        if smaller:
-            kept = sum(part.nbytes for part in first.parts)
-            assert kept < whole.query.nbytes + whole.key.nbytes
-            assert all(part.untyped_storage().nbytes() == part.nbytes for part in first.parts)
-
-
-def test_heads_fused_in_one_way_answer_for_no_other(llava, inputs):
-    with torch.no_grad(), record_attention(llava, head_fusion="max") as recording:
-        llava(**inputs)
-    with pytest.raises(ValueError, match="head_fusion='max' and kept nothing else, got 'mean'"):
-        rollout_rows(recording["language"], [-1])
-    with pytest.raises(ValueError, match="kept nothing else, got a request for single heads"):
-        recording["language"][0].probabilities()
-    with pytest.raises(ValueError, match="one of mean, max, min, got 'median'"):
-        record_attention(llava, head_fusion="median").__enter__()
 
 
 def test_recording_keeps_no_attention_tensor(llava, inputs):

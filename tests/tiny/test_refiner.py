@@ -1,11 +1,10 @@
-import numpy as np
 import pytest
 import torch
 from places import DATA
 
 from rolloutlib import record_attention
 from rolloutlib.tiny.refiner import RefinerConfig, TemporalRefiner
-from rolloutlib.tiny.tracks import PALETTE, SIZE, make_tracks
+from rolloutlib.tiny.tracks import make_tracks
 from rolloutlib.video import temporal_rollout
 
 TRAINED = DATA / "checkpoints/tiny-refiner"
@@ -14,40 +13,6 @@ TRAINED = DATA / "checkpoints/tiny-refiner"
 @pytest.fixture(scope="module")
 def tracks():
     return make_tracks([5, 5], clips=20)
-
-
-# Tracks
-
-
-def test_the_same_seed_gives_the_same_clips():
-    one, same, other = make_tracks(3, 2), make_tracks(3, 2), make_tracks(4, 2)
-    assert torch.equal(one.pictures, same.pictures)
-    assert not torch.equal(one.pictures, other.pictures)
-
-
-def test_every_ball_is_hidden_for_one_stretch(tracks):
-    hidden = (~tracks.visible).transpose(1, 2).flatten(0, 1).int()
-    length = hidden.sum(1)
-    assert length.min() >= 3 and length.max() <= 8
-    changes = torch.diff(hidden, prepend=torch.zeros(len(hidden), 1), dim=1)
-    assert (changes == 1).sum(1).eq(1).all()
-
-
-def test_visible_balls_are_painted_and_hidden_ones_are_not(tracks):
-    last = tracks.visible.shape[2] - 1  # painted over the others
-    for clip in range(5):
-        region = tracks.region(clip, last)
-        np.testing.assert_array_equal(region.any((1, 2)), tracks.visible[clip, :, last])
-        pictures = tracks.pictures[clip].movedim(1, -1).numpy()
-        colour = PALETTE[tracks.colour[clip, last]]
-        np.testing.assert_allclose(pictures[region], np.broadcast_to(colour, (region.sum(), 3)))
-        frame = int(np.flatnonzero(tracks.visible[clip, :, last])[0])
-        ys, xs = np.nonzero(region[frame])
-        centre = tracks.centre[clip, frame, last] * torch.tensor([SIZE[1], SIZE[0]])
-        np.testing.assert_allclose([xs.mean() + 0.5, ys.mean() + 0.5], centre, atol=0.6)
-
-
-# The refiner
 
 
 def test_clips_do_not_hear_of_each_other(tracks):

@@ -1,0 +1,19 @@
+"""The part of the explorer that lives in the browser: ES modules of which each is one thing."""
+
+import re
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+STYLE = FOLDER / "widget.css"
+# A part imports from those before it.
+PARTS = ("dom", "numbers", "maps", "words", "pictures", "film", "controls", "widget")
+
+
+def joined_module() -> str:
+    """All parts as one ES module: anywidget takes a single text, which can import no files.
+
+    Each import stands on one line, and each export begins one. Only the default export stays.
+    """
+    text = "\n".join((FOLDER / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
+    text = re.sub(r"^import .*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"^export (?!default)", "", text, flags=re.MULTILINE)

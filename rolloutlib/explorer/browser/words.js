@@ -1,0 +1,131 @@
+// Words: chips to point at and to pin, by pointer and keyboard, and what a word drew on, said.
+
+import { make, percent } from "./dom.js";
+import { lead, relevance } from "./maps.js";
+import { topOf } from "./numbers.js";
+
+const BARS = 24; // words that get a bar at once
+
+/** The words whose maps are shown: that under the pointer, else the pinned, else the answer. */
+export function chosen({ get, pointed, answer }) {
+  if (pointed) return pointed;
+  return get("selected").length ? get("selected") : answer;
+}
+
+// ---- What they say
+
+export function shadeByWords(view, which) {
+  const { pictures, panels, parts, answer, whole } = view;
+  const sheet = lead(view, panels[0]);
+  if (!sheet) return;
+  const row = relevance(view, sheet, which);
+  shade(view, row.subarray(pictures.at(-1).end));
+  const names = which === answer ? whole : which.map((word) => quote(view, word)).join(" + ");
+  parts.readout.textContent = `${names}: ${told(view, row)}`;
+}
+
+export function shadeByPatch(view) {
+  const { get, pictures, panels, parts, patch } = view;
+  const sheet = lead(view, panels[patch.panel]);
+  if (!sheet) return;
+  const { start, grid } = pictures[get("picture")];
+  const cell = start + patch.row * grid[1] + patch.column;
+  const drawn = Float32Array.from(sheet.rows, (row, word) => (row[cell] * sheet.peaks[word]) / 65535);
+  shade(view, drawn);
+  const most = topOf(drawn, 3).map((word) => `${quote(view, word)} ${percent(drawn[word])}`);
+  parts.readout.textContent = `patch in row ${patch.row + 1} of ${grid[0]}, column ${patch.column + 1} of ${grid[1]}, drawn on by ${most.join(", ") || "no word"}`;
+}
+
+/** The bars of the words with the highest values, as long as each is beside the highest. */
+function shade(view, values) {
+  const { bars, barred } = view;
+  const best = topOf(values, BARS);
+  for (const index of barred) if (!best.includes(index)) bars[index].style.transform = "scaleX(0)";
+  for (const index of best) bars[index].style.transform = `scaleX(${(values[index] / values[best[0]]).toFixed(3)})`;
+  view.barred = best;
+}
+
+/** A row of relevance in words, for those who cannot see the map. */
+function told(view, row) {
+  const { pictures } = view;
+  const end = pictures.at(-1).end;
+  const cells = row.subarray(0, end);
+  const total = cells.reduce((sum, value) => sum + value, 0);
+  if (!(total > 0)) return "nothing from the picture, which comes later";
+  const best = topOf(cells, 1)[0];
+  const where = pictures.findIndex((picture) => best < picture.end);
+  const { grid, start, label } = pictures[where];
+  const place = `row ${Math.floor((best - start) / grid[1]) + 1} of ${grid[0]}, column ${((best - start) % grid[1]) + 1} of ${grid[1]}`;
+  const drawn = topOf(row.subarray(end), 2).map((word) => `${percent(row[end + word])} from ${quote(view, word)}`);
+  return [`${percent(total)} from the picture${pictures.length > 1 ? "s" : ""}, most at ${pictures.length > 1 ? `${label}, ` : ""}${place}`, ...drawn].join("; ");
+}
+
+export function describe(view, word) {
+  const { panels, prompt } = view;
+  const sheet = lead(view, panels[0]);
+  const kind = prompt ? (word < prompt ? "word of the prompt" : "word of the answer") : "";
+  const said = sheet ? told(view, relevance(view, sheet, [word])) : "";
+  return [quote(view, word), kind, said].filter(Boolean).join(", ");
+}
+
+function quote({ words }, word) {
+  return `“${words[word]}”`;
+}
+
+// ---- Chips
+
+export function bar() {
+  return make("i", { class: "rx-bar" });
+}
+
+export function chip(view, index) {
+  const { words, prompt, bars } = view;
+  const text = words[index];
+  const shown = text.trim() || text.replaceAll("\n", "⏎").replaceAll(" ", "␣") || "∅";
+  const button = make("button", { type: "button", class: "rx-chip", "aria-pressed": "false", tabindex: index === prompt ? "0" : "-1", "data-word": index }, shown, bars[index]);
+  button.setAttribute("aria-label", describe(view, index));
+  return button;
+}
+
+/** The chips in their groups, each with its name. */
+export function toolbars(view) {
+  const { get, chips, prompt } = view;
+  const groups = prompt ? [["prompt", chips.slice(0, prompt)], ["answer", chips.slice(prompt)]] : [[get("title"), chips]];
+  return groups.map(([name, some]) => {
+    const list = make("div", { class: "rx-chips", role: "toolbar", "aria-label": `${name}: arrow keys move, Enter pins, Escape lets go` }, ...some);
+    list.addEventListener("pointerover", (event) => point(view, event.target.dataset.word));
+    list.addEventListener("pointerleave", () => point(view));
+    list.addEventListener("focusin", (event) => point(view, event.target.dataset.word));
+    list.addEventListener("focusout", () => point(view));
+    list.addEventListener("click", (event) => {
+      pin(view, event.target.dataset.word);
+      if (event.pointerType === "touch") point(view); // the finger is gone; only the focus stayed
+    });
+    list.addEventListener("keydown", (event) => walk(view, event));
+    return make("section", {}, make("h4", {}, name), list);
+  });
+}
+
+export function point(view, word) {
+  view.pointed = word === undefined ? null : [Number(word)];
+  if (view.pointed) view.patch = null;
+  view.draw();
+}
+
+export function pin({ get, set }, word) {
+  if (word === undefined) return;
+  const index = Number(word);
+  const pinned = get("selected");
+  set("selected", pinned.includes(index) ? pinned.filter((other) => other !== index) : [...pinned, index].sort((a, b) => a - b));
+}
+
+function walk({ set, words, chips }, event) {
+  const at = Number(event.target.dataset.word);
+  const steps = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: words.length - 1 };
+  if (event.key === "Escape") return set("selected", []);
+  if (!(event.key in steps)) return;
+  event.preventDefault();
+  const next = chips[Math.max(0, Math.min(words.length - 1, steps[event.key]))];
+  chips.forEach((chip) => (chip.tabIndex = chip === next ? 0 : -1));
+  next.focus();
+}

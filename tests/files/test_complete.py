@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rolloutlib.files.complete import complete_file
+
+
+@pytest.mark.parametrize("given", [str, lambda path: path], ids=["str", "Path"])
+def test_a_file_appears_when_the_block_ends(tmp_path, given):
+    target = tmp_path / "deep" / "er" / "map.png"
+    with complete_file(given(target)) as part:
+        part.write_bytes(b"half")
+        assert not target.exists()
+        # An atomic move needs the same folder, and savers go by the ending.
+        assert (part.parent, part.suffix) == (target.parent, ".png")
+        assert part.name.startswith(".")
+    assert target.read_bytes() == b"half"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_was_there_stays_until_the_block_ends(tmp_path):
+    target = tmp_path / "map.txt"
+    target.write_text("before")
+    with complete_file(target) as part:
+        part.write_text("after")
+        assert target.read_text() == "before"
+    assert target.read_text() == "after"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_after_an_error_nothing_new_is_left(tmp_path, error):
+    target = tmp_path / "map.txt"
+    target.write_text("before")
+    with pytest.raises(error), complete_file(target) as part:
+        part.write_text("half")
+        raise error
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
+    target = tmp_path / "map.txt"
+    target.write_text("before")
+    with pytest.raises(FileNotFoundError), complete_file(target):
+        pass
+    assert target.read_text() == "before"
+
+
+def test_other_processes_write_another_part(tmp_path):
+    code = f"""from rolloutlib.files.complete import complete_file
+with complete_file({str(tmp_path / "map.txt")!r}) as part:
+    part.write_text("other")
+    print(part.name)"""
+    with complete_file(tmp_path / "map.txt") as part:
+        part.write_text("own")
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert other.stdout.strip() not in ("", part.name), other.stderr
+        assert (tmp_path / "map.txt").read_text() == "other"
+    assert (tmp_path / "map.txt").read_text() == "own"
