@@ -103,9 +103,9 @@ def run_one(
 def sweep(
     notebook: Path, sets: Path | None, choices: Sequence[str], out: Path | None, **settings: object
 ) -> int:
-    """Run one notebook with many sets of parameters, here or on a cluster.
+    """Run one notebook with many sets of parameters.
 
-    SETS is a grid as YAML, or sets as CSV or JSON lines.
+    SETS is a grid as YAML, or sets as CSV or JSON lines. Runs are computed here or on a cluster.
     """
     read = runs.Notebook.read(notebook)
     if sets is None and not choices:
@@ -186,16 +186,20 @@ def _run_together(
     running: dict[Path, str] = {}
     with runs.ProgressBar("notebooks", "notebook") as progress:
 
-        def show(notebook: Path, done: int, cells: int) -> None:
-            running[notebook] = f"{notebook.stem} {done + 1}/{cells}"
+        def show() -> None:
             now = ", ".join([*running.values()])
             progress.show(len(finished), len(tasks), f"{len(finished)} of {len(tasks)}  {now}")
 
-        together = runs.run_together(tasks, jobs, timeout=timeout, on_progress=show)
+        def enter(notebook: Path, done: int, cells: int) -> None:
+            running[notebook] = f"{notebook.stem} {done + 1}/{cells}"
+            show()
+
+        together = runs.run_together(tasks, jobs, timeout=timeout, on_progress=enter)
         with closing(together) as ending:
             for run in ending:
                 running.pop(run.notebook, None)
                 finished.append(run)
+                show()
                 _finish(run)
     return finished
 

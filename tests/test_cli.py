@@ -13,6 +13,7 @@ import pytest
 from small_notebooks import left_in, statuses, write_look, write_notebook
 
 from rolloutlib import cli
+from rolloutlib.runs import progress
 from rolloutlib.runs.run import failed_output
 
 
@@ -55,7 +56,7 @@ def imported_by(code):
 def test_help_imports_next_to_nothing(arguments):
     found = imported_by(f"import rolloutlib.cli as cli; assert cli.main({arguments}) == 0")
     assert not found & (HEAVY | {"numpy", "tqdm", "yaml", "jinja2"})
-    assert len(found) < 350  # half a second of imports is more than a thousand
+    assert len(found) < 250  # half a second of imports is more than a thousand
 
 
 def test_runs_and_pages_need_no_torch():
@@ -299,3 +300,23 @@ def test_interrupt_ends_all_notebooks_and_keeps_what_is_finished(tmp_path):
         "3_long.failed.ipynb",
     ]
     assert statuses(outputs / "2_long.failed.ipynb") == ["failed"]
+
+
+def test_progress_is_a_line_now_and_then_in_a_log(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", -1)
+    with progress.ProgressBar("look", "cell") as bar:
+        bar.show(2, 9)
+        monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 100)
+        bar.show(3, 9)
+    assert capsys.readouterr().err == "look  cell 3 of 9\n"
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress.ProgressBar("look", "cell") as bar:
+        bar.bar.ncols, bar.bar.mininterval = 60, 0
+        bar.show(3, 9, "now")
+        bar.write("a line that stays")
+    said = capsys.readouterr()
+    assert "look:  33%|" in said.err and "3/9" in said.err and "now" in said.err
+    assert said.out == "a line that stays\n"
