@@ -4,6 +4,17 @@ from pathlib import Path
 
 import nbformat
 
+LOOK = """
+model_id: str = "../model"  # a checkpoint
+image_path: str = "picture.txt"  # the picture to look at
+output_path: str = ""  # written here, if anywhere
+mask_path: str = ""  # none by default
+steps: int = 2  # how many
+ratio: float = 0.5
+flag: bool = False
+layers: list[int] = [1, 2]  # which
+untyped = 3
+"""
 KERNELSPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
@@ -20,3 +31,21 @@ def write_notebook(folder: Path, name: str, *cells: str, parameters: str = "", t
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
+
+
+def write_look(folder: Path) -> Path:
+    """Write a notebook with a parameter of each kind, and the files that it reads."""
+    path = write_notebook(folder, "look", "print('looked')", parameters=LOOK)
+    (path.parent / "picture.txt").write_text("a picture")
+    (folder / "model").mkdir(exist_ok=True)
+    return path
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def statuses(path: Path) -> list[str]:
+    """What papermill noted for each code cell of an executed notebook."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell.metadata.papermill.status for cell in cells if cell.cell_type == "code"]

@@ -230,9 +230,10 @@ print(rolloutlib.__file__, rolloutlib.load_model)
 @pytest.mark.parametrize(
     ("line", "missing", "extra"),
     [
-        ("rolloutlib.explore", "anywidget", "notebooks"),
-        ("import rolloutlib.cli", "click", "notebooks"),
-        ("rolloutlib.report", "IPython", "notebooks"),
+        ("rolloutlib.explore", "ipywidgets", "notebooks"),
+        ("rolloutlib.runs.Notebook", "nbformat", "notebooks"),
+        ("rolloutlib.pages.write_page", r"\w+", "notebooks"),
+        ("rolloutlib.report(share=0.5)", "IPython", "notebooks"),
         ("rolloutlib.runs.sweep", r"\w+", "(notebooks|sweeps)"),
         ("import rolloutlib.files.clips", "av", "video"),
         ("rolloutlib.models.load.load_adapter(None, ROOT)", "peft", "lora"),

@@ -9,31 +9,19 @@ one that the notebook defines is called anew, as it may read this run's paramete
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import CodeType
 
-import nbformat
-
-from rolloutlib.runs.notebook import function_name, tagged
+from rolloutlib.runs.notebook import DIRECT, Notebook
 
 KEPT_LOADS = 4  # of each function: a worker may go from one checkpoint to another and back
 
 
-def call(notebook: Path, digest: str, values: Mapping[str, object]) -> dict[str, object]:
-    """The metrics for these values of all parameters. `digest` says which state of the notebook."""
-    name, cells = _compiled(notebook, digest)
-    namespace: dict[str, object] = {"__name__": notebook.stem, **values}
-    for cell in cells:
-        exec(cell, namespace)
+def call(notebook: Notebook, values: Mapping[str, object]) -> dict[str, object]:
+    """The metrics for these values of all parameters."""
+    namespace: dict[str, object] = {"__name__": notebook.path.stem, **values}
+    for cell in notebook.tagged(DIRECT):
+        exec(compile(cell.source, f"<{notebook.path.name}>", "exec"), namespace)
         _keep_loads(namespace)
-    return namespace[name]()
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(notebook: Path, _digest: str) -> tuple[str, list[CodeType]]:
-    content = nbformat.read(notebook, as_version=4)
-    cells = [compile(cell.source, f"<{notebook.name}>", "exec") for cell in tagged(content)]
-    return function_name(notebook), cells
+    return namespace[notebook.function]()
 
 
 def _keep_loads(namespace: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""The kernel of one run: its Python, its sockets, how far it has come."""
+"""The kernel of one run: its Python, its sockets, and how far it has come."""
 
 import os
 import re
@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import nbformat
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-from traitlets.config import Config
+from rolloutlib.extras import needs
+
+with needs("notebooks"):
+    import nbformat
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets.config import Config
 
 
 class _OwnKernel(AsyncKernelManager):
-    """A kernel of this very Python, whatever other kernels Jupyter finds under the same name."""
+    """A kernel of this very Python, whatever other kernels of the same name Jupyter finds."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -24,7 +27,7 @@ class _OwnKernel(AsyncKernelManager):
 
 
 def kernel_watched_by(position: "Position") -> type[_OwnKernel]:
-    """The class of kernels, for that is what papermill takes; each tells where it is."""
+    """A class of kernels, as papermill takes one; each tells `position` where it is."""
 
     class WatchedKernel(_OwnKernel):
         def __init__(self, **settings) -> None:
@@ -35,7 +38,7 @@ def kernel_watched_by(position: "Position") -> type[_OwnKernel]:
 
 
 def peak_memory(process: int | str = "self") -> int | None:
-    """The most bytes of memory that a process held so far; None where Linux's /proc is not.
+    """The most bytes of memory that a process has held so far; None where there is no /proc.
 
     >>> peak = peak_memory()
     >>> peak is None or peak > 1_000_000
@@ -51,7 +54,7 @@ def peak_memory(process: int | str = "self") -> int | None:
 
 @contextmanager
 def private_sockets() -> Iterator[Config]:
-    """Kernel settings under which no TCP port is opened: sockets in a folder of their own."""
+    """Kernel settings that open no TCP port: sockets in a folder of their own."""
     with tempfile.TemporaryDirectory(prefix="rollout-") as folder:
         yield Config(KernelManager={"transport": "ipc", "connection_file": f"{folder}/kernel.json"})
 
@@ -88,7 +91,7 @@ class Position:
         return kernel.pid if kernel and kernel.has_process else None
 
     def interrupt(self) -> None:
-        """What Ctrl-C does to a run in the main thread, to one in another: its kernel ends."""
+        """End the kernel of a run in another thread, as Ctrl-C does in the main thread."""
         self.interrupted = True
         with suppress(ProcessLookupError):
             if self.process:

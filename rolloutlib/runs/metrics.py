@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from IPython.display import display
+from rolloutlib.extras import needs
 
 MIME_TYPE = "application/vnd.rolloutlib.metrics+json"
 
@@ -11,26 +11,29 @@ Metric = float | int | str | bool | None
 
 
 def report(**metrics: object) -> None:
-    """Which numbers should a sweep keep of this run? Shows them, and marks them to be collected.
+    """Show the numbers of this run that a sweep should keep, and mark them to be collected.
 
-    The numbers lie in the executed notebook as an output of their own type. Of a name that is
-    reported twice the later value counts.
+    The numbers stand in the executed notebook as an output of their own type. Where a name is
+    reported twice, the later value counts.
 
-    metrics: numbers (also of NumPy, or tensors with one element), words or truth values. NaN, which
-    JSON has no word for, is kept as None.
+    metrics: numbers (also of NumPy, or tensors with one element), words or truth values. NaN,
+    which JSON does not have, is kept as None.
 
     Raises ValueError for anything else and for an infinite number.
 
     >>> plain_metrics({"pointing_game": 0.82, "answered": "red"})
     {'pointing_game': 0.82, 'answered': 'red'}
     """
+    with needs("notebooks"):
+        from IPython.display import display
+
     plain = plain_metrics(metrics)
     shown = "\n".join(f"{name} = {_words(value)}" for name, value in plain.items())
     display({MIME_TYPE: plain, "text/plain": shown}, raw=True)
 
 
 def plain_metrics(metrics: Mapping[str, object]) -> dict[str, Metric]:
-    """Metrics as JSON can hold them. Raises ValueError for what is no single value."""
+    """Metrics as JSON can hold them. Raises ValueError for what is not a single value."""
     return {name: _plain(name, value) for name, value in metrics.items()}
 
 

@@ -1,18 +1,27 @@
-"""A notebook as it lies on the disk: its parameters, its digest, its direct function."""
+"""A notebook as it is on the disk, read once: its parameters, its digest, what it reported."""
 
 import ast
+import base64
+import functools
 import hashlib
+import io
 import json
+import re
 import textwrap
-from collections.abc import Mapping
+import tokenize
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-import papermill
+from rolloutlib.extras import needs
+from rolloutlib.runs.metrics import MIME_TYPE, Metric
+
+with needs("notebooks"):
+    import nbformat
 
 WRITTEN_PREFIXES = ("output_", "checkpoint_")
 MODEL_NAMES = ("model_id", "adapter_id")
+DIRECT = "direct"  # the tag and the key in the metadata of a notebook that can be called directly
 
 
 class Refused(ValueError):
@@ -21,11 +30,12 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's `parameters` cell: `name: kind = default`."""
+    """One assignment in a notebook's `parameters` cell: `name: kind = default  # help`."""
 
     name: str
     kind: str
     default: object
+    help: str = ""
 
     @property
     def names_a_file(self) -> bool:
@@ -36,29 +46,103 @@ class Parameter:
         return self.name.startswith(WRITTEN_PREFIXES)
 
 
-def declared_parameters(notebook: Path) -> dict[str, Parameter]:
-    """Which parameters does this notebook take?
+@dataclass(frozen=True, eq=False)
+class Notebook:
+    """A notebook and the path that it was read from; what follows from its cells is found once."""
 
-    Raises `Refused` when there is no such file, or it is not a notebook.
-    """
-    read_notebook(notebook)
-    try:
-        inspected = papermill.inspect_notebook(literal(notebook))
-    except ValueError as problem:
-        raise Refused(f"{notebook}: {problem}") from problem
-    return {name: _declared(found) for name, found in inspected.items()}
+    path: Path
+    content: nbformat.NotebookNode
 
+    @classmethod
+    def read(cls, path: Path | str) -> "Notebook":
+        """Raises `Refused` when there is no such file, or it is not a notebook."""
+        path = Path(path)
+        if path.suffix != ".ipynb" or not path.is_file():
+            raise Refused(f"{path}: there is no notebook (.ipynb) of this name")
+        invalid: dict[str, Exception] = {}
+        try:
+            content = nbformat.read(path, as_version=4, capture_validation_error=invalid)
+        except Exception as problem:  # nbformat raises whatever the broken content runs into
+            raise Refused(f"{path}: not a notebook: {sentence(problem)}") from problem
+        for problem in invalid.values():
+            raise Refused(f"{path}: not a notebook: {sentence(problem)}") from problem
+        return cls(path, content)
 
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Raises `Refused` when there is no such file, or it is not a notebook."""
-    if path.suffix != ".ipynb" or not path.is_file():
-        raise Refused(f"{path}: there is no notebook (.ipynb) of this name")
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
-    except Exception as problem:  # nbformat raises whatever the broken content runs into
-        raise Refused(f"{path}: not a notebook: {sentence(problem)}") from problem
-    return notebook
+    @classmethod
+    def of(cls, source: "Notebook | Path | str") -> "Notebook":
+        """The notebook itself, or the one at a path."""
+        return source if isinstance(source, Notebook) else cls.read(source)
+
+    def tagged(self, tag: str) -> list[nbformat.NotebookNode]:
+        """The code cells with a tag."""
+        cells = (cell for cell in self.content.cells if cell.cell_type == "code")
+        return [cell for cell in cells if tag in cell.metadata.get("tags", [])]
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """What the cell tagged `parameters` assigns, by name.
+
+        Raises `Refused` for a default that is not a literal, and for a cell that is not Python.
+        """
+        found = self.tagged("parameters")[:1]
+        try:
+            return {one.name: one for cell in found for one in _assigned(cell.source)}
+        except Refused as problem:
+            raise Refused(f"{self.path}: {problem}") from problem
+        except (SyntaxError, ValueError) as problem:  # a zero byte is a ValueError
+            reason = f"its parameters cell is not Python: {problem}"
+            raise Refused(f"{self.path}: {reason}") from problem
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of what the cells say; opening and saving it in Jupyter changes nothing."""
+        return hash_of([[cell.cell_type, cell.source] for cell in self.content.cells])
+
+    @functools.cached_property
+    def function(self) -> str:
+        """The name of the function that computes the metrics directly.
+
+        Raises `Refused` where none is named, or the tagged cells do not define it.
+        """
+        name = self.content.metadata.get("rollout", {}).get(DIRECT, "")
+        if not name:
+            raise Refused(f"{self.path}: it names no function that computes its metrics directly")
+        lines = [line for cell in self.tagged(DIRECT) for line in ast.parse(cell.source).body]
+        if not any(isinstance(line, ast.FunctionDef) and line.name == name for line in lines):
+            raise Refused(f"{self.path}: no cell tagged {DIRECT!r} defines the function {name}")
+        return name
+
+    @property
+    def papermill(self) -> dict[str, object]:
+        """What papermill noted when it executed the notebook."""
+        return self.content.metadata.get("papermill", {})
+
+    @property
+    def title(self) -> str:
+        """The first heading's words, or nothing."""
+        for cell in self.content.cells:
+            heading = cell.cell_type == "markdown" and re.search(r"^#+\s+(.+)$", cell.source, re.M)
+            if heading:
+                return re.sub(r"[*`$]", "", heading[1]).strip()
+        return ""
+
+    @property
+    def figure(self) -> bytes | None:
+        """The PNG that stands for the notebook: of the cell tagged `card`, else the first."""
+        for cell in [*self.tagged("card"), *self.content.cells]:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    return base64.b64decode(output.data["image/png"])
+        return None
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """What the notebook reported when it was executed."""
+        found: dict[str, Metric] = {}
+        for cell in self.content.cells:
+            for output in cell.get("outputs", []):
+                found |= output.get("data", {}).get(MIME_TYPE, {})
+        return found
 
 
 def sentence(problem: Exception) -> str:
@@ -66,49 +150,78 @@ def sentence(problem: Exception) -> str:
     return textwrap.shorten(str(problem), 200)
 
 
-def literal(path: Path) -> str:
-    """A path in which papermill fills in nothing: to it, braces are places for parameters."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _declared(inspected: Mapping[str, str]) -> Parameter:
-    try:
-        default = ast.literal_eval(inspected["default"])
-    except (ValueError, SyntaxError) as problem:
-        name, text = inspected["name"], inspected["default"]
-        raise Refused(f"{name}: the default must be a literal, got {text}") from problem
-    kind = inspected["inferred_type_name"]
-    if kind == "None":  # papermill's word for a line without an annotation
-        kind = type(default).__name__
-    return Parameter(inspected["name"], kind, default)
-
-
-def notebook_digest(notebook: nbformat.NotebookNode) -> str:
-    """A hash of what a notebook's cells say; opening and saving it in Jupyter changes nothing."""
-    return digest([[cell.cell_type, cell.source] for cell in notebook.cells])
-
-
-def digest(content: object) -> str:
+def hash_of(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-TAG = "direct"
+def _assigned(source: str) -> Iterator[Parameter]:
+    """The parameters that a cell assigns, in its order."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # perhaps for a line such as `%matplotlib inline`
+        with needs("notebooks"):
+            from IPython.core.inputtransformer2 import TransformerManager
+
+        source = TransformerManager().transform_cell(source)
+        statements = ast.parse(source).body
+    comments = _comments(source)
+    for statement in statements:
+        match statement:
+            case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
+                pairs, kind = [(name, value)], _words(annotation)
+            case ast.Assign(targets, value):
+                pairs, kind = [pair for target in targets for pair in _pairs(target, value)], ""
+            case _:
+                continue
+        for name, value in pairs:
+            default = _literal(name, value)
+            known = kind or ("Any" if default is None else type(default).__name__)
+            yield Parameter(name, known, default, _help(statement, comments))
 
 
-def function_name(notebook: Path) -> str:
-    """Which function computes a notebook's metrics?
-
-    Raises `Refused` where it names none, or defines none of this name in its tagged cells.
-    """
-    content = nbformat.read(notebook, as_version=4)
-    name = content.metadata.get("rollout", {}).get("direct", "")
-    if not name:
-        raise Refused(f"{notebook}: it names no function that computes its metrics directly")
-    lines = [line for cell in tagged(content) for line in ast.parse(cell.source).body]
-    if not any(isinstance(line, ast.FunctionDef) and line.name == name for line in lines):
-        raise Refused(f"{notebook}: no cell with the tag {TAG!r} defines the function {name}")
-    return name
+def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """Names and values of one assignment, also of `a, b = 1, 2`."""
+    match target, value:
+        case ast.Name(name), _:
+            yield name, value
+        case ((ast.Tuple(targets) | ast.List(targets)), (ast.Tuple(values) | ast.List(values))):
+            for pair in zip(targets, values, strict=False):
+                yield from _pairs(*pair)
 
 
-def tagged(content: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in content.cells if TAG in cell.metadata.get("tags", [])]
+def _words(annotation: ast.expr) -> str:
+    """An annotation as text, without quotes around it."""
+    quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
+    return annotation.value if quoted else ast.unparse(annotation)
+
+
+def _literal(name: str, value: ast.expr) -> object:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError) as problem:
+        got = ast.unparse(value)
+        raise Refused(f"{name}: the default must be a literal, got {got}") from problem
+
+
+def _comments(source: str) -> dict[int, tuple[str, bool]]:
+    """The comment on each line that has one, and whether it stands there alone."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    lines = source.split("\n")
+    return {
+        row: (token.string.strip("# "), lines[row - 1].lstrip().startswith("#"))
+        for token in tokens
+        if token.type == tokenize.COMMENT
+        for row in [token.start[0]]
+    }
+
+
+def _help(statement: ast.stmt, comments: dict[int, tuple[str, bool]]) -> str:
+    """The comment at the end of an assignment's last line, else those right above it."""
+    if statement.end_lineno in comments:
+        return comments[statement.end_lineno][0]
+    above: list[str] = []
+    row = statement.lineno - 1
+    while comments.get(row, ("", False))[1]:
+        above.insert(0, comments[row][0])
+        row -= 1
+    return " ".join(above)

@@ -7,19 +7,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
+from rolloutlib.extras import needs
+from rolloutlib.runs.kinds import allows, is_known, kinds_of, name_of, value_of
+from rolloutlib.runs.notebook import MODEL_NAMES, Notebook, Parameter, Refused, sentence
 
-from rolloutlib.runs.notebook import MODEL_NAMES, Parameter, Refused, declared_parameters, sentence
+with needs("notebooks"):
+    import yaml
 
-TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
+Declared = Mapping[str, Parameter]
 
 
-def read_assignments(
-    declared: Mapping[str, Parameter], assignments: Iterable[Sequence[str]]
-) -> dict[str, object]:
+def read_assignments(declared: Declared, assignments: Iterable[Sequence[str]]) -> dict[str, object]:
     """Turn the command line's names and texts into values of the declared types.
 
-    A string stays the text it is; a list or dict is JSON or YAML.
+    A string stays the text it is; a list or dict is JSON or YAML. Of several types the first that
+    the text can be counts.
 
     Raises `Refused` for an unknown name or a text that is no value of the type.
 
@@ -27,14 +29,7 @@ def read_assignments(
     >>> read_assignments(declared, [("layers", "[1, 2]"), ("x", "007")])
     {'layers': [1, 2], 'x': '007'}
     """
-    values = {}
-    for name, text in assignments:
-        parameter = _find(declared, name)
-        try:
-            values[name] = _parse(text, parameter.kind)
-        except (ValueError, yaml.YAMLError) as problem:
-            raise _wrong_type(parameter, text) from problem
-    return values
+    return {name: _parsed(find(declared, name), text) for name, text in assignments}
 
 
 def read_parameter_file(path: Path) -> dict[str, object]:
@@ -52,9 +47,9 @@ def read_parameter_file(path: Path) -> dict[str, object]:
 
 
 def check_parameters(
-    notebook: Path, given: Mapping[str, object], folder: Path
+    notebook: Notebook, given: Mapping[str, object], folder: Path
 ) -> dict[str, object]:
-    """Which values will the notebook receive? Relative files in `given` start at `folder`.
+    """The values that the notebook will receive. Relative files in `given` start at `folder`.
 
     A parameter whose name ends in `_path` names a file or folder. It must exist, unless the name
     starts with `output_` or `checkpoint_`: those the notebook writes. `model_id` and `adapter_id`
@@ -63,15 +58,12 @@ def check_parameters(
 
     Raises `Refused` for an unknown name, a wrong type, or a missing file.
     """
-    declared = declared_parameters(notebook)
-    checked = check_values(declared, given, folder)
-    located_defaults(declared, given, notebook.parent)
+    checked = check_values(notebook.parameters, given, folder)
+    located_defaults(notebook.parameters, given, notebook.path.parent)
     return checked
 
 
-def located_defaults(
-    declared: Mapping[str, Parameter], given: Iterable[str], home: Path
-) -> dict[str, object]:
+def located_defaults(declared: Declared, given: Iterable[str], home: Path) -> dict[str, object]:
     """The values of what is not given, with files that start at `home`, the notebook's folder.
 
     Raises `Refused` for a missing file.
@@ -81,17 +73,18 @@ def located_defaults(
 
 
 def check_values(
-    declared: Mapping[str, Parameter], given: Mapping[str, object], folder: Path
+    declared: Declared, given: Mapping[str, object], folder: Path
 ) -> dict[str, object]:
     """The given values as the notebook will receive them, by the rules of `check_parameters`."""
-    checked = {}
-    for name, value in given.items():
-        parameter = _find(declared, name)
-        checked[name] = _located(parameter, _typed(parameter, value), folder)
-    return checked
+    return {
+        name: _located(parameter, typed(parameter, value), folder)
+        for name, value in given.items()
+        for parameter in [find(declared, name)]
+    }
 
 
-def _find(declared: Mapping[str, Parameter], name: str) -> Parameter:
+def find(declared: Declared, name: str) -> Parameter:
+    """The parameter of this name. Raises `Refused`, with what may be meant, where there is none."""
     if name in declared:
         return declared[name]
     close = difflib.get_close_matches(name, declared, n=1)
@@ -99,30 +92,15 @@ def _find(declared: Mapping[str, Parameter], name: str) -> Parameter:
     raise Refused(f"unknown parameter {name}: {hint}")
 
 
-def _parse(text: str, kind: str) -> object:
-    if kind == "bool":
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if kind in ("str", "int", "float"):
-        return TYPES[kind](text)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return yaml.safe_load(text)
+def typed(parameter: Parameter, value: object) -> object:
+    """A value as its annotation says. Raises `Refused` where the annotation does not allow it."""
+    for kind in _kinds(parameter):
+        if allows(kind, value) and is_json(value):  # YAML knows dates, which JSON does not
+            return float(value) if name_of(kind) == "float" else value
+    raise _wrong_type(parameter, value)
 
 
-def _typed(parameter: Parameter, value: object) -> object:
-    """Check a value against an annotation such as `float` or `list[str]`."""
-    kind, element_kind = re.fullmatch(r"(\w+)(?:\[(\w+)\])?.*", parameter.kind).groups()
-    if not _has_kind(value, kind):
-        raise _wrong_type(parameter, value)
-    if not _is_json(value):  # such as a date, which YAML knows
-        raise _wrong_type(parameter, value)
-    if kind == "list" and element_kind and not all(_has_kind(x, element_kind) for x in value):
-        raise _wrong_type(parameter, value)
-    return float(value) if kind == "float" else value
-
-
-def _is_json(value: object) -> bool:
+def is_json(value: object) -> bool:
     try:
         json.dumps(value)
     except (TypeError, ValueError):
@@ -130,13 +108,38 @@ def _is_json(value: object) -> bool:
     return True
 
 
-def _has_kind(value: object, kind: str) -> bool:
-    """Types as people mean them: a whole number is a float too, and a bool is no number."""
-    if kind == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, TYPES.get(kind, object))
+def takes_words(parameter: Parameter) -> bool:
+    """Whether a text is a value as it stands: no brackets are needed."""
+    return all(
+        name_of(kind) in ("str", "int", "float", "bool", "None", "Literal")
+        or _stays_text(parameter, kind)
+        for kind in _kinds(parameter)
+    )
+
+
+def _kinds(parameter: Parameter) -> list:
+    """What the annotation allows; `x: str = None` allows None although it does not say so."""
+    nothing = kinds_of("None") if parameter.default is None else []
+    return [*kinds_of(parameter.kind), *nothing]
+
+
+def _stays_text(parameter: Parameter, kind: object) -> bool:
+    """An annotation that is not known here, with a text as the default, takes texts."""
+    return not is_known(kind) and isinstance(parameter.default, str)
+
+
+def _parsed(parameter: Parameter, text: str) -> object:
+    value: object = text
+    for kind in _kinds(parameter):
+        if _stays_text(parameter, kind):
+            return text
+        try:
+            value = value_of(kind, text)
+        except ValueError:
+            continue
+        if allows(kind, value):
+            return value
+    raise _wrong_type(parameter, value)
 
 
 def _wrong_type(parameter: Parameter, value: object) -> Refused:

@@ -1,4 +1,4 @@
-"""Which runs are these parameter sets?"""
+"""The runs that parameter sets amount to: checked, named, each with its folder."""
 
 import functools
 import os
@@ -6,21 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-
 import rolloutlib
 from rolloutlib.runs import results
-from rolloutlib.runs.notebook import Refused
-from rolloutlib.runs.parameters import check_values, located_defaults
+from rolloutlib.runs.notebook import Notebook, Refused
+from rolloutlib.runs.parameters import check_values, is_json, located_defaults
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One set of parameters that was found good, and where its result belongs.
+    """One set of parameters that passed all checks, and where its result belongs.
 
     given: what differs from the notebook's defaults, and where it writes to.
     values: the parameters that decide the numbers, defaults included.
-    direct: the notebook's function that computes the metrics; "" to run the whole notebook.
+    function: the notebook's function that computes the metrics; "" to run the whole notebook.
     digest, version: of the notebook and of this package, when the sweep was planned.
     """
 
@@ -28,7 +26,7 @@ class PlannedRun:
     folder: Path
     given: dict[str, object]
     values: dict[str, object]
-    direct: str
+    function: str
     digest: str
     version: str = rolloutlib.__version__
 
@@ -38,19 +36,15 @@ class PlannedRun:
 
 
 def plan(
-    notebook: Path,
-    sets: Iterable[Mapping[str, object]],
-    out: Path,
-    *,
-    direct: bool = False,
+    notebook: Notebook, sets: Iterable[Mapping[str, object]], out: Path, function: str = ""
 ) -> list[PlannedRun]:
-    """Which runs are these parameter sets? Sets that amount to the same run are one.
+    """Plan a run for each parameter set; sets that amount to the same run are one.
 
-    Relative files in the sets start at the present folder.
+    Relative files in the sets start at the present folder. `function` as in `PlannedRun`.
 
-    Raises `Refused`, with the first problems, where a set is not good: nothing is run then.
+    Raises `Refused`, with the first problems, where a set is not good; nothing is run then.
     """
-    make = _Planner(notebook, out, direct)
+    make = _Planner(notebook, out, function)
     planned: dict[str, PlannedRun] = {}
     problems = []
     for number, one in enumerate(sets, start=1):
@@ -68,25 +62,30 @@ def plan(
 
 
 class _Planner:
-    """What all runs of one sweep have in common, read once."""
+    """What all runs of one sweep have in common."""
 
-    def __init__(self, notebook: Path, out: Path, direct: bool) -> None:
-        self.notebook, self.out = notebook.absolute(), out.absolute()
-        self.declared = notebook.declared_parameters(notebook)
+    def __init__(self, notebook: Notebook, out: Path, function: str) -> None:
+        self.path, self.out = notebook.path.absolute(), out.absolute()
+        self.function, self.digest = function, notebook.digest
+        self.declared = notebook.parameters
+        found = self.declared.values()
         taken = sorted(self.declared.keys() & results.own_columns())
         if taken:
-            raise Refused(f"{notebook}: {', '.join(taken)}: a sweep's table has this column itself")
-        self.digest = notebook.notebook_digest(nbformat.read(notebook, as_version=4))
-        self.direct = notebook.function_name(notebook) if direct else ""
+            names = ", ".join(taken)
+            raise Refused(f"{self.path}: {names}: a sweep's table has this column itself")
+        odd = [parameter.name for parameter in found if not is_json(parameter.default)]
+        if odd:
+            raise Refused(
+                f"{self.path}: {', '.join(odd)}: a sweep's table cannot hold this default"
+            )
         self.folder = Path.cwd()
-        found = self.declared.values()
         self.written = {p.name for p in found if p.is_written and p.names_a_file}
         # Most sets name the same parameters and the same files: look at each only once.
         self.identify = functools.cache(results.identity)
         self.defaults_beside = functools.cache(self._defaults_beside)
 
     def _defaults_beside(self, *given: str) -> dict[str, object]:
-        return located_defaults(self.declared, given, self.notebook.parent)
+        return located_defaults(self.declared, given, self.path.parent)
 
     def run(self, one: Mapping[str, object]) -> PlannedRun:
         given = check_values(self.declared, one, self.folder)
@@ -95,10 +94,10 @@ class _Planner:
             raise Refused(f"{', '.join(own)}: each run of a sweep writes to its own folder")
         both = self.defaults_beside(*given) | given
         values = {name: both[name] for name in self.declared if name not in self.written}
-        key = results.run_key(self.digest, self.direct, self.declared, values, self.identify)
+        key = results.run_key(self.digest, self.function, self.declared, values, self.identify)
         folder = self.out / key
         # What a run writes stays with it: the folder, and the name that the default has.
         for name in self.written:
             if both[name]:
                 given[name] = os.path.join(folder, os.path.basename(both[name]))
-        return PlannedRun(self.notebook, folder, given, values, self.direct, self.digest)
+        return PlannedRun(self.path, folder, given, values, self.function, self.digest)

@@ -2,8 +2,8 @@
 
 The folder of a run is named by a hash of all that decides its numbers. It holds the executed
 notebook, whatever the notebook wrote, and `metrics.json`, which is written last and in one step:
-a run is finished when that file is there, and not before. Who dies in the middle leaves no such
-file; who runs the same twice at once writes the same numbers twice.
+a run is finished when that file is there, and not before. A run that dies leaves no such file; two
+that compute the same at once write the same numbers twice.
 """
 
 import hashlib
@@ -13,20 +13,21 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import nbformat
 import pandas as pd
-from huggingface_hub import try_to_load_from_cache
 
 import rolloutlib
+from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
-from rolloutlib.runs.metrics import MIME_TYPE, Metric
-from rolloutlib.runs.notebook import MODEL_NAMES, Parameter, digest
+from rolloutlib.runs.notebook import MODEL_NAMES, Parameter, hash_of
+
+with needs("notebooks"):
+    from huggingface_hub import try_to_load_from_cache
 
 METRICS = "metrics.json"
 FAILURE = "failure.json"
 COLUMNS = ("run", "notebook", "route", "seconds", "peak_memory_mb", "error")
 PACKAGES = ("numpy", "torch", "transformers")
-# Larger files, which are weights of real checkpoints, are known by their size and date.
+# Larger files, which are weights of real checkpoints, are identified by their size and date.
 LARGEST_READ = 64 * 2**20
 
 
@@ -37,10 +38,10 @@ def run_key(
     values: Mapping[str, object],
     identify: Callable[[str, str], str],
 ) -> str:
-    """What is the run called? 16 hexadecimal digits.
+    """The name of a run: 16 hexadecimal digits.
 
     They depend on the notebook's `digest`, the route to its numbers, the package's version, and
-    all `values`, defaults included. A file counts with its content and not with its place, a
+    all `values`, defaults included. A file counts by its content and not by its place, a
     checkpoint too; where the notebook writes to does not count.
 
     identify: `identity`, or the same with a memory where many runs read the same files.
@@ -51,36 +52,29 @@ def run_key(
             kept[name] = identify(str(value), str(values.get("revision", "main")))
         else:
             kept[name] = value
-    return digest([digest, route, rolloutlib.__version__, kept])[:16]
+    return hash_of([digest, route, rolloutlib.__version__, kept])[:16]
 
 
 def identity(name: str, revision: str = "main") -> str:
     """A hash that changes when a file, any file of a folder, or a checkpoint's release does.
 
-    Files up to 64 MB count with their content, larger ones with their size and date. What is no
-    file is a pip package, which counts with its version, or a checkpoint from the hub, with the
-    commit that `revision` stands for in the cache here.
+    Files up to 64 MB count by their content, larger ones by their size and date. What is not a
+    file is a pip package, which counts by its version, or a checkpoint from the hub, by the commit
+    that `revision` stands for in the cache here.
     """
     path = Path(name)
     if path.is_file():
-        return digest(_file_identity(path))
+        return hash_of(_file_identity(path))
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return digest([[file.relative_to(path).as_posix(), _file_identity(file)] for file in files])
-    return digest([name, _release(name, revision)])
-
-
-def read_metrics(notebook: nbformat.NotebookNode) -> dict[str, Metric]:
-    """What did an executed notebook report?"""
-    found: dict[str, Metric] = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            found |= output.get("data", {}).get(MIME_TYPE, {})
-    return found
+        return hash_of(
+            [[file.relative_to(path).as_posix(), _file_identity(file)] for file in files]
+        )
+    return hash_of([name, _release(name, revision)])
 
 
 def is_finished(folder: Path) -> bool:
-    """Does a run's folder hold its result? One that cannot be read counts as none."""
+    """Whether a run's folder holds its result; one that cannot be read does not count."""
     return _read(folder / METRICS) is not None
 
 
@@ -100,7 +94,7 @@ def write_result(folder: Path, record: Mapping[str, object]) -> None:
 
 
 def write_failure(folder: Path, record: Mapping[str, object]) -> None:
-    """Keep why a run failed, beside the notebook as far as it came."""
+    """Keep why a run failed, beside its notebook with the cells that it executed."""
     _write(folder / FAILURE, record)
 
 
@@ -143,7 +137,7 @@ def collect(out: Path) -> pd.DataFrame:
 
 
 def varied_parameters(table: pd.DataFrame) -> list[str]:
-    """Which parameters differ between the runs of a table?"""
+    """The parameters that differ between the runs of a table."""
     return [name for name in table.attrs["parameters"] if table[name].nunique(dropna=False) > 1]
 
 
@@ -158,7 +152,7 @@ def write_table(out: Path) -> pd.DataFrame:
 
 
 def _release(name: str, revision: str) -> str:
-    """Which release of a pip package, or of a checkpoint from the hub, would be loaded?"""
+    """The release of a pip package, or of a checkpoint from the hub, that would be loaded."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -201,7 +195,7 @@ def _row(record: Mapping[str, object]) -> dict[str, object]:
 
 
 def _one_kind(column: pd.Series) -> pd.Series:
-    """A column whose values are of several kinds, as words: Parquet keeps one kind."""
+    """Words for a column whose values are of several kinds: Parquet keeps one kind."""
     kinds = {type(value) for value in column.dropna()}
     if len(kinds) > 1 and not kinds <= {int, float}:
         return column.map(str, na_action="ignore")

@@ -1,10 +1,8 @@
-"""Run a notebook by papermill: refuse what cannot work, and let only a finished run look finished.
+"""Run a notebook by papermill, so that only a finished run looks finished.
 
-Three rules hold everywhere:
+Two rules hold everywhere; `parameters.py` refuses what cannot work before a kernel starts.
 
-- *Before* a kernel starts, every parameter is checked against the notebook's `parameters` cell:
-  its name, its type, and the files that it names.
-- A run writes to a `.part.ipynb` file beside its output and is renamed when it succeeded. A run
+- A run writes to a `.part.ipynb` file beside its output and is renamed when it has succeeded. A run
   that failed is kept as `.failed.ipynb`; an output finished earlier stays untouched.
 - The kernel works in the notebook's own folder, so that a default such as `../data/cat.png` means
   the same here and in JupyterLab.
@@ -12,6 +10,7 @@ Three rules hold everywhere:
 
 import hashlib
 import json
+import logging
 import os
 import time
 import uuid
@@ -23,17 +22,22 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-import nbformat
-import papermill
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from papermill.exceptions import PapermillExecutionError
-
+from rolloutlib.extras import needs
 from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by, private_sockets
-from rolloutlib.runs.notebook import literal
+from rolloutlib.runs.notebook import Notebook
+
+with needs("notebooks"):
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
 
 KERNEL_START_SECONDS = 120
 # A cell's last outputs may come late on a busy machine; nbclient's own 4 seconds are too few.
 OUTPUT_WAIT_SECONDS = 120
+
+# What papermill says of a lost kernel, a run's error says better, and it knows fewer parameters.
+logging.getLogger("papermill").setLevel(logging.CRITICAL)
 
 
 class StoppedEarly(RuntimeError):
@@ -45,6 +49,7 @@ class Run:
     """What became of one notebook. `error` is empty when it finished.
 
     `peak_bytes` is the most memory that its kernel ever held; None where the system does not say.
+    `executed` is what stands in `output`; None where nothing could be written.
     """
 
     notebook: Path
@@ -52,6 +57,7 @@ class Run:
     seconds: float
     error: str = ""
     peak_bytes: int | None = None
+    executed: Notebook | None = None
 
     @property
     def ok(self) -> bool:
@@ -129,7 +135,7 @@ def _run(
     notebook: Path,
     output: Path,
     parameters: Mapping[str, object],
-    position: "Position",
+    position: Position,
     timeout: float | None,
     prints: TextIO | None,
 ) -> Run:
@@ -140,18 +146,19 @@ def _run(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         _execute(notebook.absolute(), part, dict(parameters), position, timeout, prints)
-        _finish(part, output)
-        return Run(notebook, output, time.monotonic() - started, peak_bytes=position.peak_bytes)
+        executed = _finish(part, output)
+        return Run(notebook, output, time.monotonic() - started, "", position.peak_bytes, executed)
     except BaseException as problem:
         error = _explain(problem, position, timeout)
-        failed = failed_output(output)
+        failed, executed = failed_output(output), None
         if part.exists():
             with suppress(OSError, ValueError):  # a full disk leaves half a file: keep that
-                _mark_failed(part, failed, position, problem)
+                executed = _mark_failed(part, failed, position, problem)
             os.replace(part, failed)
         if not isinstance(problem, Exception):
             raise
-        return Run(notebook, failed, time.monotonic() - started, error, position.peak_bytes)
+        seconds = time.monotonic() - started
+        return Run(notebook, failed, seconds, error, position.peak_bytes, executed)
 
 
 def _execute(
@@ -165,8 +172,8 @@ def _execute(
     deadline = None if timeout is None else time.monotonic() + timeout
     with private_sockets() as settings:
         papermill.execute_notebook(
-            literal(notebook),
-            literal(part),
+            _literal(notebook),
+            _literal(part),
             parameters,
             kernel_name="python3",
             language="python",
@@ -186,7 +193,12 @@ def _execute(
         )
 
 
-def _finish(part: Path, output: Path) -> None:
+def _literal(path: Path) -> str:
+    """A path in which papermill fills in nothing: to it, braces are places for parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _finish(part: Path, output: Path) -> Notebook:
     """Give a finished run its name, and remove what an earlier failure left.
 
     Raises `StoppedEarly` when a cell was never reached.
@@ -198,9 +210,10 @@ def _finish(part: Path, output: Path) -> None:
     nbformat.write(notebook, part)
     os.replace(part, output)
     failed_output(output).unlink(missing_ok=True)
+    return Notebook(output, notebook)
 
 
-def _mark_failed(part: Path, failed: Path, position: Position, problem: BaseException) -> None:
+def _mark_failed(part: Path, failed: Path, position: Position, problem: BaseException) -> Notebook:
     """Say in the notebook itself where it stopped.
 
     Papermill does so for an exception in a cell; after a timeout, a lost kernel or an interrupt it
@@ -215,6 +228,7 @@ def _mark_failed(part: Path, failed: Path, position: Position, problem: BaseExce
         stopped_at = notebook.cells[position.index].metadata.papermill
         stopped_at.status, stopped_at.exception = "failed", True
     nbformat.write(notebook, part)
+    return Notebook(failed, notebook)
 
 
 def _explain(problem: BaseException, position: Position, timeout: float | None) -> str:

@@ -12,29 +12,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import dask
 import pandas as pd
-from dask.system import CPU_COUNT
-from distributed import (
-    CancelledError,
-    Client,
-    Future,
-    LocalCluster,
-    Security,
-    as_completed,
-)
-from distributed.comm import CommClosedError
-from distributed.scheduler import KilledWorker
 
+from rolloutlib.extras import needs
 from rolloutlib.runs import results
-from rolloutlib.runs.notebook import Refused
+from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.plan import PlannedRun, plan
 from rolloutlib.runs.worker import blank_record, execute
+
+with needs("sweeps"):
+    import dask
+    from dask.system import CPU_COUNT
+    from distributed import CancelledError, Client, Future, LocalCluster, Security, as_completed
+    from distributed.comm import CommClosedError
+    from distributed.scheduler import KilledWorker
 
 CONNECT_SECONDS = 30
 
 LOCAL_SETTINGS = {
-    # Processes talk over TLS with keys of their own; what they would show over HTTP stays unshown.
+    # Processes talk over TLS with keys of their own; their HTTP pages are switched off.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     "distributed.nanny.http.routes": [],
@@ -45,7 +41,7 @@ LOCAL_SETTINGS = {
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a sweep has come. `seconds_left` is None as long as nobody can know.
+    """How far a sweep has come. `seconds_left` is None until the first run ends.
 
     >>> print(Progress(done=3, failed=1, skipped=0, remaining=4, seconds_left=41.7))
     3 done, 1 failed, 0 skipped, 4 remaining, about 42 s
@@ -74,11 +70,11 @@ class Sweep:
 
 
 class SchedulerLost(RuntimeError):
-    """The scheduler went away. What is finished is on the disk; the same sweep again goes on."""
+    """The scheduler went away. What has finished is on the disk; the same sweep continues."""
 
 
 def sweep(
-    notebook: Path | str,
+    notebook: Notebook | Path | str,
     sets: Iterable[Mapping[str, object]],
     out: Path | str,
     *,
@@ -88,7 +84,7 @@ def sweep(
     timeout: float | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Sweep:
-    """Run a notebook with each of these parameter sets, except those that `out` holds already.
+    """Run a notebook with each of these parameter sets; results that `out` holds already are kept.
 
     scheduler: the address of a running cluster of dask.distributed that sees the same files, such
     as "tcp://10.0.0.1:8786". Without one, `workers` processes are started here, by default one
@@ -96,15 +92,16 @@ def sweep(
     direct: call the function that the notebook names for this, in workers that keep the model.
     timeout: seconds for each run of the notebook.
 
-    The table of all runs in `out` comes back, and is there as `results.parquet` and `results.csv`.
+    The table of all runs in `out` is returned, and written there as `results.parquet` and
+    `results.csv`.
 
     Raises `Refused` before anything is run where a set is not good or no scheduler answers, and
     `SchedulerLost` when it goes away. What has finished by then stays.
     """
-    notebook, out = Path(notebook), Path(out)
+    notebook, out = Notebook.of(notebook), Path(out)
     if direct and timeout is not None:
         raise Refused("timeout: a function that runs directly has no kernel that could be stopped")
-    planned = plan(notebook, sets, out, direct=direct)
+    planned = plan(notebook, sets, out, notebook.function if direct else "")
     skipped = [run for run in planned if results.is_finished(run.folder)]
     there = {run.key for run in skipped}
     todo = [run for run in planned if run.key not in there]
@@ -197,7 +194,7 @@ def _outcomes(
             error = _error_of(future, run)
         except (CommClosedError, CancelledError) as problem:
             raise SchedulerLost(
-                "the scheduler went away; what has finished stays, and the same sweep goes on"
+                "the scheduler went away; what has finished stays, and the same sweep continues"
             ) from problem
         yield run, error
         future.release()
@@ -210,7 +207,7 @@ def _error_of(future: Future, run: PlannedRun) -> str:
 
 
 def _never_came_back(run: PlannedRun, problem: BaseException) -> str:
-    """The error of a run that could not tell its own: its worker is gone or never understood it."""
+    """The error of a run that could not report one: its worker was lost, or could not read it."""
     error = f"{type(problem).__name__}: {problem}"
     if isinstance(problem, KilledWorker):
         error = "its worker was lost, and so were those that tried it again"

@@ -7,22 +7,31 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
+from rolloutlib.extras import needs
 from rolloutlib.runs.notebook import Parameter, Refused
-from rolloutlib.runs.parameters import read_assignments, read_parameter_file
+from rolloutlib.runs.parameters import (
+    Declared,
+    find,
+    read_assignments,
+    read_parameter_file,
+    takes_words,
+    typed,
+)
+
+with needs("notebooks"):
+    import yaml
 
 ParameterSet = dict[str, object]
 
 
-def read_sets(path: Path, declared: Mapping[str, Parameter]) -> list[ParameterSet]:
-    """Which parameter sets does a file hold?
+def read_sets(path: Path, declared: Declared) -> list[ParameterSet]:
+    """The parameter sets that a file holds.
 
-    `.yaml` or `.yml`: a grid, of each name a list of values, and every combination is a set.
+    `.yaml` or `.yml`: a list of values for each name; every combination is a set.
     `.csv`: names in the first line, a set in each further one; an empty cell leaves the default.
     `.jsonl`: a JSON object in each line is a set.
 
-    Raises `Refused` when the file cannot be read as what its name says.
+    Raises `Refused` when the content is not what the file's name says.
     """
     readers = {".yaml": _read_grid, ".yml": _read_grid, ".csv": _read_csv, ".jsonl": _read_lines}
     if path.suffix not in readers:
@@ -30,12 +39,10 @@ def read_sets(path: Path, declared: Mapping[str, Parameter]) -> list[ParameterSe
     return readers[path.suffix](path, declared)
 
 
-def read_choices(
-    declared: Mapping[str, Parameter], choices: Iterable[str]
-) -> dict[str, list[object]]:
+def read_choices(declared: Declared, choices: Iterable[str]) -> dict[str, list[object]]:
     """Turn the command line's `name=a,b,c` into a grid with values of the declared types.
 
-    A string that has a comma itself stands in double quotes; lists are written as JSON or YAML.
+    A text with a comma in it stands in double quotes; lists are written as JSON or YAML.
 
     Raises `Refused` for an unknown name, a name that comes twice, or a text that is no value.
 
@@ -48,8 +55,12 @@ def read_choices(
         name, equals, text = choice.partition("=")
         if not equals or name in grid:
             raise Refused(f"expected each name once as name=a,b,c, got {choice!r}")
-        texts = _split(text, declared[name].kind if name in declared else "str")
-        grid[name] = [read_assignments(declared, [(name, value)])[name] for value in texts]
+        parameter = find(declared, name)
+        if takes_words(parameter):
+            words = [(name, word) for word in _words(text)]
+            grid[name] = [read_assignments(declared, [one])[name] for one in words]
+        else:
+            grid[name] = [typed(parameter, value) for value in _values(parameter, text)]
     return grid
 
 
@@ -73,7 +84,7 @@ def crossed(sets: Sequence[ParameterSet], grid: Mapping[str, Sequence[object]]) 
     return [one | more for one in sets for more in combinations(grid)]
 
 
-def _read_grid(path: Path, _declared: Mapping[str, Parameter]) -> list[ParameterSet]:
+def _read_grid(path: Path, _declared: Declared) -> list[ParameterSet]:
     grid = read_parameter_file(path)
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -81,7 +92,7 @@ def _read_grid(path: Path, _declared: Mapping[str, Parameter]) -> list[Parameter
     return combinations(grid)
 
 
-def _read_csv(path: Path, declared: Mapping[str, Parameter]) -> list[ParameterSet]:
+def _read_csv(path: Path, declared: Declared) -> list[ParameterSet]:
     table = csv.DictReader(io.StringIO(_text(path), ""), restkey="", restval="", strict=True)
     try:
         names, lines = table.fieldnames or [], list(table)
@@ -95,7 +106,7 @@ def _read_csv(path: Path, declared: Mapping[str, Parameter]) -> list[ParameterSe
     return [read_assignments(declared, [cell for cell in x.items() if cell[1]]) for x in lines]
 
 
-def _read_lines(path: Path, _declared: Mapping[str, Parameter]) -> list[ParameterSet]:
+def _read_lines(path: Path, _declared: Declared) -> list[ParameterSet]:
     sets = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
@@ -116,16 +127,18 @@ def _text(path: Path) -> str:
         raise Refused(f"{path}: cannot be read: {problem}") from problem
 
 
-def _split(text: str, kind: str) -> list[str]:
-    """The values of `a,b,c`: words by the rules of CSV, anything with brackets by those of YAML."""
-    if kind in ("str", "int", "float", "bool"):
-        try:
-            return next(csv.reader([text], skipinitialspace=True)) or [""]
-        except csv.Error as problem:
-            raise Refused(f"expected values with commas between, got {text!r}") from problem
+def _words(text: str) -> list[str]:
+    """The words of `a,b,c`, by the rules of CSV."""
     try:
-        return [json.dumps(value) for value in yaml.safe_load(f"[{text}]")]
-    except (yaml.YAMLError, TypeError) as problem:
-        raise Refused(
-            f"expected values of type {kind} with commas between, got {text}"
-        ) from problem
+        return next(csv.reader([text], skipinitialspace=True)) or [""]
+    except csv.Error as problem:
+        raise Refused(f"expected values with commas between, got {text!r}") from problem
+
+
+def _values(parameter: Parameter, text: str) -> list[object]:
+    """The values of `[1, 2],[3]`, by the rules of YAML."""
+    try:
+        return yaml.safe_load(f"[{text}]")
+    except (yaml.YAMLError, ValueError) as problem:
+        expected = f"values of type {parameter.kind} with commas between"
+        raise Refused(f"{parameter.name}: expected {expected}, got {text}") from problem

@@ -61,6 +61,30 @@ def write_run(out, run, number, square):
     results.write_result(out / run, record_of(run, number, square=square, word="<i>"))
 
 
+def build(outputs):
+    folder = outputs / "site"
+    return site.build_site(site.executed_in(outputs, folder), outputs, folder)
+
+
+def test_every_notebook_is_read_once_and_every_figure_closed(outputs, monkeypatch):
+    read, found = nbformat.read, []
+    monkeypatch.setattr(
+        nbformat, "read", lambda path, **how: found.append(path) or read(path, **how)
+    )
+    assert cli.main(["gallery", "--figures", "notebooks", "figures"]) == 0
+    assert len(found) == len(set(found)) == 4  # two beside the sweep, and two runs of it
+    assert plt.get_fignums() == []
+
+
+def test_what_notebooks_and_runs_say_is_text_and_not_html(outputs):
+    build(outputs)
+    index = (outputs / "site" / "index.html").read_text()
+    sweep = (outputs / "site" / "sweeps" / "grid.html").read_text()
+    assert "<h2>Look &lt;b&gt;</h2>" in index and "&amp;lt;" not in index + sweep
+    assert ">Look &lt;b&gt;</a>" in sweep and "<td>&lt;i&gt;</td>" in sweep
+    assert 'math[display="block"]' in index and "<style>" in sweep
+
+
 def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, capsys):
     assert cli.main(["gallery", "--figures", "notebooks", "figures"]) == 0
     page, asked, complaints = browser(outputs / "site" / "index.html", color_scheme="dark")
@@ -84,9 +108,26 @@ def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, 
     assert asked == [] and complaints == []
 
 
+def test_index_links_to_the_reference_where_there_is_one(outputs):
+    found = site.executed_in(outputs, outputs / "site")
+    index = site.build_site(found, outputs, outputs / "site")
+    assert "reference" not in index.read_text()
+    (outputs / "site" / "reference").mkdir()
+    (outputs / "site" / "reference" / "index.html").touch()
+    site.build_site(found, outputs, outputs / "site")
+    assert '<a href="reference/index.html">' in index.read_text()
+
+
+def test_gallery_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "site" / "reference").mkdir(parents=True)
+    assert cli.main(["gallery"]) == 2
+    assert capsys.readouterr().err == "rollout: outputs: no notebook was executed here yet\n"
+
+
 def test_only_so_many_runs_of_a_sweep_have_a_page_and_failed_ones_first(outputs, monkeypatch):
     monkeypatch.setattr(site, "RUN_PAGES", 1)
-    site.build_site(outputs, outputs / "site")
+    build(outputs)
     [page] = (outputs / "site" / "sweeps" / "grid").glob("*.html")
     assert page.name == "run3.html"
     sweep = (outputs / "site" / "sweeps" / "grid.html").read_text()
@@ -94,7 +135,9 @@ def test_only_so_many_runs_of_a_sweep_have_a_page_and_failed_ones_first(outputs,
 
 
 def test_figure_of_the_readme_is_the_one_that_is_tagged_and_small(outputs):
-    [written] = site.write_readme_figures(outputs, outputs.parent / "notebooks", outputs / "small")
+    found = site.executed_in(outputs, outputs / "site")
+    notebooks = outputs.parent / "notebooks"
+    [written] = site.write_readme_figures(found, outputs, notebooks, outputs / "small")
     figure = Image.open(written)
     assert written.name == "01_look.png" and figure.width == site.README_WIDTH
     assert figure.convert("RGB").getpixel((9, 9)) == (0, 0, 255)

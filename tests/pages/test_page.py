@@ -11,7 +11,7 @@ from small_notebooks import write_notebook
 from rolloutlib import cli
 from rolloutlib.files import complete as files
 from rolloutlib.pages import gallery as site
-from rolloutlib.pages.page import mathml, title_of, write_page
+from rolloutlib.pages.page import mathml, write_page
 from rolloutlib.runs.run import run_notebook
 
 DRAW = "import matplotlib.pyplot as plt; plt.figure(figsize=(12, 3)); plt.plot([1, 3]);"
@@ -89,19 +89,6 @@ def test_links_to_notebooks_lead_to_their_pages(tmp_path):
     page = page_with(tmp_path, markdown(links))
     found = [link["href"] for link in page.select("p a")]
     assert found == ["02.html", "training/x.html#y", "https://example.org/n.ipynb"]
-
-
-@pytest.mark.parametrize(
-    ("source", "title"),
-    [
-        ("# See *where* it `looks`", "See where it looks"),
-        ("words\n\n## Later", "Later"),
-        ("no heading", ""),
-    ],
-)
-def test_title_is_the_first_headings_words(source, title):
-    notebook = nbformat.v4.new_notebook(cells=[markdown(source)])
-    assert title_of(notebook) == title
 
 
 def test_interrupted_page_leaves_the_finished_one(tmp_path, monkeypatch):

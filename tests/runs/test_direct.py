@@ -6,12 +6,13 @@ from places import ROOT
 from small_notebooks import write_notebook
 
 from rolloutlib import cli
-from rolloutlib.runs import direct as direct_route
+from rolloutlib.runs import direct, schedule
 from rolloutlib.runs.metrics import plain_metrics
-from rolloutlib.runs.notebook import Refused, function_name
+from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.plan import plan
-from rolloutlib.runs.results import read_metrics
 from rolloutlib.runs.run import run_notebook
+from rolloutlib.runs.schedule import sweep
+from rolloutlib.runs.worker import execute
 
 PARAMETERS = "image_path: str = '../photo.png'  # a picture\nfactor: int = 1  # of its width\n"
 LOAD = "from rolloutlib import report\nfrom rolloutlib.files.pictures import load_picture"
@@ -60,19 +61,31 @@ def test_sweep_calls_the_function_and_keeps_what_it_loads(notebook, capsys):
     assert "0 done, 2 failed, 6 skipped" in capsys.readouterr().out
 
 
+def test_notebook_is_read_once_here_and_once_by_each_run(notebook, tmp_path, monkeypatch):
+    read, found = nbformat.read, []
+    monkeypatch.setattr(
+        nbformat, "read", lambda path, **how: found.append(path) or read(path, **how)
+    )
+    monkeypatch.setattr(schedule, "_outcomes", lambda client, todo, _: [(run, "") for run in todo])
+    command = ["sweep", str(notebook), "--set", "factor=1,2", "--direct", "--workers", "1"]
+    assert cli.main(command) == 0 and found == [notebook]
+    [planned] = plan(Notebook.read(notebook), [{}], tmp_path, "measure")
+    assert execute(planned, None) == "" and found == [notebook] * 3
+
+
 def test_both_routes_report_the_same(notebook, tmp_path):
     run = run_notebook(notebook, tmp_path / "run.ipynb", {"factor": 3})
     assert run.ok, run.error
     values = {"image_path": str(tmp_path / "photo.png"), "factor": 3}
-    assert read_metrics(nbformat.read(run.output, as_version=4)) == {"width": 90, "uses": 1}
-    assert direct_route.call(notebook, "here", values) == {"width": 90, "uses": 1}
+    assert run.executed.metrics == {"width": 90, "uses": 1}
+    assert direct.call(Notebook.read(notebook), values) == {"width": 90, "uses": 1}
 
 
-def test_edited_notebook_is_compiled_anew(notebook, tmp_path):
+def test_edited_notebook_is_called_as_it_is_now(notebook, tmp_path):
     values = {"image_path": str(tmp_path / "wide.png"), "factor": 2}
-    assert direct_route.call(notebook, "before", values)["width"] == 140
+    assert direct.call(Notebook.read(notebook), values)["width"] == 140
     notebook.write_text(notebook.read_text().replace("factor * picture", "5 * picture"))
-    assert direct_route.call(notebook, "after", values)["width"] == 350
+    assert direct.call(Notebook.read(notebook), values)["width"] == 350
 
 
 def test_what_the_notebook_itself_loads_follows_its_parameters(notebook, tmp_path):
@@ -86,16 +99,17 @@ def test_what_the_notebook_itself_loads_follows_its_parameters(notebook, tmp_pat
     tag(notebook, 1, 2, 3, function="measure")
     values = {"image_path": str(tmp_path / "photo.png")}
     for factor in (3, 5):
-        assert direct_route.call(notebook, "here", values | {"factor": factor}) == {"w": factor}
+        called = direct.call(Notebook.read(notebook), values | {"factor": factor})
+        assert called == {"w": factor}
 
 
 def test_notebook_that_cannot_be_called_is_refused(notebook):
     tag(notebook, function="lost")
-    with pytest.raises(Refused, match="no cell with the tag 'direct' defines the function lost"):
-        function_name(notebook)
+    with pytest.raises(Refused, match="no cell tagged 'direct' defines the function lost"):
+        sweep(notebook, [{}], "out", direct=True)
     tag(notebook, function="")
     with pytest.raises(Refused, match="names no function"):
-        function_name(notebook)
+        sweep(notebook, [{}], "out", direct=True)
 
 
 # The notebooks that take part; these tests start a kernel each
@@ -103,10 +117,9 @@ def test_notebook_that_cannot_be_called_is_refused(notebook):
 
 @pytest.mark.parametrize("name", ["02_llava", "07_hyperparameters"])
 def test_notebook_reports_the_same_by_both_routes(name, tmp_path):
-    notebook = ROOT / "notebooks" / f"{name}.ipynb"
-    run = run_notebook(notebook, tmp_path / "run.ipynb", {"scenes": 3})
+    notebook = Notebook.read(ROOT / "notebooks" / f"{name}.ipynb")
+    run = run_notebook(notebook.path, tmp_path / "run.ipynb", {"scenes": 3})
     assert run.ok, run.error
-    [planned] = plan(notebook, [{"scenes": 3}], tmp_path, direct=True)
+    [planned] = plan(notebook, [{"scenes": 3}], tmp_path, notebook.function)
     for _ in range(2):  # the second time with what the first one loaded
-        metrics = direct_route.call(notebook, planned.digest, planned.values)
-        assert plain_metrics(metrics) == read_metrics(nbformat.read(run.output, as_version=4))
+        assert plain_metrics(direct.call(notebook, planned.values)) == run.executed.metrics

@@ -1,11 +1,9 @@
-import nbformat
 import numpy as np
 import pytest
 import torch
 from small_notebooks import write_notebook
 
 from rolloutlib.runs.metrics import plain_metrics
-from rolloutlib.runs.results import read_metrics
 from rolloutlib.runs.run import run_notebook
 
 
@@ -58,6 +56,6 @@ def test_reported_metrics_are_read_from_the_executed_notebook(tmp_path):
     )
     run = run_notebook(path, tmp_path / "measure.ipynb", {})
     assert run.ok, run.error
-    executed = nbformat.read(run.output, as_version=4)
-    assert read_metrics(executed) == {"auc": None, "answer": "red", "count": 3, "other": 0.125}
-    assert executed.cells[1].outputs[0].data["text/plain"] == "auc = 0.25\nanswer = red"
+    expected = {"auc": None, "answer": "red", "count": 3, "other": 0.125}
+    assert run.executed.metrics == expected
+    assert run.executed.content.cells[1].outputs[0].data["text/plain"] == "auc = 0.25\nanswer = red"

@@ -1,6 +1,5 @@
 import json
 
-import nbformat
 import pandas as pd
 import pytest
 
@@ -13,10 +12,6 @@ DECLARED = {
     "image_path": Parameter("image_path", "str", ""),
     "ratio": Parameter("ratio", "float", 0.0),
 }
-
-
-def notebook_of(*cells):
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
 
 
 def key_of(digest="d", route="", **values):
@@ -38,18 +33,6 @@ def record_of(run, *, parameters=None, metrics=None, error=""):
 
 
 # Names
-
-
-def test_digest_depends_on_what_cells_say_and_on_nothing_else():
-    notebook = notebook_of("a = 1", "b")
-    digest = notebook.notebook_digest(notebook)
-    notebook.metadata["kernelspec"] = {"name": "other", "display_name": "Other"}
-    notebook.cells[0].metadata["collapsed"] = True
-    notebook.cells[0].execution_count = 7
-    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text="1")]
-    assert notebook.notebook_digest(notebook) == digest
-    assert notebook.notebook_digest(notebook_of("a = 1", "c")) != digest
-    assert notebook.notebook_digest(notebook_of("a = 1\nb")) != digest
 
 
 def test_key_depends_on_notebook_route_values_and_version(monkeypatch):

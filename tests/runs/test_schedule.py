@@ -22,7 +22,7 @@ from small_notebooks import write_notebook
 
 from rolloutlib import cli
 from rolloutlib.runs import schedule as sweeps
-from rolloutlib.runs.notebook import Refused
+from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.plan import plan
 
 PARAMETERS = """
@@ -86,7 +86,7 @@ def test_ten_thousand_sets_are_planned_in_seconds(notebook, tmp_path):
     (tmp_path / "model").mkdir()
     sets = [{"number": n, "wait": w / 10} for n in range(1000) for w in range(10)]
     started = time.process_time()
-    planned = plan(notebook, sets, tmp_path / "out")
+    planned = plan(Notebook.read(notebook), sets, tmp_path / "out")
     assert time.process_time() - started < 5
     assert len({run.key for run in planned}) == 10_000
     assert not (tmp_path / "out").exists()
@@ -94,11 +94,11 @@ def test_ten_thousand_sets_are_planned_in_seconds(notebook, tmp_path):
 
 def test_sets_that_amount_to_the_same_run_are_one(notebook, tmp_path):
     sets = [{}, {"number": 1}, {"number": 1, "wait": 0}, {"number": 2}]
-    assert [run.values["number"] for run in plan(notebook, sets, tmp_path)] == [1, 2]
+    assert [run.values["number"] for run in plan(Notebook.read(notebook), sets, tmp_path)] == [1, 2]
 
 
 def test_what_a_run_writes_goes_to_its_own_folder(notebook, tmp_path):
-    [run] = plan(notebook, [{"number": 2}], tmp_path / "out")
+    [run] = plan(Notebook.read(notebook), [{"number": 2}], tmp_path / "out")
     assert run.given == {"number": 2, "output_path": str(run.folder / "said.txt")}
     assert "output_path" not in run.values
 
@@ -135,17 +135,24 @@ def test_command_is_refused_with_one_sentence(notebook, capsys, arguments, compl
     assert complaint in sentence
 
 
+def test_default_that_no_table_can_hold_is_refused(tmp_path):
+    path = write_notebook(tmp_path, "odd", parameters="x = {1, 2}\n")
+    with pytest.raises(Refused, match="x: a sweep's table cannot hold this default"):
+        plan(Notebook.read(path), [{}], tmp_path)
+
+
 @pytest.mark.parametrize("workers", ["0", "-2"])
 def test_no_workers_are_refused(notebook, capsys, workers):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["sweep", str(notebook), "--set", "number=1", "--workers", workers])
-    assert "expected a whole number from 1" in capsys.readouterr().err
+    assert cli.main(["sweep", str(notebook), "--set", "number=1", "--workers", workers]) == 2
+    assert f"Invalid value for '--workers': {workers} is not in the range x>=1" in (
+        capsys.readouterr().err
+    )
 
 
 def test_parameter_with_the_name_of_a_column_is_refused(tmp_path):
     path = write_notebook(tmp_path, "clash", parameters="seconds: float = 1.0\n")
     with pytest.raises(Refused, match="seconds"):
-        plan(path, [{}], tmp_path)
+        plan(Notebook.read(path), [{}], tmp_path)
 
 
 def test_scheduler_that_does_not_answer_is_refused(notebook, monkeypatch, tmp_path):
@@ -228,7 +235,7 @@ def test_killed_worker_and_killed_scheduler_lose_nothing(notebook, cluster, tmp_
 
 def test_failed_run_is_kept_for_post_mortem_and_the_others_go_on(notebook, tmp_path, capsys):
     arguments = ["sweep", "notebooks/square.ipynb", "--set", "number=12,13", "--out", "out"]
-    planned = plan(notebook, [{"number": 12}, {"number": 13}], tmp_path / "out")
+    planned = plan(Notebook.read(notebook), [{"number": 12}, {"number": 13}], tmp_path / "out")
     good, bad = (run.folder for run in planned)
     for folder in (good, bad):  # what a killed worker leaves behind
         folder.mkdir(parents=True)

@@ -1,0 +1,32 @@
+"""The reference has an entry for every public name, and asks no network for anything."""
+
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+import rolloutlib
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    subprocess.run([sys.executable, ROOT / "docs/reference.py", folder], cwd=ROOT, check=True)
+    return folder
+
+
+def test_every_public_name_has_an_entry(reference):
+    page = (reference / "rolloutlib.html").read_text()
+    rooms = {path.name for path in (ROOT / "rolloutlib").iterdir() if path.is_dir()}
+    for name in {*rolloutlib.__all__} - rooms:
+        if not (ROOT / "rolloutlib" / f"{name}.py").exists():
+            assert f'id="{name}"' in page, name
+
+
+def test_search_finds_a_name_without_a_network(reference, browser):
+    page, asked, complaints = browser(reference / "rolloutlib.html")
+    page.get_by_role("searchbox").fill("heatmaps")
+    page.locator(".search-result").first.wait_for()
+    assert "heatmaps" in page.locator(".search-result").first.inner_text()
+    assert not asked and not complaints
