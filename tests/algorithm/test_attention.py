@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from rolloutlib import add_residual, discard_lowest, fuse_heads, normalize_rows
+from rolloutlib.algorithm.attention import kth_smallest
 
 matrices = npst.arrays(np.float64, (4, 4), elements=st.floats(0, 10))
 
@@ -53,6 +54,12 @@ def test_discard_keeps_what_is_not_below_the_threshold(seed, ratio):
     kept = discard_lowest(matrix, ratio) > 0
     assert (~kept).sum() == int(36 * ratio)
     assert matrix[kept].min() > matrix[~kept].max(initial=0)
+
+
+@given(npst.arrays(np.float32, (2, 40), elements=st.sampled_from([0, 0, 0, 0.125, 0.25, 0.75])))
+def test_selection_among_many_equal_entries_is_that_of_sorting(values):
+    for k in range(40):
+        np.testing.assert_array_equal(kth_smallest(torch.tensor(values), k), np.sort(values)[:, k])
 
 
 def test_each_matrix_of_a_batch_has_its_own_threshold():
