@@ -30,19 +30,34 @@ Relevance = Float[torch.Tensor, "row key"]
 class Evidence:
     """What is known of one answer, for every method alike.
 
-    attention, weighted: of the layers that answer, first layer first, plain and weighted by the
-    gradient of the answer.  rows: the queries that answered.
+    attention: of the layers that answer, first layer first.  rows: the queries that answered.
+    weigh: gives all layers, the tower's after those that answer, weighted by the gradient of the
+    answer. It is called when the first method asks: leading a pass back takes as long as the pass.
     image: the picture's tokens; None where a map over the keys themselves is wanted, such as
-    frames or words.  tower, tower_weighted: of the layers behind the image tokens; none where
-    pixels go straight into the decoder.
+    frames or words.  tower: of the layers behind the image tokens; none where pixels go straight
+    into the decoder.
     """
 
     attention: Sequence[Attention]
-    weighted: Sequence[WeightedLayer]
     rows: Int[torch.Tensor, " row"]
+    weigh: Callable[[], Sequence[WeightedLayer]]
     image: ImageTokens | None = None
     tower: Sequence[Float[torch.Tensor, "tower_head output patch"]] = ()
-    tower_weighted: Sequence[WeightedLayer] = ()
+
+    @cached_property
+    def every_weighted(self) -> Sequence[WeightedLayer]:
+        """What `weigh` gives, asked for once."""
+        return self.weigh()
+
+    @property
+    def weighted(self) -> Sequence[WeightedLayer]:
+        """The layers that answer, weighted by the gradient of the answer."""
+        return self.every_weighted[: len(self.attention)]
+
+    @property
+    def tower_weighted(self) -> Sequence[WeightedLayer]:
+        """The layers behind the image tokens, weighted by the gradient of the answer."""
+        return self.every_weighted[len(self.attention) :]
 
     @cached_property
     def fused(self) -> list[Float[torch.Tensor, "query key"]]:
@@ -108,18 +123,22 @@ def evidence_of(
     patches, language = answer.image.patches, recording["language"]
     tower = recording["vision"][: patches.layers] if patches else []
     chosen = list(range(len(answer.tokens)) if tokens is None else tokens)
-    weighted = weigh_by_gradient([*language, *tower], logits[chosen].sum())
     sequence = patches.sequence if patches else 0
-    return Evidence(
-        attention=[layer.probabilities()[0] for layer in language],
-        weighted=weighted[: len(language)],
-        rows=answer.rows[chosen],
-        image=answer.image,
-        tower=[layer.probabilities()[sequence] for layer in tower],
-        tower_weighted=[
+
+    def weigh() -> list[WeightedLayer]:
+        weighted = weigh_by_gradient([*language, *tower], logits[chosen].sum())
+        behind = (
             WeightedLayer(layer.name, layer.weights[sequence : sequence + 1])
             for layer in weighted[len(language) :]
-        ],
+        )
+        return [*weighted[: len(language)], *behind]
+
+    return Evidence(
+        attention=[layer.probabilities()[0] for layer in language],
+        rows=answer.rows[chosen],
+        weigh=weigh,
+        image=answer.image,
+        tower=[layer.probabilities()[sequence] for layer in tower],
     )
 
 

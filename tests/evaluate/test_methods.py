@@ -37,7 +37,7 @@ def test_every_method_that_applies_makes_a_map_on_its_grid(asked):
 def test_a_method_that_does_not_apply_is_refused():
     even = [torch.full((2, 3, 3), 1 / 3)]
     nothing = [WeightedLayer("", torch.zeros(1, 3, 3))]
-    frames = Evidence(even, nothing, torch.tensor([1]))
+    frames = Evidence(even, torch.tensor([1]), lambda: nothing)
     np.testing.assert_allclose(METHODS["last layer"].heatmap(frames), 1 / 3)
     assert METHODS["last layer"].view(frames) is None
     for name in ("receptive field", "rollout to patches"):
@@ -95,6 +95,21 @@ def test_evidence_of_some_tokens_is_of_their_rows_and_their_logits(asked):
         torch.testing.assert_close(one.weights, other.weights)
 
 
+def test_the_pass_is_led_back_once_and_only_for_methods_that_ask():
+    even, asked = [torch.full((2, 3, 3), 1 / 3)], []
+
+    def weigh():
+        asked.append(True)
+        return [WeightedLayer("", torch.zeros(1, 3, 3))]
+
+    evidence = Evidence(even, torch.tensor([1]), weigh)
+    METHODS["rollout"].heatmap(evidence)
+    assert not asked
+    for _ in range(2):
+        METHODS["gradient rollout"].heatmap(evidence)
+    assert asked == [True]
+
+
 def test_a_head_is_one_of_those_that_the_mean_is_made_of(asked):
     _, _, evidence = asked
     last, heads = len(evidence.attention) - 1, len(evidence.attention[0])
@@ -106,7 +121,7 @@ def test_sinks_are_found_and_their_mass_is_shared_out():
     attention = torch.full((1, 20, 20), 0.5 / 19)
     attention[:, :, 7] = 0.5
     nothing = [WeightedLayer("", torch.zeros(1, 20, 20))] * 2
-    evidence = Evidence([attention, attention], nothing, torch.tensor([3]))
+    evidence = Evidence([attention, attention], torch.tensor([3]), lambda: nothing)
     assert sinks(evidence).nonzero().flatten().tolist() == [7]
     before = rolled()(evidence)
     after = METHODS["sinks shared out"].relevance(evidence)
