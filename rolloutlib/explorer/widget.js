@@ -1,8 +1,8 @@
-// Where did each word look? Drawn here, in the browser, from maps that came once: no kernel between
-// the pointer and the picture. `explorer.py` says what the model's traits hold.
+// Draws where each word looked, in the browser, from maps that were sent once: pointing needs no
+// kernel. `widget.py` says what the model's traits hold.
 
-const BARS = 24; // words that get a bar at once
-const FLAT = 2e-5; // contrast that is rounding, as overlay.py has it
+const BARS = 24; // words that have a bar at the same time
+const FLAT = 2e-5; // contrast that may be mere rounding, as in overlay.py
 const FINE = 256; // pixels of a map's longer side; the browser scales it to the picture
 
 export default { render };
@@ -82,7 +82,7 @@ function render({ model, el }) {
     }));
   }
 
-  /** The words whose maps are shown: that under the pointer, else the pinned, else the answer. */
+  /** The words whose maps are shown: the one under the pointer, else the pinned, else the answer's. */
   function chosen() {
     if (pointed) return pointed;
     return get("selected").length ? get("selected") : answer;
@@ -162,7 +162,7 @@ function render({ model, el }) {
 
   // ---- Drawing
 
-  /** What of the pictures is shown, and where: all that pointing at a word does not change. */
+  /** What is shown of the pictures, and where: everything that pointing at a word does not change. */
   function arrange() {
     const now = get("picture");
     const { box: [left, top, right, bottom], width, height } = pictures[now];
@@ -220,7 +220,7 @@ function render({ model, el }) {
     parts.status.textContent = get("status");
   }
 
-  /** The sheet that knows words: the first one shown that has a row for each. */
+  /** The sheet that tells words apart: the first one shown that has a row for each word. */
   function lead(panel) {
     const able = panel.sheets.filter((sheet) => sheet.rows.length === words.length);
     return able.find((sheet) => !get("hidden").includes(sheet.name)) ?? able[0];
@@ -245,7 +245,7 @@ function render({ model, el }) {
     parts.readout.textContent = `patch in row ${patch.row + 1} of ${grid[0]}, column ${patch.column + 1} of ${grid[1]}, drawn on by ${most.join(", ") || "no word"}`;
   }
 
-  /** The bars of the words with the highest values, as long as each is beside the highest. */
+  /** The bars of the words with the highest values, in proportion to the highest. */
   function shade(values) {
     const best = topOf(values, BARS);
     for (const index of barred) if (!best.includes(index)) bars[index].style.transform = "scaleX(0)";
@@ -290,7 +290,7 @@ function render({ model, el }) {
   function sides() {
     const groups = prompt ? [["prompt", chips.slice(0, prompt)], ["answer", chips.slice(prompt)]] : [[get("title"), chips]];
     const sections = groups.map(([name, some]) => {
-      const list = make("div", { class: "rx-chips", role: "toolbar", "aria-label": `${name}: arrow keys move, Enter pins, Escape lets go` }, ...some);
+      const list = make("div", { class: "rx-chips", role: "toolbar", "aria-label": `${name}: arrow keys move, Enter pins, Escape unpins all` }, ...some);
       list.addEventListener("pointerover", (event) => point(event.target.dataset.word));
       list.addEventListener("pointerleave", () => point());
       list.addEventListener("focusin", (event) => point(event.target.dataset.word));
@@ -302,7 +302,7 @@ function render({ model, el }) {
       list.addEventListener("keydown", walk);
       return make("section", {}, make("h4", {}, name), list);
     });
-    // Maps that have a scale each are not shares of one whole, which alone a matrix can show.
+    // Maps with scales of their own are not shares of one whole; a matrix can show nothing else.
     return words.length > 1 && pictures.length > 1 && get("together") ? [...sections, matrix()] : sections;
   }
 
@@ -443,7 +443,7 @@ function render({ model, el }) {
     return Float32Array.from(pictures, (p) => row.subarray(p.start, p.end).reduce((sum, value) => sum + value, 0));
   }
 
-  /** Which picture did each word draw on? A row for each word; pointing at one chooses it. */
+  /** Which picture each word drew on: a row for each word; pointing at a row chooses its word. */
   function matrix() {
     parts.matrix = make("canvas", { role: "img", "aria-label": `${get("title") || "words"} by picture: the numbers are those of the film strip` });
     parts.marker = make("div", { class: "rx-marker" });
@@ -460,7 +460,7 @@ function render({ model, el }) {
       pin(at(event)[0]);
     });
     drawMatrix();
-    return make("figure", { class: "rx-when" }, make("figcaption", {}, "what each drew on: a row each, pictures from left to right"), frame);
+    return make("figure", { class: "rx-when" }, make("figcaption", {}, "what each drew on: one row each, pictures from left to right"), frame);
   }
 
   function drawMatrix() {
@@ -532,14 +532,14 @@ function render({ model, el }) {
 
 // ---- Without state
 
-/** Bytes as a kernel sends them, or as base64 where a page kept them so. */
+/** Bytes as a kernel sends them, or decoded from the base64 in which a page stores them. */
 function bytesOf(value) {
   if (typeof value === "string") return Uint8Array.from(atob(value), (letter) => letter.charCodeAt(0));
   const view = ArrayBuffer.isView(value) ? value : new DataView(value);
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice();
 }
 
-/** For each pixel its first cell and the weights of the cells from there; sigma in cells. */
+/** For each pixel, its first cell and the weights of the cells from there on; sigma in cells. */
 function gaussian(cells, scale, sigma) {
   const samples = 8;
   return Array.from({ length: cells * scale }, (_, pixel) => {
@@ -558,7 +558,7 @@ function gaussian(cells, scale, sigma) {
   });
 }
 
-/** A grid at the pixels of `down` and `across`, one axis after the other. */
+/** A grid resampled to the pixels of `down` and `across`, one axis after the other. */
 function resample(grid, columns, down, across) {
   const rows = grid.length / columns;
   const wide = new Float32Array(rows * across.length);
