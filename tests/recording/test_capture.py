@@ -142,7 +142,7 @@ def float64_probabilities(layer):
 def test_tiles_of_large_scores_equal_float64(scale, causal, key_heads, known):
     layer = recorded_layer(scale, causal, key_heads, known=known)
     expected = float64_probabilities(layer)
-    # In float32 scores of this size and their log-sum-exp are off by some 1e-7 of it.
+    # In float32, scores of this size and their log-sum-exp have a relative error of about 1e-7.
     tolerance = {"atol": 4e-7 * max(scale, 10), "rtol": 0}
     for how, merged in [("mean", expected.mean(1)), ("max", expected.amax(1))]:
         fused = layer.fused(torch.arange(300), how).double()
@@ -158,7 +158,7 @@ def test_tiles_of_large_scores_equal_float64(scale, causal, key_heads, known):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_heads_with_small_and_with_large_scores_share_a_tile(causal):
-    """One head of which exp(score) is no number, one of which it vanishes, two moderate ones."""
+    """One head whose exp(score) overflows, one whose exp(score) underflows, two moderate ones."""
     layer = recorded_layer(20, causal, 4)
     query = layer.query * torch.tensor([1, 15, 1, 0.1])[:, None, None]
     key = layer.key.clone()
@@ -181,7 +181,7 @@ def test_heads_with_small_and_with_large_scores_share_a_tile(causal):
 
 
 def test_a_large_score_that_no_sample_shows_is_exact_all_the_same():
-    """The largest query is none of those that tell whether scores are moderate."""
+    """The largest query is not in the sample that tells whether scores are moderate."""
     layer = recorded_layer(5, True, 4)
     query = layer.query.clone()
     query[:, :, 101] *= 15
@@ -225,7 +225,7 @@ def test_some_rows_are_rows_of_all(llava, inputs):
 
 
 def kept_in_every_way():
-    """A recorded layer, its weights as they are, and two layers as blocks of one."""
+    """A recorded layer, its weights alone, and two layers as blocks of one."""
     causal, blocks = recorded_layer(5, True, 2, size=6), [recorded_layer(5, False, 4, size=3)] * 2
     weights = RecordedWeights("", causal.probabilities())
     return [causal, weights, RecordedBlocks("", tuple(blocks))]
@@ -541,7 +541,7 @@ FIVE = {"max_new_tokens": 5, "min_new_tokens": 5} | NO_PICTURE
 
 
 def left_padded(inputs, padding):
-    """A prompt with so many places before it that are not to be seen."""
+    """A prompt with this much padding on its left, which must not be seen."""
     before = {"input_ids": WORDS.index("<pad>"), "attention_mask": 0}
     padded = {
         name: torch.nn.functional.pad(inputs[name], (padding, 0), value=value)
@@ -618,7 +618,7 @@ def test_heads_fused_while_recording_roll_out_alike(
     assert all(isinstance(layer, FusedLayer) for layer in chosen_before)
     assert [layer.shape for layer in chosen_before] == [layer.shape for layer in chosen_later]
     assert not any(isinstance(layer, FusedLayer) for layer in recordings[1]["vision"])
-    rows = torch.tensor([23, 5, 12])  # generated, and of two parts, in no order
+    rows = torch.tensor([23, 5, 12])  # generated ones, from two parts, unordered
     for layer, expected in zip(chosen_before, chosen_later, strict=True):
         some, wanted = (each.fused(rows, head_fusion) for each in (layer, expected))
         torch.testing.assert_close(whole_rows(some, layer), whole_rows(wanted, layer))
