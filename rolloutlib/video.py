@@ -17,7 +17,7 @@ from rolloutlib.algorithm.layers import Layer
 def spatial_rollout(
     layers: Iterable[Float[Array, "frame head token token"] | Layer], **settings
 ) -> Float[Array, "frame token token"]:
-    """Rollout within each frame: how much of each patch could have reached each other patch?
+    """Rollout within each frame: how much of each patch could have reached each patch.
 
     R = Ā_L · … · Ā_1 for every frame, where Ā is the mean over heads plus the identity, with rows
     that sum to 1 (Abnar & Zuidema 2020). Rows of R sum to 1; nothing is normalised at the end.
@@ -44,7 +44,7 @@ def _with_frames(layer: Array | Layer) -> Array | Layer:
 def temporal_rollout(
     layers: Iterable[Array | Layer], refiner_id: int | None = None, **settings
 ) -> Float[Array, "T T"]:
-    """Rollout over frames: how much of each frame could have reached each other, for one instance?
+    """Rollout over frames, for one instance: how much of each frame could have reached each frame.
 
     R = Ā_N · … · Ā_0, where Ā = (A + I) with rows that sum to 1 and A is the instance's attention
     over the T frames. Rows of R sum to 1; nothing is normalised at the end.
@@ -142,7 +142,7 @@ def _instance(refiner_id: int | None, shape: tuple[int, ...], axis: int) -> int:
 
 @numpy_too
 def minmax_rows(matrix: Float[Array, "*batch query key"]) -> Float[Array, "*batch query key"]:
-    """Scale each row to [0, 1]: which keys are its lowest and its highest?
+    """Scale each row to [0, 1], from its lowest key to its highest.
 
     (x - min) / (max - min) per row: for display only, as rows then no longer sum to 1. A row of
     equal entries becomes 0.

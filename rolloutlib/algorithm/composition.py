@@ -26,7 +26,7 @@ def rollout(
     start_layer: int = 0,
     receptive_field: bool = False,
 ) -> Float[Array, "*batch query key"]:
-    """Attention rollout: how much of each input could have reached each output?
+    """Attention rollout: how much of each input could have reached each output.
 
     Ā_L · … · Ā_1, where Ā is a layer's attention with its heads fused, the residual mixed in
     and the lowest entries discarded (Abnar & Zuidema 2020, "Quantifying Attention Flow in

@@ -24,7 +24,7 @@ def attention_flow(
     start_layer: int = 0,
     receptive_field: bool = False,
 ) -> Float[Array, "*batch query key"]:
-    """How much of each input can flow to each output if attention weights are capacities?
+    """How much of each input can flow to each output if attention weights are capacities.
 
     Abnar & Zuidema (2020, section 3): the graph has a node for each token after each layer, and an
     edge of capacity Ā[output, input] from each output of a layer to each of its inputs. Entry

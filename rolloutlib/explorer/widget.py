@@ -39,7 +39,7 @@ SETTINGS = "First layer, heads, residual, discard and receptive field change the
 FILM = {"columns": 8, "height": 1.4}
 WRAP = {"flex_flow": "row wrap"}
 STILL = f"{SETTINGS}: they need the notebook with its kernel running."
-READY = f"{SETTINGS}: the kernel recomputes it when you release a control."
+READY = f"{SETTINGS}: the kernel computes it when you release a control."
 
 
 class MapView(anywidget.AnyWidget):

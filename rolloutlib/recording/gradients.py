@@ -85,7 +85,7 @@ def _open_attention(
 def weigh_by_gradient(
     layers: Sequence[DifferentiableLayer], target: Float[torch.Tensor, ""]
 ) -> list[WeightedLayer]:
-    """Weight attention by its gradient: where would more attention raise the target?
+    """Weight attention by its gradient: keep what would raise the target if there were more of it.
 
     Ā = E_h[(∇A ⊙ A)⁺]: the positive part of each head's attention times the target's gradient with
     respect to it, averaged over heads (Chefer et al. 2021, "Generic Attention-model

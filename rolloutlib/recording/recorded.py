@@ -25,7 +25,7 @@ CAUSAL_SIDES = {0: (128, 2048), 2048: (192, 1536)}  # by the number of keys from
 LOG2_E = math.log2(math.e)
 EXTREMES = {"max": torch.maximum, "min": torch.minimum}
 MODERATE = 80.0  # up to this size of scores, exp(score) and exp(-score) fit float32
-SAMPLED = 32  # every so many rows, one is read to estimate how large scores are
+SAMPLED = 32  # one row in this many is read to estimate how large scores are
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Call:
 
     @cached_property
     def moderate(self) -> list[list[bool]]:
-        """For each item of the batch and key head: is exp(score) enough, with nothing subtracted?
+        """For each item of the batch and key head: whether exp(score) is enough, with nothing subtracted.
 
         No score exceeds its row's log-sum-exp, so none overflows; one that underflows is less than
         e^-40 of its row. Underflow costs time, though: |q · k| ≤ |q| · |k| tells where to expect
