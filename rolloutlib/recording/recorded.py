@@ -137,7 +137,7 @@ class Call:
 
     @cached_property
     def moderate(self) -> list[list[bool]]:
-        """For each item of the batch and key head: whether exp(score) is enough, with nothing subtracted.
+        """For each item and key head: whether exp(score) is enough, with nothing subtracted.
 
         No score exceeds its row's log-sum-exp, so none overflows; one that underflows is less than
         e^-40 of its row. Underflow costs time, though: |q · k| ≤ |q| · |k| tells where to expect
