@@ -1,4 +1,4 @@
-"""Packages that only a part of rolloutlib needs, and the extra that brings each."""
+"""Packages that only a part of rolloutlib needs, and the extra that installs each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

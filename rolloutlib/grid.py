@@ -1,4 +1,4 @@
-"""Where image tokens are in the sequence, and what pixels of the picture they stand for."""
+"""Where image tokens are in the sequence, and which pixels of the picture they stand for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from rolloutlib.algorithm.arrays import Array
 
 @dataclass(frozen=True)
 class View:
-    """What part of a picture the model saw, and how its tokens tile that part.
+    """Which part of a picture the model saw, and how its tokens tile that part.
 
-    A processor resizes the picture and then cuts or pads it to the model's input, so that input
-    is a window on the resized picture. All sizes are (height, width) in pixels.
+    A processor resizes the picture, then crops or pads it to the model's input, so that input is
+    a window on the resized picture. All sizes are (height, width) in pixels.
 
     picture: the original.  resized: the whole picture after resizing; not always whole numbers.
-    offset: (top, left) of the window in the resized picture; negative where padding comes first.
+    offset: (top, left) of the window in the resized picture; negative if padding comes first.
     window: size of the model's input.  token: side of the square of input pixels of one token.
-    grid: (rows, columns) of tokens, from the window's top left corner; of the frames of a video
-    (time, rows, columns), where a step in time may stand for several frames of one size.
+    grid: (rows, columns) of tokens, from the window's top left corner; for a video (time, rows,
+    columns), where one time step may stand for several frames of the same size.
     leading: how many image tokens precede the grid's, such as a class token.
     """
 
@@ -45,14 +45,14 @@ class View:
 
     @property
     def token_width(self) -> float:
-        """How wide a token is on the original picture, in pixels."""
+        """The width of a token on the original picture, in pixels."""
         return self.token * self.picture[1] / self.resized[1]
 
     def boxes(self) -> Float[np.ndarray, "token 4"]:
-        """Which rectangle of the original picture does each token stand for?
+        """The rectangle of the original picture that each token stands for.
 
         (left, top, right, bottom) in pixels of the original, row by row. Rectangles reach
-        beyond the picture where the model saw padding. Of a video, those of every frame.
+        beyond the picture where the model saw padding. In a video, all frames share them.
         """
         ys, xs = (
             (self.offset[axis] + np.arange(self.grid[axis - 2] + 1) * self.token)
@@ -71,13 +71,13 @@ def times(grid: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True)
 class Patches:
-    """The patches of a vision tower behind one picture's image tokens, with shares of its output.
+    """The patches of a vision tower behind one picture's image tokens, and how outputs are merged.
 
-    view: as of the image tokens, with the tower's own patches.
+    view: that of the image tokens, but with the tower's own patches.
     layers: how many of the tower's layers they went through.
     sequence: which of the sequences in the tower's batch holds them.
-    positions: where the patches stand in that sequence, in the order of the view's grid.
-    merged: where the outputs stand that each image token was merged from, in equal shares.
+    positions: where the patches are in that sequence, in the order of the view's grid.
+    merged: where the outputs are that each image token was merged from, in equal shares.
     """
 
     view: View
@@ -89,26 +89,26 @@ class Patches:
     def on_outputs(
         self, relevance: Float[torch.Tensor, "row token"], length: int
     ) -> Float[torch.Tensor, "row length"]:
-        """Spread each image token's relevance over the outputs that it was merged from."""
+        """Spread each image token's relevance over the outputs it was merged from."""
         shares = relevance[..., None] / self.merged.shape[1]
         outputs = relevance.new_zeros(len(relevance), length)
         outputs[:, self.merged] = shares.expand(-1, -1, self.merged.shape[1])
         return outputs
 
     def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
-        """Lay relevance over the tower's sequence on the grid of patches.
+        """Put relevance over the tower's sequence on the grid of patches.
 
-        Raises ValueError where the relevance has fewer keys than the last patch needs.
+        Raises ValueError if the relevance has fewer keys than the last patch needs.
         """
         return on_grid(relevance, self.positions, self.view)
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """One picture of a prompt: what the model saw of it, and where its tokens stand.
+    """One picture of a prompt: what the model saw of it, and where its tokens are.
 
-    picture: the picture itself; of a video its first frame.
-    patches: what lies behind the tokens; None where pixels go straight into the decoder.
+    picture: the picture itself; for a video, its first frame.
+    patches: what lies behind the tokens; None if pixels go straight into the decoder.
     """
 
     picture: Image.Image
@@ -118,13 +118,13 @@ class ImageTokens:
 
     @property
     def patch_view(self) -> View:
-        """The finest view that there is: of the tower's patches, or else of the tokens."""
+        """The finest view available: of the tower's patches, or else of the tokens."""
         return self.patches.view if self.patches else self.view
 
     def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
-        """Lay relevance on the grid: of each row, the part that fell on the image tokens.
+        """Put relevance on the grid: the part of each row that fell on the image tokens.
 
-        Raises ValueError where the relevance has fewer keys than the last image token needs.
+        Raises ValueError if the relevance has fewer keys than the last image token needs.
         """
         return on_grid(relevance, self.positions, self.view)
 
@@ -134,7 +134,7 @@ class ImageTokens:
         length: int,
         carry: Callable[[torch.Tensor], torch.Tensor],
     ) -> Float[torch.Tensor, "*row_and_grid"]:
-        """Lay relevance on the grid of the patches behind the image tokens.
+        """Put relevance on the grid of the patches behind the image tokens.
 
         carry: takes relevance `[row length]` over the tower's outputs back to its inputs.
         """
@@ -164,7 +164,7 @@ def image_tokens(
 ) -> list[ImageTokens]:
     """Find each picture's tokens among the ids of a prompt; the pictures' grids say how many.
 
-    Raises ValueError where the prompt has more or fewer image tokens than the grids.
+    Raises ValueError if the prompt has more or fewer image tokens than the grids.
     """
     positions = (ids == token_id).nonzero().flatten().cpu()
     counts = [view.leading + prod(view.grid) for view in views]

@@ -1,4 +1,4 @@
-"""From a grid of relevance back to the pixels of the original picture, one step a function."""
+"""From a grid of relevance back to the pixels of the original picture, one function per step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ def _register_faint(name: str, low: tuple[float, float, float], high: tuple[floa
     mpl.colormaps.register(mpl.colors.LinearSegmentedColormap.from_list(name, ends), force=True)
 
 
-# Those that the attention visualizer for Qwen3-VL uses: edges in cyan, decisions in red to yellow.
+# As in the attention visualizer for Qwen3-VL: edges in cyan, decisions from red to yellow.
 _register_faint("cyan", (0, 200 / 255, 1), (0, 1, 1))
 _register_faint("red", (1, 0, 0), (1, 180 / 255, 0))
-TARGET, MARKER = (0, 200, 0), (0x1E, 0x3A, 0x5F)  # of a click: its cross-hair and its point
+TARGET, MARKER = (0, 200, 0), (0x1E, 0x3A, 0x5F)  # a click's cross-hair and its point
 
-FLAT = 2e-5  # share of a map's values that rounding may make: nothing to see
+FLAT = 2e-5  # relative contrast that may be mere rounding: nothing to see
 
 Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
 
@@ -33,9 +33,9 @@ Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
 def upscale(heatmap: Float[Array, "rows columns"], view: View) -> Heatmap:
     """The grid at the resolution of the model's input: every token a square of equal pixels.
 
-    Of a video's grid, the rows and columns of one step in time.
+    For a video, the rows and columns of one time step.
 
-    Raises ValueError for a heatmap that is not of the view's grid, negative or not finite.
+    Raises ValueError for a heatmap that does not fit the view's grid, is negative or not finite.
     """
     grid = as_numpy(heatmap)
     if grid.shape != view.grid[-2:]:
@@ -49,7 +49,7 @@ def upscale(heatmap: Float[Array, "rows columns"], view: View) -> Heatmap:
 
 
 def undo_crop(pixels: Heatmap, view: View) -> Float[np.ndarray, "resized_height resized_width"]:
-    """The model's input laid where it was cut out of the resized picture; padding falls away.
+    """Put the model's input back where it was cropped from the resized picture; drop the padding.
 
     What the crop removed is NaN: the model never saw it.
     """
@@ -59,7 +59,7 @@ def undo_crop(pixels: Heatmap, view: View) -> Float[np.ndarray, "resized_height 
 
 
 def undo_resize(pixels: Heatmap, view: View) -> Float[np.ndarray, "picture_height picture_width"]:
-    """The resized picture's map at the size of the original, by nearest neighbour."""
+    """Resize the map to the size of the original picture, by nearest neighbour."""
     centres = [
         (np.arange(length) + 0.5) * now / length
         for length, now in zip(view.picture, pixels.shape, strict=True)
@@ -84,7 +84,7 @@ def _within(index: np.ndarray, size: int) -> Bool[np.ndarray, " n"]:
 def to_picture(
     heatmap: Float[Array, "rows columns"], view: View, *, blur_tokens: float = 0.0
 ) -> Heatmap:
-    """The grid laid on the original picture: `upscale`, `undo_crop`, `undo_resize`, `blur`.
+    """Put the grid on the original picture: `upscale`, `undo_crop`, `undo_resize`, `blur`.
 
     blur_tokens: the blur's standard deviation, in widths of a token on the picture.
     """
@@ -95,8 +95,8 @@ def to_picture(
 def blur(heatmap: Heatmap, sigma: float) -> Heatmap:
     """Gaussian blur with a standard deviation of `sigma` pixels; 0 leaves the map as it is.
 
-    What the model did not see stays NaN and lends nothing to its neighbours. Wide blurs are
-    computed on a coarser canvas, where a quarter of sigma is one pixel.
+    What the model did not see stays NaN and does not affect its neighbours. Wide blurs are
+    computed on a coarser grid, where a quarter of sigma is one pixel.
     """
     if sigma < 0:
         raise ValueError(f"sigma must be 0 or more pixels, got {sigma}")
@@ -124,7 +124,7 @@ def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heat
     """Scale a map to [0, 1] and raise it to `power`: above 1 only the peaks stay bright.
 
     clip: the percentile that becomes 1; below 100 it keeps one extreme pixel from making the
-    rest dark. A map that is constant but for rounding becomes 0.
+    rest dark. A map that is constant up to rounding becomes 0.
 
     >>> emphasize(np.array([[0.0, 1.0, 2.0]]), power=2)
     array([[0.  , 0.25, 1.  ]])
@@ -139,19 +139,19 @@ def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heat
     if is_flat(low, high):
         return heatmap * 0
     clipped = high if clip == 100 else np.nanpercentile(heatmap, clip)
-    height = (clipped if clipped > low else high) - low  # of a few peaks none is clipped
+    height = (clipped if clipped > low else high) - low  # a few lone peaks are not clipped
     return np.minimum((heatmap - low) / height, 1) ** power
 
 
 def is_flat(low: float | np.floating, high: float | np.floating) -> bool:
-    """Is there nothing to see in a map of which these are the lowest and the highest value?"""
+    """Whether a map with this lowest and highest value is constant up to rounding."""
     return bool(high - low <= FLAT * max(abs(low), abs(high)))
 
 
 def colour(heatmap: Heatmap, colours: str = "turbo") -> Float[np.ndarray, "height width 4"]:
     """A map in [0, 1] as red, green, blue and opacity in [0, 1]: blue is low and red is high.
 
-    colours: any name that matplotlib knows, or "cyan" or "red", which low values leave
+    colours: any name that matplotlib knows, or "cyan" or "red", whose low values are
     transparent. What the model did not see is fully transparent.
     """
     painted = mpl.colormaps[colours](np.nan_to_num(heatmap).astype(float))
@@ -180,7 +180,7 @@ def crosshair(
     """A layer of (height, width) pixels that shows where a click goes: a green cross-hair around
     a dark blue marker on `point`, (x, y) in pixels."""
     height, width = size
-    fine = 4  # drawn so much larger and reduced, for smooth edges
+    fine = 4  # drawn this many times larger and then reduced, for smooth edges
     unit = fine * max(height, width) / 400
     x, y = (fine * at for at in point)
     layer = Image.new("RGBA", (width * fine, height * fine), (*TARGET, 0))
@@ -198,7 +198,7 @@ def crosshair(
 def stack_layers(
     picture: Image.Image, layers: Sequence[Float[np.ndarray, "height width 4"]]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Lay coloured layers over the picture one after another, each as opaque as it says itself."""
+    """Lay coloured layers over the picture one after another, each with its own opacity."""
     for layer in layers:
         picture = Image.fromarray(blend(picture, layer, opacity=1.0))
     return np.asarray(picture.convert("RGB"))
@@ -221,7 +221,7 @@ def overlay(
     colours: str = "turbo",
     opacity: float = 0.5,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Where in the picture does the relevance lie? All steps of this module, in order.
+    """Show where in the picture the relevance lies: all steps of this module, in order.
 
     blur_tokens: the blur's standard deviation, in widths of a token on the picture.
     The other settings are those of `emphasize`, `colour` and `blend`.

@@ -19,7 +19,7 @@ from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.overlay import colour
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
-LABEL_PITCH = 1.35 / 72  # inches from one token label to the next, for each point of its size
+LABEL_PITCH = 1.35 / 72  # inches from one token label to the next, per point of font size
 
 
 def png_of(figure: Figure, dpi: float = 100) -> bytes:
@@ -41,13 +41,13 @@ def plot_matrices(
     title: str = "",
     gamma: float = 1.0,
 ) -> Figure:
-    """Which output drew on which input? Matrices side by side, on one colour scale.
+    """Draw matrices side by side on one colour scale: which output drew on which input.
 
-    gamma: colours follow value ** gamma; below 1 small values can be told apart beside large ones.
+    gamma: colours follow value ** gamma; below 1, small values stay visible next to large ones.
     Panels grow with the number of tokens, so that every label can be read; then fewer than
-    `columns` stand side by side.
+    `columns` fit side by side.
 
-    Raises ValueError where a matrix does not fit the tokens, or titles do not fit the matrices.
+    Raises ValueError if a matrix does not fit the tokens, or titles do not fit the matrices.
     """
     arrays = [_one_matrix(matrix, len(tokens)) for matrix in matrices]
     if not arrays or len(arrays) != len(titles):
@@ -79,7 +79,7 @@ def plot_matrices(
 
 
 def _balanced(count: int, most: int) -> tuple[int, int]:
-    """Lines and columns for `count` panels, at most so many columns, lines as full as can be."""
+    """Lines and columns for `count` panels: at most `most` columns, lines as full as possible."""
     lines = -(-count // most)
     return lines, -(-count // lines)
 
@@ -97,7 +97,7 @@ def _one_matrix(matrix: Array, tokens: int) -> np.ndarray:
 def _draw_matrix(
     axis: Axes, array: np.ndarray, tokens: Sequence[str], norm: PowerNorm, points: int
 ) -> None:
-    tokens = [token.replace("$", r"\$") for token in tokens]  # which begins no formula
+    tokens = [token.replace("$", r"\$") for token in tokens]  # not the start of a formula
     sns.heatmap(
         array,
         ax=axis,
@@ -121,12 +121,12 @@ def plot_pictures(
     colours: str = "turbo",
     regions: Sequence[np.ndarray] = (),
 ) -> Figure:
-    """Pictures, heatmaps and overlays side by side, each in its own shape.
+    """Draw pictures, heatmaps and overlays side by side, each in its own shape.
 
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
-    regions: for each picture, or the first of them, a boolean array whose outline is drawn on it.
+    regions: boolean arrays whose outlines are drawn on the pictures, or on the first of them.
 
-    Raises ValueError for no pictures, for another number of titles, and for more regions.
+    Raises ValueError for no pictures, for a different number of titles, and for more regions.
     """
     if not len(regions) <= len(pictures) == len(titles) > 0:
         raise ValueError(
@@ -155,7 +155,7 @@ def plot_pictures(
 def plot_layers(
     picture: Image.Image | np.ndarray, legend: Mapping[str, str | tuple[int, int, int]]
 ) -> Figure:
-    """A picture under coloured layers, and below it what each colour stands for.
+    """Draw a picture under coloured layers, and below it what each colour stands for.
 
     legend: label → the name of its colours, shown from low to high, or one colour of 0..255.
     """
@@ -183,9 +183,9 @@ def _shades(paint: str | tuple[int, int, int]) -> list[np.ndarray]:
 def plot_scores(
     scores: Mapping[str, Mapping[str, tuple[float, float, float]]], chance: Mapping[str, float]
 ) -> Figure:
-    """Which map scores how? For each score a panel, for each map its mean and interval.
+    """Compare the scores of maps: one panel per score, with the mean and interval of each map.
 
-    scores: score → map → (mean, low, high), in [0, 1].  chance: score → what a random map gets.
+    scores: score → map → (mean, low, high), in [0, 1].  chance: score → that of a random map.
     """
     maps = max(map(len, scores.values()))
     figure, axes = plt.subplots(
@@ -209,12 +209,12 @@ def plot_scores(
 def plot_metrics(
     table: pd.DataFrame, metrics: Sequence[str], parameter: str, *, by: str = ""
 ) -> Figure:
-    """How does each metric change with a parameter? A panel for each metric of a sweep's table.
+    """Draw how each metric in a sweep's table changes with a parameter, one panel per metric.
 
-    A dot is a run; the line goes through the means of runs that share the parameter's value.
-    by: a second parameter, a colour for each of its values.
+    Each dot is a run; the line joins the means of runs with the same value of the parameter.
+    by: a second parameter, with one colour for each of its values.
 
-    Raises ValueError for a column that the table does not have, and where no run has a metric.
+    Raises ValueError for a column missing from the table, and if no run has any of the metrics.
     """
     wanted = [*metrics, parameter, *([by] if by else [])]
     if missing := [name for name in wanted if name not in table]:

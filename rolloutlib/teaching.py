@@ -1,4 +1,4 @@
-"""Attention rollout as a class with figures, in the form in which courses know it."""
+"""Attention rollout as a class with figures, in the form that courses teach."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ class AttentionRollout:
 
     discard_ratio: share of the smallest entries of each layer set to 0, in [0, 1).
     head_fusion: "mean", "max" or "min".
-    include_residual: mix each layer half and half with the identity.
+    include_residual: mix each layer with the identity, half and half.
 
     Raises ValueError for settings out of range.
 
@@ -47,7 +47,7 @@ class AttentionRollout:
         }
 
     def compute_rollout(self, attention_layers: Layers) -> Float[Array, "*batch query key"]:
-        """The rollout of all layers: see `rolloutlib.rollout`. A batch is rolled out whole."""
+        """The rollout of all layers: see `rolloutlib.rollout`. A batch stays a batch."""
         return rollout(attention_layers, **self._settings)
 
     def compute_rollout_by_layer(
@@ -63,7 +63,7 @@ class AttentionRollout:
         title: str = "Attention Rollout",
         save_path: str | Path | None = None,
     ) -> Figure:
-        """Draw one rollout with its tokens; with `save_path`, also into that file."""
+        """Draw one rollout with its tokens; with `save_path`, also save it to that file."""
         figure = plot_matrices([rollout], tokens, [""], title=title)
         if save_path:
             figure.savefig(save_path, dpi=150)
@@ -74,7 +74,7 @@ class AttentionRollout:
     ) -> Figure:
         """Draw one layer's fused attention beside the rollout of all layers.
 
-        Raises ValueError for a layer that is not there.
+        Raises ValueError for a layer that does not exist.
         """
         count = len(attention_layers)
         if not -count <= layer_idx < count:
@@ -96,7 +96,7 @@ class AttentionRollout:
     ) -> Figure:
         """Draw how the rollout grows: after these layers, or after about five spread evenly.
 
-        Raises ValueError for layers that are not there.
+        Raises ValueError for layers that do not exist.
         """
         products = self.compute_rollout_by_layer(attention_layers)
         count = len(products)
@@ -129,8 +129,8 @@ def compare_discard_ratios(
 def compare_head_fusion(attention_layers: Layers, tokens: Sequence[str]) -> Figure:
     """Draw the rollout with the mean, the maximum and the minimum of the heads.
 
-    On one colour scale that follows the square root: a minimum keeps little but the diagonal, and
-    would leave the other panels dark.
+    On one colour scale, which follows the square root: a minimum keeps little but the diagonal,
+    and on a linear scale it would leave the other panels dark.
     """
     return plot_matrices(
         [

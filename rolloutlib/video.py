@@ -17,16 +17,16 @@ from rolloutlib.algorithm.layers import Layer
 def spatial_rollout(
     layers: Iterable[Float[Array, "frame head token token"] | Layer], **settings
 ) -> Float[Array, "frame token token"]:
-    """Through all layers together, how much of each patch is in each patch of the same frame?
+    """Rollout within each frame: how much of each patch could have reached each patch.
 
     R = Ā_L · … · Ā_1 for every frame, where Ā is the mean over heads plus the identity, with rows
     that sum to 1 (Abnar & Zuidema 2020). Rows of R sum to 1; nothing is normalised at the end.
 
-    layers: first layer first, each with all frames as its batch; recorded layers do as well. From
-    a generator each is used once and let go, so memory does not grow with their number.
+    layers: first layer first, each with all frames as its batch; recorded layers work too. With
+    a generator, each is used once and freed, so memory does not grow with their number.
     settings: `head_fusion`, `residual`, `discard_ratio`, `start_layer` as `rollout` takes them.
 
-    Raises ValueError where a layer has other than four axes, and where `rollout` does.
+    Raises ValueError if a layer does not have four axes, and as `rollout` does.
 
     >>> frames = np.full((5, 2, 3, 3), 1 / 3)  # 5 frames, 2 heads, 3 tokens
     >>> spatial_rollout([frames, frames]).shape
@@ -44,19 +44,19 @@ def _with_frames(layer: Array | Layer) -> Array | Layer:
 def temporal_rollout(
     layers: Iterable[Array | Layer], refiner_id: int | None = None, **settings
 ) -> Float[Array, "T T"]:
-    """Through all layers together, how much of each frame is in each frame, for one instance?
+    """Rollout over frames, for one instance: how much of each frame could have reached each frame.
 
     R = Ā_N · … · Ā_0, where Ā = (A + I) with rows that sum to 1 and A is the instance's attention
     over the T frames. Rows of R sum to 1; nothing is normalised at the end.
 
     layers: first layer first, each `[T T]`, any shape that `select_instance_attention` takes, or
     a recorded layer whose batch is the instances.
-    refiner_id: which instance; None where every layer is `[T T]`.
+    refiner_id: which instance; None if every layer is `[T T]`.
     settings: `head_fusion` (of recorded layers), `residual`, `discard_ratio`, `start_layer` as
     `rollout` takes them.
 
-    Raises ValueError where `select_instance_attention` or `rollout` does, such as for layers
-    whose T differ.
+    Raises ValueError as `select_instance_attention` and `rollout` do, such as for layers whose T
+    differ.
 
     >>> backward = np.array([[1.0, 0.0], [1.0, 0.0]])  # the second frame looks at the first
     >>> temporal_rollout([backward, backward])
@@ -80,18 +80,18 @@ def _of_instance(
 def select_instance_attention(
     attention: Float[Array, "*axes"], refiner_id: int | None
 ) -> Float[Array, "T T"]:
-    """Where in a refiner's attention is the `[T T]` matrix of one instance?
+    """Select the `[T T]` matrix of one instance from a refiner's attention.
 
-    Which axis is which is read from the shape, and only where it leaves no doubt:
+    The shape tells which axis is which, and only an unambiguous shape is accepted:
 
     - `[T T]`: the matrix itself, whatever `refiner_id` says;
     - `[instance T T]` or `[T instance T]`: the instance's slice;
     - `[instance head T T]`: the mean over heads of the instance's slice;
-    - `[1 instance head T T]`: the same, of a batch of one.
+    - `[1 instance head T T]`: the same, for a batch of one.
 
-    Raises ValueError, which names the shape, for an instance out of range; where the last axes
-    are no `[T T]`; and where two readings fit: `[n n n]`, and `[1 n T T]`, which may be one
-    instance with n heads or n instances of a batch of one. There, pass the `[T T]` itself.
+    Raises ValueError, which names the shape, for an instance out of range; if the last axes are
+    not `[T T]`; and if two readings fit: `[n n n]`, and `[1 n T T]`, which may be one instance
+    with n heads or n instances of a batch of one. In that case, pass the `[T T]` itself.
 
     >>> three = np.stack([np.eye(4), np.full((4, 4), 0.25), np.eye(4)[::-1]])
     >>> select_instance_attention(three, 1)[0]
@@ -126,7 +126,7 @@ def _require_one_reading(shape: tuple[int, ...]) -> None:
     else:
         return
     raise ValueError(
-        f"expected the [T T] of one instance to be plain to see, but {shape} {problem}"
+        f"expected a shape that shows the [T T] of one instance, got {shape}, which {problem}"
     )
 
 
@@ -142,9 +142,9 @@ def _instance(refiner_id: int | None, shape: tuple[int, ...], axis: int) -> int:
 
 @numpy_too
 def minmax_rows(matrix: Float[Array, "*batch query key"]) -> Float[Array, "*batch query key"]:
-    """Which key is each row's highest, and which its lowest? Each row scaled to [0, 1].
+    """Scale each row to [0, 1], from its lowest key to its highest.
 
-    (x - min) / (max - min) by rows: for the eye only, as rows then no longer sum to 1. A row of
+    (x - min) / (max - min) per row: for display only, as rows then no longer sum to 1. A row of
     equal entries becomes 0.
 
     >>> minmax_rows(np.array([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
@@ -158,7 +158,7 @@ def minmax_rows(matrix: Float[Array, "*batch query key"]) -> Float[Array, "*batc
 def space_time_relevance(
     temporal: Float[Array, "*instance_and_frame"], spatial: Float[Array, "*frame_and_grid"]
 ) -> Float[Array, "*instance_frame_and_grid"]:
-    """When and where did an instance look? One distribution over all patches of a clip.
+    """When and where an instance looked: one distribution over all patches of a clip.
 
     C(s, p) = τ(s) · σ_s(p): temporal relevance τ over the frames s, such as a row of
     `temporal_rollout`, times the spatial map σ_s of each frame, such as a row of its
@@ -167,8 +167,8 @@ def space_time_relevance(
 
     temporal: `[... frame]`.  spatial: `[frame ...]`.  The result: `[... frame ...]`.
 
-    Raises ValueError where the numbers of frames differ, where an entry is negative or not
-    finite, and where τ or a frame's map is zero everywhere, so that it says nothing.
+    Raises ValueError if the numbers of frames differ, if an entry is negative or not finite, and
+    if τ or a frame's map is zero everywhere, so that it says nothing.
 
     >>> when = np.array([0.75, 0.25])
     >>> where = np.array([[1.0, 1.0], [0.0, 3.0]])

@@ -11,23 +11,23 @@ from jaxtyping import config, install_import_hook
 
 
 def check_types(function):
-    """Beartype, but an int is a good float, as everywhere in Python."""
+    """Beartype, but an int counts as a float, as everywhere in Python."""
     return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
 
 
 install_import_hook("rolloutlib", "conftest.check_types")
 
-# On a busy machine an example may take any time.
+# On a busy machine an example may take any amount of time.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
-# A shell that starts the tests in the background makes them and their children deaf to Ctrl-C.
+# A shell that starts the tests in the background makes them and their children ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def without_type_checks():
-    """What a user gets, who has no type checker: the package's own errors."""
+    """What a user without a type checker gets: the package's own errors."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
@@ -59,8 +59,8 @@ def chromium():
 
 @pytest.fixture
 def browser(chromium):
-    """`browser(path)` opens a page from the disk and gives: the page, what it asked of a network,
-    and what the console complained about."""
+    """`browser(path)` opens a page from the disk and returns the page, its network requests, and
+    the console's complaints."""
     pages = []
 
     def open_page(path, **look):

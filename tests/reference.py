@@ -20,7 +20,7 @@ def transition(layer, head_fusion="mean", residual=0.5, discard_ratio=0.0, recep
 
 
 def rows_to_one(matrix):
-    """Each row divided by its sum; rows of zeros stay."""
+    """Divide each row by its sum; rows of zeros stay zero."""
     matrix = matrix.copy()
     for row in matrix:
         if row.sum() > 0:

@@ -33,7 +33,7 @@ def small_fuyu(*, text: dict | None = None, dtype: torch.dtype = torch.float32) 
         image_token_id=tokenizer.convert_tokens_to_ids("|SPEAKER|"),
     )
     model = FuyuForCausalLM._from_config(config, dtype=dtype).eval()
-    with torch.no_grad():  # as they start, they attend nearly evenly
+    with torch.no_grad():  # initial weights attend almost evenly
         for name, weight in model.named_parameters():
             if "q_layernorm.weight" in name or "k_layernorm.weight" in name:
                 weight.mul_(1.5)

@@ -18,7 +18,7 @@ WORDS = "<pad> <unk> </s> <image> USER: ASSISTANT: what colour is the star ? red
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:
-    """Words parted by white space, each one token."""
+    """Words separated by white space, each one token."""
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -62,7 +62,7 @@ def small_llava(
         image_token_index=WORDS.index("<image>"),
     )
     model = LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
-    with torch.no_grad():  # random weights this small attend evenly; larger ones do not
+    with torch.no_grad():  # initial weights are small and attend evenly; larger ones do not
         for name, weight in model.named_parameters():
             if "q_proj" in name or "k_proj" in name:
                 weight.mul_(4)
@@ -74,7 +74,7 @@ def small_llava(
 def small_processor(
     *, image_size: int = 56, patch: int = 14, image_processor=None
 ) -> LlavaProcessor:
-    """The real processor, which resizes the shorter edge and cuts out the centre."""
+    """The real processor, which resizes the shorter edge and crops to the centre."""
     return LlavaProcessor(
         image_processor=image_processor
         or CLIPImageProcessor(

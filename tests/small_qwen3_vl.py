@@ -96,7 +96,7 @@ def small_qwen3_vl(
         vision_end_token_id=number("<|vision_end|>"),
     )
     model = Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype).eval()
-    with torch.no_grad():  # random weights this small attend evenly; larger ones do not
+    with torch.no_grad():  # initial weights are small and attend evenly; larger ones do not
         for name, weight in model.named_parameters():
             if "q_norm" in name or "k_norm" in name:
                 weight.mul_(1.5)

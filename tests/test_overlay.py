@@ -24,7 +24,7 @@ from rolloutlib.overlay import (
 
 
 def crop_view():
-    """A 100x200 picture resized to 50x100, of which the model sees the middle 48x48."""
+    """A 100x200 picture resized to 50x100; the model sees the middle 48x48."""
     return View((100, 200), (50, 100), (1, 26), (48, 48), 12, (4, 4))
 
 

@@ -132,7 +132,7 @@ def test_layers_come_with_a_legend_of_their_colours():
     assert [text.get_text() for text in labels.get_texts()] == ["edges", "target"]
     patches = [patch for patch in labels.findobj(Patch) if patch is not labels.get_frame()]
     swatches = [patch.get_facecolor() for patch in patches]
-    assert len(swatches) == 7  # shades of the one, and the other
+    assert len(swatches) == 7  # shades of the first, and the second
     np.testing.assert_allclose(swatches[-1][:3], [0, 200 / 255, 0])
     np.testing.assert_allclose(swatches[5], [0, 1, 1, 1])
     assert figure.axes[0].images[0].get_array().shape == (40, 60, 3)

@@ -96,7 +96,7 @@ def test_a_package_that_an_extra_brings_is_imported_where_that_extra_is_named(pa
 
 
 def test_every_dependency_is_imported():
-    """But those that others load by name: accelerate and torchvision, and what a page opens."""
+    """Except those that others load by name: accelerate and torchvision, and what a page opens."""
     modules = {module for path in SOURCES for module, _ in imports(ast.parse(path.read_text()))}
     names = packages_distributions()
     used = {canonicalize_name(name) for module in modules for name in names.get(module, [])}
@@ -156,8 +156,8 @@ def test_every_name_that_a_room_lists_is_there(room):
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory):
-    """Python of a new environment with the wheel in it, and of the packages that are installed
-    here only those that the wheel itself requires."""
+    """Python of a new environment with the wheel in it and, of the packages installed here, only
+    those that the wheel itself requires."""
     folder = tmp_path_factory.mktemp("core")
     kept = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in kept.stdout.splitlines():
@@ -181,7 +181,7 @@ def core(tmp_path_factory):
 
 
 def closure(lines, extra=""):
-    """The names of the packages that these lines require, and of those that they require."""
+    """The names of the packages that these lines require, directly or indirectly."""
     found = set()
     for needed in map(Requirement, lines):
         if needed.marker is None or needed.marker.evaluate({"extra": extra}):

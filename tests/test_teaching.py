@@ -42,7 +42,7 @@ def by_the_formulas(layers, discard_ratio, head_fusion, include_residual):
             matrix = unit_rows({(i, j): (matrix[i, j] + (i == j)) / 2 for i, j in square}, size)
         if discard_ratio > 0:
             threshold = sorted(matrix.values())[int(len(matrix) * discard_ratio)]
-            # Entries that are equal but for rounding are one value: kept together.
+            # Entries that are equal up to rounding count as one value: they are kept together.
             kept = {at: v if v >= threshold * (1 - 1e-12) else 0.0 for at, v in matrix.items()}
             matrix = unit_rows(kept, size)
         if products:

@@ -11,12 +11,12 @@ Array = np.ndarray | torch.Tensor
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type to accumulate in: float64 stays, everything narrower becomes float32."""
+    """The dtype to accumulate in: float64 stays float64, narrower types become float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def as_tensor(array: Array) -> torch.Tensor:
-    """The same numbers as a torch tensor, copied only where torch must."""
+    """The same numbers as a torch tensor, copied only if torch requires it."""
     if isinstance(array, np.ndarray):
         array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if not isinstance(array, torch.Tensor):
@@ -25,15 +25,15 @@ def as_tensor(array: Array) -> torch.Tensor:
 
 
 def as_numpy(array: Array) -> np.ndarray:
-    """The same numbers in NumPy, which has no bfloat16 and follows no gradients."""
+    """The same numbers as a NumPy array: detached, and in float32 if they were bfloat16."""
     tensor = as_tensor(array).detach().cpu()
     return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 def numpy_too(function: Callable) -> Callable:
-    """Let a function of one torch tensor take a NumPy array as well, and answer in kind.
+    """Let a function of a torch tensor take a NumPy array too: NumPy in gives NumPy out.
 
-    The function gets at least float32: half types are too coarse to add up in.
+    The tensor is converted to at least float32: half precision is too coarse for sums.
     """
 
     @functools.wraps(function)
@@ -48,7 +48,7 @@ def numpy_too(function: Callable) -> Callable:
 def positions(rows: Sequence[int] | Array, size: int) -> torch.Tensor:
     """Row numbers as indices from 0; negative ones count from the end.
 
-    Raises ValueError for no rows, for what is no list of whole numbers, and out of range.
+    Raises ValueError unless the rows are a non-empty list of integers in range.
 
     >>> positions([0, -1], 5)
     tensor([0, 4])
@@ -64,8 +64,8 @@ def positions(rows: Sequence[int] | Array, size: int) -> torch.Tensor:
 
 
 def consecutive(positions: torch.Tensor) -> slice | torch.Tensor:
-    """The positions as a slice where they follow each other, which copies nothing."""
-    numbers = positions.cpu().numpy()  # small steps take less time in NumPy
+    """Turn consecutive positions into a slice, so that indexing copies nothing."""
+    numbers = positions.cpu().numpy()  # faster than torch on small arrays
     run = slice(int(numbers[0]), int(numbers[0]) + len(numbers))
     in_order = np.array_equal(numbers, np.arange(run.start, run.stop))
     return run if in_order else positions
@@ -73,12 +73,12 @@ def consecutive(positions: torch.Tensor) -> slice | torch.Tensor:
 
 @contextmanager
 def vanishing_flushed() -> Iterator[None]:
-    """Inside the block, or the function so decorated, numbers below 1e-38 become 0 in float32.
+    """Round float32 numbers below 1e-38 to 0 inside the block or the decorated function.
 
-    Peaked attention is full of such denormal numbers, with which a processor computes tens of
-    times more slowly. The thread's own setting comes back afterwards.
+    Peaked attention is full of these denormal numbers, and processors compute with them tens of
+    times more slowly. Afterwards the thread gets its previous setting back.
     """
-    kept = torch.tensor(2.0**-140).item() == 0  # torch sets the flag, but does not tell it
+    kept = torch.tensor(2.0**-140).item() == 0  # torch can set this flag, but not read it
     torch.set_flush_denormal(True)
     try:
         yield

@@ -36,11 +36,11 @@ def require_attention(attention: torch.Tensor) -> None:
 def fuse_heads(
     attention: Float[Array, "*batch head query key"], how: str = "mean"
 ) -> Float[Array, "*batch query key"]:
-    """Which single matrix stands for a layer's heads?
+    """Fuse a layer's heads into one matrix, entry by entry.
 
-    Their mean, their maximum or their minimum, entry by entry (Abnar & Zuidema 2020 use the mean;
-    the maximum keeps any strong connection, the minimum only what all heads share). Half types
-    are averaged in float32. A maximum or minimum no longer has rows that sum to 1.
+    The mean is what Abnar & Zuidema (2020) use. The maximum keeps every strong connection, the
+    minimum only what all heads share; their rows no longer sum to 1. Half precision is averaged in
+    float32.
 
     Raises ValueError for an unknown `how`, for fewer than three axes, and for attention that is
     empty, negative, NaN or infinite.
@@ -63,7 +63,7 @@ def fuse_heads(
 def merge_heads(
     attention: Float[torch.Tensor, "*batch head query key"], how: str
 ) -> Float[torch.Tensor, "*batch query key"]:
-    """`fuse_heads` without its checks, which would each read all heads once more."""
+    """`fuse_heads` without its checks, each of which would read all heads again."""
     if how == "mean":
         return attention.mean(-3, dtype=working_dtype(attention.dtype))
     fused = attention.amax(-3) if how == "max" else attention.amin(-3)
@@ -72,7 +72,7 @@ def merge_heads(
 
 @numpy_too
 def normalize_rows(matrix: Float[Array, "*batch query key"]) -> Float[Array, "*batch query key"]:
-    """Each row divided by its sum, so that it sums to 1; rows of zeros stay zeros.
+    """Divide each row by its sum, so that it sums to 1; rows of zeros stay zero.
 
     >>> normalize_rows(np.array([[2.0, 2.0], [0.0, 0.0]]))
     array([[0.5, 0.5],
@@ -86,10 +86,10 @@ def normalize_rows(matrix: Float[Array, "*batch query key"]) -> Float[Array, "*b
 def add_residual(
     fused: Float[Array, "*batch query query"], residual: float = 0.5
 ) -> Float[Array, "*batch query query"]:
-    """How does the skip connection around attention enter? As a share `residual` of identity.
+    """Mix in the skip connection around attention, as a share `residual` of the identity.
 
-    (1 - r)·A + r·I, then rows normalised. Where rows of A sum to 1 and r = 0.5 this is the
-    (A + I) / 2 of Abnar & Zuidema (2020, section 3). With r = 0 A is returned as it is.
+    (1 - r)·A + r·I, then rows normalised. If rows of A sum to 1 and r = 0.5, this is the
+    (A + I) / 2 of Abnar & Zuidema (2020, section 3). With r = 0, A is returned unchanged.
 
     Raises ValueError for a residual outside [0, 1] and for matrices that are not square.
 
@@ -107,10 +107,10 @@ def add_residual(
 def mix_identity(
     fused: Float[torch.Tensor, "*batch row key"], rows: torch.Tensor, residual: float
 ) -> Float[torch.Tensor, "*batch row key"]:
-    """`add_residual` for some rows of a matrix, in their own place: `rows` says which these are."""
+    """`add_residual` in place, for some rows of a matrix: `rows` are their numbers."""
     if residual == 0:
         return fused
-    sums = fused.sum(-1) * (1 - residual) + residual  # above 0, as the residual is
+    sums = fused.sum(-1) * (1 - residual) + residual  # above 0, because the residual is
     fused *= ((1 - residual) / sums)[..., None]
     chosen = consecutive(rows)
     if isinstance(chosen, slice):
@@ -124,12 +124,12 @@ def mix_identity(
 def discard_lowest(
     fused: Float[Array, "*batch query key"], ratio: float
 ) -> Float[Array, "*batch query key"]:
-    """Which connections are noise? The `ratio` of entries that are smallest, in each matrix.
+    """Discard the smallest entries of each matrix as noise: the share `ratio` of them.
 
-    The threshold is the `int(n * ratio)`-th smallest (from 0) of a matrix's n entries; entries
-    below it become 0 and rows are normalised again. Equal entries are kept together, also where
-    rounding made them differ in their last digits, so fewer than `ratio` of them may go. A ratio
-    of 0 returns the matrix as it is.
+    The threshold is the `int(n * ratio)`-th smallest (from 0) of a matrix's n entries. Entries
+    below it become 0, and rows are normalised again. Entries equal to it are kept, even if rounding
+    changed their last digits, so fewer than `ratio` of them may be discarded. A ratio of 0 returns
+    the matrix unchanged.
 
     Raises ValueError for a ratio outside [0, 1).
 
@@ -146,7 +146,7 @@ def discard_lowest(
 def clear_lowest(
     fused: Float[torch.Tensor, "*batch query key"], ratio: float
 ) -> Float[torch.Tensor, "*batch query key"]:
-    """`discard_lowest` of a ratio above 0 in the matrix's own place."""
+    """`discard_lowest` in place, for a ratio above 0."""
     entries = fused.view(-1, fused.shape[-2:].numel())
     threshold = kth_smallest(entries, int(entries.shape[1] * ratio))
     tied = threshold * (1 - 4 * torch.finfo(fused.dtype).eps)
@@ -158,7 +158,7 @@ def clear_lowest(
 
 
 def kth_smallest(values: Float[torch.Tensor, "batch n"], k: int) -> Float[torch.Tensor, " batch"]:
-    """The k-th smallest entry (from 0) of each row, by selection and not by sorting."""
+    """The k-th smallest entry (from 0) of each row, by selection instead of sorting."""
     if values.device.type != "cpu":
         return values.kthvalue(k + 1).values
     return torch.tensor([_kth(row, k) for row in values.detach().numpy()], dtype=values.dtype)

@@ -1,4 +1,4 @@
-"""Layers composed: attention rollout, whole or only the rows that are wanted."""
+"""Compose layers: attention rollout, the whole matrix or only the rows you need."""
 
 from collections.abc import Iterable, Sequence
 
@@ -26,32 +26,31 @@ def rollout(
     start_layer: int = 0,
     receptive_field: bool = False,
 ) -> Float[Array, "*batch query key"]:
-    """Through all layers together, how much of each input is in each output?
+    """Attention rollout: how much of each input could have reached each output.
 
     Ā_L · … · Ā_1, where Ā is a layer's attention with its heads fused, the residual mixed in
     and the lowest entries discarded (Abnar & Zuidema 2020, "Quantifying Attention Flow in
-    Transformers"). Where rows of every Ā sum to 1, rows of the product do too; nothing is
+    Transformers"). If the rows of every Ā sum to 1, so do the rows of the product; nothing is
     normalised after the product.
 
     layers: first layer first, each `[head query key]`, `[batch head query key]`, `[query key]`
-    or a recorded layer. They may come from a generator: each is used once and let go. Gradients
-    are not followed.
+    or a recorded layer. A generator works too: each layer is used once, then freed.
+    Gradients are not tracked.
     head_fusion: "mean", "max" or "min".  residual: share of the identity, in [0, 1]. Mixing it in
     normalises rows; with 0, rows of a maximum or minimum keep their sums.
-    discard_ratio: share of the smallest entries set to 0, in [0, 1), of the whole matrix: rows of
-    padding count too.
-    start_layer: the first layer to take part, counted from 0.
+    discard_ratio: share of the whole matrix's smallest entries set to 0, in [0, 1); rows of padding
+    count too.
+    start_layer: the first layer to include, counted from 0.
     receptive_field: for causal attention, divide row i of the fused attention by the i + 1 tokens
     that it can see, before the residual: Ā[i] ∝ (1-r)·A[i] / (i+1) + r·I[i]. Abnar & Zuidema
-    (2020, section 5) name this for decoders, where paths through many layers end on early tokens.
-    Rows of Ā are normalised when the residual is mixed in, so what changes is the share of the
-    skip connection: from r to r·(i+1) / (r·(i+1) + 1-r), near 1 for late tokens. Without a
+    (2020, section 5) propose it for decoders, where paths through many layers end on early tokens.
+    Rows of Ā are normalised when the residual is mixed in, so in effect the share of the skip
+    connection grows: from r to r·(i+1) / (r·(i+1) + 1-r), near 1 for late tokens. Without a
     residual nothing is normalised, rows sum to less than 1, and the first tokens gain instead.
 
-    Raises ValueError where there are no layers, where shapes differ or are not square, where
-    attention with its heads fused is negative or not finite (`fuse_heads` checks every head, which
-    takes longer), where a setting is out of its range, and for `receptive_field` where attention is
-    not causal.
+    Raises ValueError if there are no layers, if shapes differ or are not square, if attention with
+    its heads fused is negative or not finite (`fuse_heads` checks every head, which takes longer),
+    if a setting is out of range, and for `receptive_field` if attention is not causal.
 
     >>> import numpy as np
     >>> first = np.array([[1.0, 0.0], [0.5, 0.5]])
@@ -76,7 +75,7 @@ def rollout_by_layer(
     start_layer: int = 0,
     receptive_field: bool = False,
 ) -> list[Float[Array, "*batch query key"]]:
-    """How does the rollout grow? The product after each layer, as `rollout` would give it.
+    """The rollout after each layer: how the product of `rollout` grows.
 
     >>> import numpy as np
     >>> layers = [np.full((3, 3), 1 / 3)] * 4
@@ -101,12 +100,12 @@ def rollout_rows(
     start_layer: int = 0,
     receptive_field: bool = False,
 ) -> Float[Array, "*batch row key"]:
-    """What is in these outputs? Only the wanted rows of `rollout`, at a fraction of its cost.
+    """Some rows of `rollout`, at a fraction of its cost: what reached these outputs.
 
-    The product is composed from the last layer down, r ← r · Ā, so that no layer costs more
-    than a pass over its attention. `rows` are query positions; negative ones count from the end.
+    The product starts at the last layer, r ← r · Ā, so no layer costs more than one pass over
+    its attention. `rows` are query positions; negative ones count from the end.
 
-    Raises ValueError as `rollout` does, and for rows that are none or out of range.
+    Raises ValueError as `rollout` does, and for no rows or rows out of range.
 
     >>> import numpy as np
     >>> layers = [np.full((4, 4), 0.25)] * 2
@@ -131,12 +130,12 @@ def carry_back(
     start_layer: int = 0,
     receptive_field: bool = False,
 ) -> Float[Array, "*batch row key"]:
-    """What is in these mixtures of outputs? Each row of relevance, times the `rollout`.
+    """Carry relevance from the outputs back to the inputs: each row times the `rollout`.
 
-    So relevance that one part of a model put on another's outputs goes on to that part's inputs.
+    This links the parts of a model: relevance on the outputs of one part moves on to its inputs.
     A row with a single 1 gives a row of the rollout, as `rollout_rows` does.
 
-    Raises ValueError as `rollout` does, and for relevance of other outputs than the layers have.
+    Raises ValueError as `rollout` does, and for relevance that does not fit the layers' outputs.
 
     >>> import numpy as np
     >>> layers = [np.full((2, 2), 0.5)] * 2
@@ -160,9 +159,9 @@ def carry_back(
 
 
 def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch key"]:
-    """How much attention does each key get? Summed over queries, averaged over heads and layers.
+    """How much attention each key receives: summed over queries, averaged over heads and layers.
 
-    The average key gets 1. No residual and no composition take part. Rows of padding count too.
+    The average key gets 1 if attention is square. Nothing is composed. Rows of padding count too.
 
     >>> import numpy as np
     >>> attention_received([np.array([[[1.0, 0.0], [0.5, 0.5]]])])

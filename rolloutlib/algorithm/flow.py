@@ -1,4 +1,4 @@
-"""Attention flow: how much of an input could reach an output, if every weight were a pipe."""
+"""Attention flow: how much of an input could reach an output if every weight were a pipe."""
 
 from collections.abc import Iterable
 
@@ -24,16 +24,16 @@ def attention_flow(
     start_layer: int = 0,
     receptive_field: bool = False,
 ) -> Float[Array, "*batch query key"]:
-    """How much of each input can flow to each output, if attention weights are capacities?
+    """How much of each input can flow to each output if attention weights are capacities.
 
-    Abnar & Zuidema (2020, section 3): a graph with one node for each token after each layer and an
-    edge from output to input of a layer with the capacity Ā[output, input]; entry (i, j) is the
-    maximum flow from token i of the last layer to token j of the input. Unlike a rollout's,
-    rows need not sum to 1: flows to different inputs are computed one at a time.
+    Abnar & Zuidema (2020, section 3): the graph has a node for each token after each layer, and an
+    edge of capacity Ā[output, input] from each output of a layer to each of its inputs. Entry
+    (i, j) is the maximum flow from token i of the last layer to token j of the input. Unlike in a
+    rollout, rows need not sum to 1: the flow to each input is computed on its own.
 
-    For teaching sizes: query · key maximum flows are computed, about a second for 20 tokens and
-    6 layers. Capacities are rounded to 2⁻³⁰. Arguments and errors are those of `rollout`; besides,
-    ValueError for capacities above 1, of which attention has none.
+    For small examples: query · key maximum flows take about a second for 20 tokens and 6 layers.
+    Capacities are rounded to 2⁻³⁰. Arguments and errors are those of `rollout`, and a ValueError
+    for capacities above 1, which attention never has.
 
     >>> attention_flow([np.array([[0.0, 1.0], [1.0, 0.0]])], residual=0.25)
     array([[0.25, 0.75],

@@ -1,4 +1,4 @@
-"""Layers, however their attention is kept: given as an array, or recorded."""
+"""Layers, whether their attention is given as an array or was recorded."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
@@ -13,33 +13,33 @@ from rolloutlib.algorithm.attention import (
     require_attention,
 )
 
-CHUNK = 192  # query rows handled at once, at least: enough for fast products
-ENTRIES = 600_000  # and as many rows as have no more entries than this, 2.4 MB in float32
+CHUNK = 192  # query rows per step, at least: enough for fast products
+ENTRIES = 600_000  # or more rows, up to this many entries: 2.4 MB in float32
 
 
 @runtime_checkable
 class Layer(Protocol):
-    """One layer's attention, however it is kept: it answers for the query rows it is asked for."""
+    """One layer's attention, however it is stored: it returns the query rows that are asked for."""
 
     shape: tuple[int, int, int]  # batch, queries, keys
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows, in memory that the caller may change.
 
-        Keys after the last of the rows may be left out where none of the rows attends to them.
+        Keys after the last of the rows may be left out if none of the rows attends to them.
         """
 
 
 @runtime_checkable
 class ReceivingLayer(Layer, Protocol):
-    """A layer that can sum up what each key receives without whole rows in memory."""
+    """A layer that can sum what each key receives without holding whole rows in memory."""
 
     def received(self) -> Float[torch.Tensor, "batch key"]:
         """The sum over queries of the attention, averaged over heads."""
 
 
 class DenseLayer:
-    """A layer whose attention is kept whole: `[query key]`, `[head query key]` or with a batch."""
+    """A layer whose attention is one array: `[query key]`, `[head query key]` or with a batch."""
 
     def __init__(self, attention: Array):
         tensor = as_tensor(attention).detach()
@@ -58,23 +58,23 @@ class DenseLayer:
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows.
 
-        What is fused is checked, and not every head: heads are read from memory once.
+        The fused rows are checked instead of every head, so heads are read from memory only once.
         """
         fused = merge_heads(self.heads[:, :, consecutive(rows)], how)
         require_attention(fused)
         return without_unseen(fused, rows)
 
     def answer(self, result: Float[torch.Tensor, "batch row key"]) -> Array:
-        """A result in the form in which the attention came."""
+        """Return a result in the form of the input: NumPy or torch, with or without a batch."""
         result = result if self.batched else result[0]
         return result.numpy() if self.numpy else result
 
 
 def row_tiles(layer: Layer) -> tuple[torch.Tensor, ...]:
-    """All query rows of a layer, in tiles that a cache holds."""
+    """All query rows of a layer, in tiles that fit the cache."""
     _, queries, keys = layer.shape
     size = ENTRIES // keys
-    if size < queries:  # whole chunks, as few rows more would be slow products of their own
+    if size < queries:  # whole chunks: a few extra rows would make one more, slow product
         size = max(size // CHUNK, 1) * CHUNK
     return torch.arange(queries).split(size)
 
@@ -82,7 +82,7 @@ def row_tiles(layer: Layer) -> tuple[torch.Tensor, ...]:
 def whole_rows(
     part: Float[torch.Tensor, "batch row seen"], layer: Layer
 ) -> Float[torch.Tensor, "batch row key"]:
-    """The rows with zeros for the keys that were left out."""
+    """Fill in zeros for the keys that were left out."""
     left_out = layer.shape[2] - part.shape[2]
     return torch.nn.functional.pad(part, (0, left_out)) if left_out else part
 
@@ -90,7 +90,7 @@ def whole_rows(
 def joined(
     parts: Iterable[Float[torch.Tensor, "batch row seen"]], layer: Layer
 ) -> Float[torch.Tensor, "batch row key"]:
-    """Parts of a layer below each other, with all their keys; one part alone is not copied."""
+    """Stack the parts of a layer, with all their keys; a single part is not copied."""
     parts = [whole_rows(part, layer) for part in parts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
@@ -98,9 +98,9 @@ def joined(
 def without_unseen(
     fused: Float[torch.Tensor, "batch row key"], rows: torch.Tensor
 ) -> Float[torch.Tensor, "batch row seen"]:
-    """Without the keys after the last of these rows, if none of the rows attends to them."""
+    """Leave out the keys after the last of these rows, if none of the rows attends to them."""
     seen = int(rows.max()) + 1
-    # The last key alone mostly shows that attention is not causal.
+    # The last key is usually enough to show that attention is not causal.
     if seen < fused.shape[-1] and not fused[..., -1].any() and not fused[..., seen:].any():
         return fused[..., :seen]
     return fused
@@ -133,5 +133,5 @@ def layers_from(
 
 
 def answer_like(layer: Layer, result: torch.Tensor) -> Array:
-    """A result in the form in which the layers came; recorded layers are batched torch."""
+    """Return a result in the form of the layers; recorded layers are batched torch tensors."""
     return layer.answer(result) if isinstance(layer, DenseLayer) else result

@@ -17,29 +17,29 @@ from rolloutlib.algorithm.layers import Layer, joined, row_tiles, without_unseen
 
 
 class Product:
-    """The rollout so far, in tiles of rows of which each knows how many keys it reaches.
+    """The rollout so far, in tiles of rows; each tile knows how many keys it reaches.
 
-    Of causal attention the product is a lower triangle as well, so that a third of a whole
-    product's work would do for one triangle, and a sixth does for two.
+    With causal attention the product is a lower triangle too. Using one of the two triangles would
+    take a third of the work of a whole product; using both takes a sixth.
 
-    earlier: the product one layer before, which is multiplied and whose memory is used again.
+    earlier: the product one layer before; it is multiplied, then its memory is reused.
     """
 
     def __init__(self, earlier: "Product | None", shape: tuple[int, int, int]):
         self.earlier, self.shape = earlier, shape
         self.matrices: list[Float[torch.Tensor, "query key"]] = []  # one for each item of the batch
         self.spare: list[torch.Tensor] = [] if earlier is None else earlier.spare
-        # Rows, and the key from which on all of them are 0.
+        # Rows, and the first key from which all of them are 0.
         self.tiles: list[tuple[slice, int]] = []
 
     @property
     def matrix(self) -> Float[torch.Tensor, "batch query key"]:
-        """All of it, not copied where it is one item's."""
+        """The whole product; a batch of one is not copied."""
         one = len(self.matrices) == 1
         return self.matrices[0][None] if one else torch.stack(self.matrices)
 
     def append(self, part: Float[torch.Tensor, "batch row seen"]) -> None:
-        """Set the next rows to part · earlier, or to the part where there is no product before."""
+        """Set the next rows to part · earlier, or to the part if there is no earlier product."""
         first = self.tiles[-1][0].stop if self.tiles else 0
         rows = slice(first, first + part.shape[1])
         steps = self.earlier.steps(part.shape[2]) if self.earlier else None
@@ -58,7 +58,7 @@ class Product:
         self.tiles.append((rows, reach))
 
     def _room(self, part: torch.Tensor) -> Float[torch.Tensor, "query key"]:
-        """Memory for one item: that of a product that is no longer needed, if there is any."""
+        """Memory for one item, reused from a product that is no longer needed if there is one."""
         while self.spare:
             room = self.spare.pop()
             if room.dtype == part.dtype and room.device == part.device:
@@ -66,7 +66,7 @@ class Product:
         return part.new_empty(self.shape[1:])
 
     def steps(self, seen: int) -> list[tuple[slice, int]]:
-        """The first `seen` rows in pieces of one reach each, that of the longest reach first."""
+        """The first `seen` rows, grouped by reach, longest reach first."""
         below = (tile for tile in self.tiles if tile[0].start < seen)
         steps = []
         for reach, tiles in groupby(below, key=lambda tile: tile[1]):
@@ -81,7 +81,7 @@ def _multiply(
     steps: list[tuple[slice, int]],
     out: Float[torch.Tensor, "row key"],
 ) -> None:
-    """out = part · product, without the products of zeros; beyond the longest reach `out` stays."""
+    """out = part · product, skipping zeros; beyond the longest reach `out` is left unchanged."""
     (rows, reach), *others = steps
     torch.mm(part[:, rows], product[rows, :reach], out=out[:, :reach])
     for rows, reach in others:
@@ -90,9 +90,9 @@ def _multiply(
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a rollout, each as `rolloutlib.rollout` explains it.
+    """The settings of a rollout; `rolloutlib.rollout` explains each.
 
-    Raises ValueError for one that is out of its range.
+    Raises ValueError for a setting out of range.
 
     >>> Settings(residual=1.4)
     Traceback (most recent call last):
@@ -114,15 +114,15 @@ class Settings:
 
 class Transition:
     """One layer's step from its inputs to its outputs: rows of Ā, that is fused attention,
-    divided by its receptive field if so wanted, with the residual mixed in and the lowest entries
+    divided by its receptive field if asked for, with the residual mixed in and the lowest entries
     discarded, in that order.
 
-    Rows are those of Ā without the keys that may be left out of `Layer.fused`."""
+    Rows of Ā come without the keys that `Layer.fused` may leave out."""
 
     def __init__(self, layer: Layer, settings: Settings):
         self.layer, self.settings = layer, settings
         self.tiles = row_tiles(layer)
-        # The threshold of a discard needs the whole matrix, so it is made once.
+        # The discard threshold depends on the whole matrix, so that is computed once.
         self.whole = None
         if settings.discard_ratio > 0:
             whole = joined(map(self.mixed, self.tiles), layer)
@@ -137,7 +137,7 @@ class Transition:
         return mix_identity(fused, rows, self.settings.residual)
 
     def part(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
-        """Rows of Ā, not more of them than make a tile."""
+        """Rows of Ā, at most one tile of them."""
         if self.whole is None:
             return self.mixed(rows)
         return without_unseen(self.whole[:, consecutive(rows)], rows)
@@ -149,7 +149,7 @@ class Transition:
 
     @vanishing_flushed()
     def after(self, product: "Product | None") -> "Product":
-        """Ā · product: the rollout one layer further on; Ā itself where there is none before."""
+        """Ā · product: the rollout after one more layer; Ā itself if there is no product yet."""
         grown = Product(product, self.layer.shape)
         for rows in self.tiles:
             grown.append(self.part(rows))
@@ -160,11 +160,11 @@ class Transition:
     def before(
         self, relevance: Float[torch.Tensor, "batch row query"]
     ) -> Float[torch.Tensor, "batch row key"]:
-        """relevance · Ā: rows of the rollout one layer further back."""
+        """relevance · Ā: rows of the rollout, carried one layer back."""
         total = torch.zeros_like(relevance)
         for rows in self.tiles:
             share = relevance[..., consecutive(rows)]
-            if share.any():  # below a causal layer no row after the last wanted one has any share
+            if share.any():  # in causal layers, rows after the last wanted one have none
                 part = self.part(rows)
                 total = total.to(part)
                 total[..., : part.shape[-1]].baddbmm_(share.to(part), part)
@@ -175,13 +175,13 @@ class Transition:
 def divide_by_receptive_field(
     fused: Float[torch.Tensor, "batch row key"], rows: torch.Tensor
 ) -> Float[torch.Tensor, "batch row key"]:
-    """Each row of a causal attention divided by how many keys it can see: i + 1 in row i."""
+    """Divide each row of causal attention by the number of keys it can see: i + 1 in row i."""
     future = torch.arange(fused.shape[-1], device=rows.device) > rows[:, None]
     ahead = fused.masked_fill(~future, 0).amax()
     if ahead > 0:
         raise ValueError(
-            "expected causal attention, of which alone the receptive field is known to grow with "
-            f"the position, got {ahead:.3g} on a later token (padding on the left attends to all: "
-            "answer prompts of different lengths one by one)"
+            "expected causal attention, the only kind whose receptive field is known to grow with "
+            f"the position, got {ahead:.3g} on a later token (left padding attends to all tokens: "
+            "run prompts of different lengths one at a time)"
         )
     return fused / (rows[:, None] + 1)

@@ -1,4 +1,4 @@
-"""Does a heatmap tell the truth? Scores, what removal does to the answer, and weights at random."""
+"""Does a heatmap tell the truth? Scores, removal of what it marks, and randomised weights."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""Ways to make a heatmap out of what was recorded of one answer, to be compared with each other.
+"""Ways to make a heatmap from what was recorded of one answer, to compare with each other.
 
-`METHODS` names them. Each takes the same `Evidence`, and none knows from which model it came.
+`METHODS` names them. Each takes the same `Evidence`, and none knows which model it came from.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,14 +28,13 @@ Relevance = Float[torch.Tensor, "row key"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one answer, for every method alike.
+    """What is known about one answer, the same for every method.
 
     attention: of the layers that answer, first layer first.  rows: the queries that answered.
-    weigh: gives all layers, the tower's after those that answer, weighted by the gradient of the
-    answer. It is called when the first method asks: leading a pass back takes as long as the pass.
-    image: the picture's tokens; None where a map over the keys themselves is wanted, such as
-    frames or words.  tower: of the layers behind the image tokens; none where pixels go straight
-    into the decoder.
+    weigh: gives all layers weighted by the gradient of the answer, the tower's last. It is called
+    when the first method asks, as a backward pass takes as long as the forward pass.
+    image: the picture's tokens; None for a map over the keys themselves, such as frames or words.
+    tower: of the layers behind the image tokens; empty if pixels go straight into the decoder.
     """
 
     attention: Sequence[Attention]
@@ -66,7 +65,7 @@ class Evidence:
 
     @property
     def causal(self) -> bool:
-        """Does every token see those before it alone?"""
+        """Whether no token sees a later one."""
         return not self.fused[0].triu(1).any()
 
 
@@ -74,9 +73,9 @@ class Evidence:
 class Method:
     """One way to make a heatmap: relevance over the sequence, then laid on a grid.
 
-    relevance: of the rows that answered, over all keys.  behind: how it is carried on through the
-    layers behind the image tokens to the patches; None stays at the tokens.  causal: whether it
-    makes sense for causal attention alone.
+    relevance: of the rows that answered, over all keys.  behind: carries it through the layers
+    behind the image tokens to the patches; None stays at the tokens.  causal: whether it makes
+    sense only for causal attention.
     """
 
     relevance: Callable[[Evidence], Relevance]
@@ -84,7 +83,7 @@ class Method:
     causal: bool = False
 
     def applies(self, evidence: Evidence) -> bool:
-        """Has the model what the method needs?"""
+        """Whether the model has what the method needs."""
         return (self.behind is None or len(evidence.tower) > 0) and (
             not self.causal or evidence.causal
         )
@@ -92,7 +91,7 @@ class Method:
     def heatmap(self, evidence: Evidence) -> Float[np.ndarray, "*grid"]:
         """The map of the answer: the mean over the rows that answered.
 
-        Raises ValueError where the method needs what the model has not.
+        Raises ValueError if the model lacks what the method needs.
         """
         if not self.applies(evidence):
             raise ValueError("expected a model with what the method needs, got one without")
@@ -105,7 +104,7 @@ class Method:
         return maps.mean(0).cpu().numpy()
 
     def view(self, evidence: Evidence) -> View | None:
-        """What the cells of the heatmap stand for; None where they are the keys themselves."""
+        """What the cells of the heatmap stand for; None if they are the keys themselves."""
         if evidence.image is None:
             return None
         return evidence.image.view if self.behind is None else evidence.image.patch_view
@@ -114,10 +113,10 @@ class Method:
 def evidence_of(
     model: MultimodalModel, answer: Answer, tokens: Sequence[int] | None = None
 ) -> Evidence:
-    """Everything that the methods need of an answer about one picture, from one replay pass.
+    """Everything that the methods need for an answer about one picture, from one replay pass.
 
-    tokens: which of the generated tokens are asked about, such as those of a click's coordinates;
-    all by default. The gradient is that of their summed logits.
+    tokens: which of the generated tokens to explain, such as those of a click's coordinates; all
+    by default. The gradient is that of their summed logits.
     """
     recording, logits = model.record_gradients(answer)
     patches, language = answer.image.patches, recording["language"]
@@ -143,7 +142,7 @@ def evidence_of(
 
 
 def rolled(start: float = 0.0, **settings) -> Callable[[Evidence], Relevance]:
-    """Rollout with these settings; `start` is the share of layers, the first ones, left out."""
+    """Rollout with these settings; `start` is the share of layers to leave out, from the first."""
 
     def relevance(evidence: Evidence) -> Relevance:
         first = int(len(evidence.attention) * start)
@@ -153,35 +152,35 @@ def rolled(start: float = 0.0, **settings) -> Callable[[Evidence], Relevance]:
 
 
 def last_layer(evidence: Evidence) -> Relevance:
-    """What do the rows attend to in the last layer? The attention itself, averaged over heads."""
+    """What the rows attend to in the last layer: the attention itself, averaged over heads."""
     return evidence.fused[-1][evidence.rows]
 
 
 def mean_of_layers(evidence: Evidence) -> Relevance:
-    """What do the rows attend to on average? Nothing is composed."""
+    """What the rows attend to, averaged over heads and layers; nothing is composed."""
     return torch.stack([layer[evidence.rows] for layer in evidence.fused]).mean(0)
 
 
 def received(evidence: Evidence) -> Relevance:
-    """Which keys get attention from anywhere? The same for every row, as for every question."""
+    """How much attention each key receives from all queries: the same for every row."""
     return attention_received(evidence.fused).expand(len(evidence.rows), -1)
 
 
 def gradient_weighted(evidence: Evidence) -> Relevance:
-    """What would the answer lose? Rollout of attention weighted by its gradient."""
+    """Rollout of attention weighted by the gradient of the answer."""
     return gradient_rollout_rows(evidence.weighted, evidence.rows)[0]
 
 
 def head(layer: int, number: int) -> Callable[[Evidence], Relevance]:
-    """What do the rows attend to in a single head? Layers and heads count from 0."""
+    """What the rows attend to in a single head. Layers and heads count from 0."""
     return lambda evidence: evidence.attention[layer][number, evidence.rows]
 
 
 def sinks(evidence: Evidence, factor: float = 10.0) -> Bool[torch.Tensor, " key"]:
-    """Which image tokens are attended to whatever is asked?
+    """Attention sinks: image tokens that receive attention whatever the question.
 
-    Those that receive more than `factor` times what the median image token receives, summed over
-    queries. Only among image tokens, or among all keys where there is no image.
+    They receive more than `factor` times what the median image token receives, summed over
+    queries. Without an image, all keys are compared.
     """
     attention = attention_received(evidence.fused)
     some = torch.ones_like(attention, dtype=torch.bool)
@@ -191,7 +190,7 @@ def sinks(evidence: Evidence, factor: float = 10.0) -> Bool[torch.Tensor, " key"
 
 
 def without_sinks(relevance: Callable[[Evidence], Relevance]) -> Callable[[Evidence], Relevance]:
-    """The relevance of sinks shared out among the other keys, in proportion to theirs."""
+    """Share out the relevance of sinks among the other keys, in proportion to theirs."""
 
     def redistributed(evidence: Evidence) -> Relevance:
         whole = relevance(evidence)
@@ -202,16 +201,16 @@ def without_sinks(relevance: Callable[[Evidence], Relevance]) -> Callable[[Evide
 
 
 def rolled_behind(**settings) -> Callable[[Evidence, Relevance], Relevance]:
-    """On through the layers behind the image tokens by rollout with these settings."""
+    """Carry relevance through the layers behind the image tokens by rollout with these settings."""
     return lambda evidence, relevance: carry_back(evidence.tower, relevance, **settings)
 
 
 def weighted_behind(evidence: Evidence, relevance: Relevance) -> Relevance:
-    """On through the layers behind the image tokens, weighted by gradients as well."""
+    """Carry relevance through the layers behind the image tokens, weighted by gradients as well."""
     return gradient_rollout(evidence.tower_weighted, relevance[None])[0]
 
 
-# What one head attends to is not thinned by the others, and each layer changes a token little.
+# Other heads do not dilute what one head attends to, and a layer changes a token only a little.
 STRONGEST = {"head_fusion": "max", "residual": 0.9}
 
 METHODS: dict[str, Method] = {

@@ -1,8 +1,8 @@
 """Does the answer depend on what the heatmap marks? Remove it, restore it, and ask the model.
 
-What is removed is replaced by something that says little, such as the local mean of a picture;
-which parts go first is up to the heatmap. A map is true to the model when its answer falls fast
-as the parts of highest relevance go, and comes back fast as they are restored.
+What is removed is replaced by something uninformative, such as the local mean of the picture. The
+heatmap says which parts go first. It is faithful if the score of the answer falls fast as the parts
+of highest relevance are removed, and recovers fast as they are restored.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ class Curves:
     """The score of a model as cells are removed, and as they are restored.
 
     fractions: of the cells, in [0, 1], ascending.
-    deletion: the score without so many of the cells of highest relevance.
-    insertion: the score with so many of them, and nothing else.
+    deletion: the score without this fraction of the cells, highest relevance first.
+    insertion: the score with only this fraction of them.
     """
 
     fractions: Float[np.ndarray, " step"]
@@ -37,7 +37,7 @@ class Curves:
 def removal_ranks(
     heatmap: Float[np.ndarray, "*grid"], *, seed: int = 0
 ) -> Int[np.ndarray, "*grid"]:
-    """In which order do cells go? 0 is the highest; cells that tie go in random order.
+    """The order in which cells are removed: 0 is the highest; cells that tie are in random order.
 
     >>> removal_ranks(np.array([[0.1, 0.9], [0.5, 0.2]]))
     array([[3, 0],
@@ -57,15 +57,15 @@ def perturbation_curves(
     *,
     seed: int = 0,
 ) -> Curves:
-    """What is left of the answer without, and with only, the cells of highest relevance?
+    """Score the answer without, and with only, the cells of highest relevance.
 
     Petsiuk et al. 2018, "RISE". All steps are scored in one call, so that they can be one batch.
 
-    score: gets for each step which cells are removed, and gives a number for each, such as the
-    log-probability of the answer.  fractions: of the cells, ascending in [0, 1].  seed: of the
-    order among cells that tie.
+    score: takes, for each step, which cells are removed, and returns a number for each, such as the
+    log-probability of the answer.  fractions: of the cells, ascending in [0, 1].  seed: for the
+    order of cells that tie.
 
-    Raises ValueError for fractions that are not ascending or out of their range.
+    Raises ValueError for fractions that are not ascending or out of range.
 
     >>> def visible_sum(removed):
     ...     return (~removed @ np.array([4.0, 1.0])).astype(float)
@@ -95,7 +95,7 @@ def curve_area(fractions: Float[np.ndarray, " step"], values: Float[np.ndarray, 
 def local_mean(picture: Image.Image, reach: float) -> Float[np.ndarray, "height width 3"]:
     """Each pixel's mean over a square around it, `reach` times the picture's shorter side wide.
 
-    Wider than the things that may be removed, so that these do not show through.
+    Choose it wider than anything that may be removed, so that nothing shows through.
     """
     if not 0 < reach <= 1:
         raise ValueError(f"reach must be in (0, 1], got {reach}")
@@ -110,7 +110,7 @@ def replace(
     view: View,
     substitute: Float[np.ndarray, "height width 3"],
 ) -> Image.Image:
-    """The picture with the pixels of the removed image tokens out of `substitute`."""
-    gone = to_picture(removed.astype(np.float32), view) == 1  # NaN, never seen, stays
+    """The picture with the pixels of the removed image tokens taken from `substitute`."""
+    gone = to_picture(removed.astype(np.float32), view) == 1  # NaN was never seen, and stays
     pixels = np.where(gone[..., None], substitute, np.asarray(picture.convert("RGB")))
     return Image.fromarray(np.rint(pixels).astype(np.uint8))

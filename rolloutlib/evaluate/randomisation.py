@@ -1,7 +1,7 @@
-"""Does a heatmap depend on what the model has learned? Put weights in random order and look.
+"""Does a heatmap depend on what the model has learned? Shuffle its weights and look.
 
-The sanity checks of Adebayo et al. 2018, "Sanity Checks for Saliency Maps", with each tensor's own
-values as its distribution.
+The sanity checks of Adebayo et al. 2018, "Sanity Checks for Saliency Maps", where each tensor
+keeps its own values, in random order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ from rolloutlib.recording.capture import attention_modules
 
 @contextmanager
 def shuffled_weights(model: torch.nn.Module, seed: int = 0) -> Iterator[None]:
-    """Is it the training that makes the map? Inside the block every weight tensor's entries are
-    in random order; on leaving, they are back in their places, bit for bit.
+    """Inside the block, the entries of every weight tensor are in random order; on exit, they are
+    back in their places, bit for bit.
 
-    Needs the memory of one tensor, not of a model.
+    Needs extra memory for one tensor, not for a model.
     """
     tensors = [parameter.data for parameter in model.parameters()]
     for number, tensor in enumerate(tensors):
@@ -37,7 +37,7 @@ def _order(tensor: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def attention_blocks(model: torch.nn.Module) -> list[str]:
-    """Which blocks is the model made of? Paths of the modules around each attention.
+    """The blocks of a model: paths of the modules around each attention.
 
     In the order in which the model lists its modules, so first layer first within each part.
     """

@@ -2,8 +2,8 @@
 
 A heatmap may lie on any grid: words of a text, patches or pixels of a picture, patches and frames
 of a video. The region lies on the same grid, as cells that are in it or not, or as the share of
-each cell that is (`region_shares`): where cells have equally many pixels, these give the cells the
-same scores.
+each cell that is (`region_shares`). If all cells have the same number of pixels, shares give the
+same scores as the pixels would.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ Region = Bool[np.ndarray, "*grid"] | Float[np.ndarray, "*grid"]
 
 
 def pointing_game(heatmap: Heatmap, region: Region) -> float:
-    """Does the highest cell lie in the region? 1 or 0; where cells tie, their share inside.
+    """Whether the highest cell lies in the region: 1 or 0; if cells tie, their share inside.
 
     Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop". NaN cells, which the
-    model never saw, take no part.
+    model never saw, are ignored.
 
     >>> pointing_game(np.array([[0.1, 0.9]]), np.array([[False, True]]))
     1.0
@@ -33,7 +33,7 @@ def pointing_game(heatmap: Heatmap, region: Region) -> float:
 
 
 def mass_in_region(heatmap: Heatmap, region: Region) -> float:
-    """Which share of the relevance lies in the region? In [0, 1]; its area's share at random.
+    """The share of the relevance in the region, in [0, 1]; by chance, its share of the area.
 
     >>> mass_in_region(np.array([[1.0, 3.0]]), np.array([[False, True]]))
     0.75
@@ -45,7 +45,7 @@ def mass_in_region(heatmap: Heatmap, region: Region) -> float:
 
 
 def mass_over_area(heatmap: Heatmap, region: Region) -> float:
-    """How many times more relevance has the region than its area would get? 1 at random.
+    """How many times more relevance the region has than its area would get by chance.
 
     >>> mass_over_area(np.array([[1.0, 3.0]]), np.array([[False, True]]))
     1.5
@@ -54,7 +54,7 @@ def mass_over_area(heatmap: Heatmap, region: Region) -> float:
 
 
 def region_auc(heatmap: Heatmap, region: Region) -> float:
-    """How often is a cell of the region higher than one outside? In [0, 1]; 0.5 at random.
+    """How often a cell of the region is higher than one outside: in [0, 1]; 0.5 by chance.
 
     >>> region_auc(np.array([[0.1, 0.9, 0.4]]), np.array([[False, True, False]]))
     1.0
@@ -63,11 +63,11 @@ def region_auc(heatmap: Heatmap, region: Region) -> float:
 
 
 def average_precision(heatmap: Heatmap, region: Region) -> float:
-    """Walking down from the highest cell, how much of what is passed is the region, on average?
+    """The average precision, going down from the highest cell.
 
-    The precision at each cell of the region, averaged over the region. In (0, 1]; about the
-    region's share of the area at random. Unlike the AUC it is spoiled by a few high cells outside
-    of a small region.
+    The precision at each cell of the region, averaged over the region. In (0, 1]; by chance, about
+    the region's share of the area. Unlike the AUC, it drops sharply if a few cells outside a small
+    region are high.
 
     >>> average_precision(np.array([[0.1, 0.9, 0.4]]), np.array([[False, False, True]]))
     0.5
@@ -76,9 +76,9 @@ def average_precision(heatmap: Heatmap, region: Region) -> float:
 
 
 def region_shares(region: Bool[np.ndarray, "height width"], view: View) -> Float[np.ndarray, "r c"]:
-    """Which share of each image token's pixels lies in a region of the picture? On the grid.
+    """The share of each image token's pixels that lies in a region of the picture, on the grid.
 
-    A pixel belongs to the token that its centre lies in. Pixels beyond the picture, where the
+    A pixel belongs to the token that contains its centre. Pixels beyond the picture, where the
     model saw padding, are in no region.
 
     >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
@@ -110,7 +110,7 @@ def _seen(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _part(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:
-    """The same, of a region that is some of the picture and not all of it."""
+    """The same, for a region that is a part of the picture: not none of it, not all."""
     seen, inside = _seen(heatmap, region)
     if not 0 < inside.mean() < 1:
         raise ValueError("expected a region that is a part of the picture, got all or none of it")
@@ -118,7 +118,7 @@ def _part(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cells(heatmap: Heatmap, region: Region) -> dict[str, np.ndarray]:
-    """What scikit-learn takes: each cell once as inside and once as outside, by its shares."""
+    """Arguments for scikit-learn: each cell once inside and once outside, weighted by share."""
     seen, inside = _part(heatmap, region)
     return {
         "y_true": np.repeat([True, False], len(seen)),

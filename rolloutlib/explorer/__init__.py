@@ -1,4 +1,4 @@
-"""Put the pointer on a word and see where the model looked."""
+"""Point at a word and see where the model looked."""
 
 import lazy_loader
 

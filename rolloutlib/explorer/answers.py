@@ -1,4 +1,4 @@
-"""An answer, or a clip, in the explorer."""
+"""Show an answer, or a clip, in the explorer."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +20,11 @@ from rolloutlib.models.tower import on_picture
 
 @dataclass(frozen=True)
 class Words:
-    """What of a prompt and its answer can be pointed at: all but pictures and marks in them.
+    """What can be pointed at in a prompt and its answer: every token outside pictures.
 
-    texts: prompt first.  prompt: how many of them were asked.
-    positions: where each stands in the sequence.
-    rows: the query row that made each: its own of a word of the prompt, of a generated one the row
+    texts: prompt first.  prompt: how many of them belong to the prompt.
+    positions: where each is in the sequence.
+    rows: the query row behind each: its own for a word of the prompt; for a generated word the row
     before it, which predicted it.
     """
 
@@ -45,19 +45,19 @@ def explore(
     receptive_field: bool = False,
     **look,
 ) -> Explorer:
-    """Where did the model look for each word of its answer, and of the question?
+    """Explore where the model looked for each word of its answer, and of the question.
 
-    Replays the answer, rolls the language model's attention out, and shows the row that predicted
-    each generated word, and the row of each word of the prompt. A word that stands before the
-    picture drew nothing from it. Rows are scaled to sum to 1. A video's steps in time are pictures
-    along a time slider, each the first of its frames.
+    Replays the answer, computes the language model's rollout, and shows the row that predicted each
+    generated word, and the row of each word of the prompt. A word before the picture drew nothing
+    from it. Rows are scaled to sum to 1. The time steps of a video are pictures along a time
+    slider, each shown by its first frame.
 
-    to_patches: carry each map on through the vision tower, as `through_tower` does, with the same
+    to_patches: carry each map through the vision tower, as `through_tower` does, with the same
     residual.
-    start_layer to receptive_field: the language model's rollout to begin with, as `rollout` takes
-    them; controls change them.  look: traits of `MapView` to begin with, such as `power=2`.
+    start_layer to receptive_field: the initial settings of the language model's rollout, as in
+    `rollout`; controls change them.  look: initial traits of `MapView`, such as `power=2`.
 
-    Raises ValueError for a setting out of its range.
+    Raises ValueError for a setting out of range.
     """
     first = Settings(head_fusion, residual, discard_ratio, start_layer, receptive_field)
     recording = answer.model.record(answer)
@@ -91,12 +91,12 @@ def explore_clip(
     relevance: Float[Array, "word frame rows columns"],
     **look,
 ) -> Explorer:
-    """When and where did each of these look in a clip? Maps of every frame, along a time slider.
+    """Explore when and where each word looked in a clip: a map of every frame, along a time slider.
 
     words: what the rows of the relevance belong to, such as the names of the frames.
-    relevance: scaled to sum to 1 over the clip, such as `space_time_relevance` gives it.
-    look: as `Explorer` takes it, such as `labels` of the frames; `together=False` for maps of which
-    each has its own scale, so that no matrix compares the frames.
+    relevance: such as `space_time_relevance` returns; it is scaled to sum to 1 over the clip.
+    look: as in `Explorer`, such as `labels` of the frames; `together=False` gives each map its own
+    scale, so no matrix compares the frames.
     """
     shares = normalize_rows(relevance.reshape(len(relevance), -1)).reshape(relevance.shape)
     maps = Heatmaps(list(shares.swapaxes(0, 1)))
@@ -107,7 +107,7 @@ def explore_clip(
 
 
 def words_of(answer: Answer) -> Words:
-    """Which words were asked and answered, and which query row made each of them?"""
+    """The words of a prompt and its answer, and the query row behind each of them."""
     outside = torch.ones(len(answer.sequence), dtype=torch.bool)
     for image in answer.images:
         outside[int(image.positions[0]) : int(image.positions[-1]) + 1] = False

@@ -1,4 +1,4 @@
-"""The explorer as a page of its own, for a picture and a question of the reader's."""
+"""The explorer as a page of its own, for the reader's picture and question."""
 
 import html
 
@@ -18,10 +18,9 @@ LABELLED = {"style": {"description_width": "initial"}}
 
 
 class AskPanel(ipywidgets.VBox):
-    """What does the model say about my picture, and where does it look? Upload, ask, explore.
+    """Upload a picture, ask the model about it, and explore where it looks.
 
-    model: any that `load_model` gives. What it says, and what could not be answered, is said in
-    `status`.
+    model: any that `load_model` returns. `status` shows its answer, or why there is none.
     """
 
     def __init__(self, model: MultimodalModel):
@@ -55,7 +54,7 @@ class AskPanel(ipywidgets.VBox):
             picture = read_picture(bytes(file["content"]), file["name"])
             longest = self.longest.value
             answer = self._model.generate(picture, self.prompt.value, max_new_tokens=longest)
-            # Not plain rollout: in some decoders it leads to the first patches, whatever is asked.
+            # Not plain rollout: in some decoders it ends at the first patches, whatever is asked.
             self._show(explore(answer, to_patches=True, **STRONGEST))
             self.status.value = said(f"The model says: {answer.text}")
         except Exception as error:
@@ -66,14 +65,14 @@ class AskPanel(ipywidgets.VBox):
             self.ask.disabled = False
 
     def _show(self, *explorers: ipywidgets.Widget) -> None:
-        """These in the place of what was there, which would keep its recorded layers."""
+        """Replace what was there, which would keep its recorded layers in memory."""
         for old in self.explored.children:
             old.close()
         self.explored.children = explorers
 
 
 def ask_panel(model_id: str, **how) -> ipywidgets.Widget:
-    """The panel for a checkpoint as `load_model` takes it, or in its place why it cannot be had."""
+    """The panel for a checkpoint as in `load_model`, or a text that says why it is unavailable."""
     disable_progress_bar()  # it would stay on the page, at 100 %
     try:
         return AskPanel(load_model(model_id, **how))
@@ -82,5 +81,5 @@ def ask_panel(model_id: str, **how) -> ipywidgets.Widget:
 
 
 def said(text: str) -> str:
-    """A line of text that screen readers say when it changes."""
+    """A line of text that screen readers read out when it changes."""
     return f'<p role="status">{html.escape(text)}</p>'

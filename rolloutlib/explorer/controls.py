@@ -1,4 +1,4 @@
-"""Settings to turn by hand while a figure follows; a still figure where nobody can turn them."""
+"""Controls for settings, with a figure that follows; a still figure where controls do not work."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -13,21 +13,21 @@ from rolloutlib.plots import png_of
 with needs("notebooks"):
     import ipywidgets
 
-# A rollout takes longer than a slider's step: redraw when it is let go.
+# A rollout takes longer than a slider's step: redraw when the slider is released.
 LATE = {"continuous_update": False}
 
 
 class RolloutPanel(ipywidgets.VBox):
-    """What does each setting do to the rollout? A figure with controls above it.
+    """See what each setting does to the rollout: a figure with controls above it.
 
     draw: called as `draw(question, layers=(first, last), head_fusion=…, residual=…,
     discard_ratio=…)` at the start and after every change; returns the figure to show.
-    questions: what can be chosen from.  depth: how many layers there are.
+    questions: what to choose from.  depth: how many layers there are.
 
-    In JupyterLab the controls are live. Where only outputs are kept, as on a page of an executed
-    notebook, the panel is the figure of its present settings.
+    In JupyterLab the controls are live. Where only outputs are saved, as on a page of an executed
+    notebook, the panel is the figure of its current settings.
 
-    Raises ValueError where there are no questions or no layers.
+    Raises ValueError if there are no questions or no layers.
     """
 
     def __init__(self, draw: Callable[..., Figure], questions: Sequence[str], depth: int):
@@ -61,20 +61,20 @@ class RolloutPanel(ipywidgets.VBox):
         self.figure.value = png_of(figure)
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
-        """The live view, and the picture for readers that cannot show one."""
+        """The live view, and a picture for programs that cannot show it."""
         still = {"image/png": base64.b64encode(self.figure.value).decode()}
         return super()._repr_mimebundle_(**kwargs) | still
 
 
 def share_slider(name: str, value: float, *, highest: float) -> ipywidgets.FloatSlider:
-    """A slider from 0 to `highest` that speaks when it is let go."""
+    """A slider from 0 to `highest` that reports its value when it is released."""
     return ipywidgets.FloatSlider(
         description=name, value=value, min=0.0, max=highest, step=0.05, **LATE
     )
 
 
 def controls(depth: int, first: Settings) -> dict[str, ipywidgets.Widget]:
-    """What changes the rollout itself, set to `first`; out of use until a kernel answers."""
+    """The controls of the rollout itself, set to `first`; disabled until a kernel answers."""
     highest = max(0.95, first.discard_ratio)
     controls = {
         "start_layer": ipywidgets.IntSlider(

@@ -1,4 +1,4 @@
-"""What lies over a picture in the explorer, and how it goes to the browser."""
+"""What lies over a picture in the explorer, and how it is sent to the browser."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from jaxtyping import Float
 
 from rolloutlib.algorithm.arrays import Array, as_tensor
 
-STEPS = 65535  # of a row's highest value: what a map's numbers are rounded to in the browser
+STEPS = 65535  # in a row's highest value: a map's numbers are rounded to these in the browser
 
 
 @dataclass(frozen=True)
 class Heatmaps:
     """What each word drew on.
 
-    on_pictures: for each picture `[word row column]` on its grid of tokens; one map instead of
-    one for each word where it is the same for all.
-    on_words: `[word word]`, what each drew on the words; None where that is not known.
-    colours: a name out of `COLOURS`, or "" to leave it to the reader.
+    on_pictures: for each picture `[word row column]` on its grid of tokens; a single map
+    if it is the same for all words.
+    on_words: `[word word]`, what each drew on the words; None if that is unknown.
+    colours: one of the names in `COLOURS`, or "" to let the reader choose.
     """
 
     on_pictures: Sequence[Float[Array, "word rows columns"]]
@@ -26,11 +26,11 @@ class Heatmaps:
     colours: str = ""
 
     def rows(self, words: int) -> Float[np.ndarray, "word relevance"]:
-        """All of it in one array: the cells of the pictures, one after the other, then the words.
+        """Everything in one array: the cells of the pictures, one after the other, then the words.
 
         Rows are read as shares: one that sums to more than 1 is scaled to sum to 1.
 
-        Raises ValueError for maps of another number of words, negative or not finite.
+        Raises ValueError for maps of a different number of words, negative or not finite.
         """
         parts = [as_tensor(part).flatten(1).cpu().double().numpy() for part in self.on_pictures]
         count = len(parts[0])
@@ -47,13 +47,13 @@ class Heatmaps:
 
 @dataclass(frozen=True)
 class Mark:
-    """One place on the picture, such as a click; x and y in shares of its width and height."""
+    """One place on the picture, such as a click; x and y as shares of its width and height."""
 
     x: float
     y: float
 
 
-Sheets = Mapping[str, Heatmaps | Mark]  # what lies over one picture, each to be switched by name
+Sheets = Mapping[str, Heatmaps | Mark]  # what lies over one picture, switched on and off by name
 Panels = Mapping[str, Sheets]  # pictures side by side, such as with an adapter and without
 
 
@@ -62,6 +62,6 @@ def peaks(rows: Float[np.ndarray, "word relevance"]) -> list[float]:
 
 
 def codes(rows: Float[np.ndarray, "word relevance"]) -> bytes:
-    """Each number as a share of its row's highest: exact to half a step of 1 / 65535 of that."""
+    """Each number as a share of its row's highest: accurate to half a step of 1 / 65535 of it."""
     peaks = rows.max(1, keepdims=True)
     return (rows / np.where(peaks > 0, peaks, 1) * STEPS).round().astype("<u2").tobytes()

@@ -1,6 +1,6 @@
-"""Put the pointer on a word and see where the model looked: in a notebook, or on a page of its own.
+"""Point at a word and see where the model looked: in a notebook, or on a page of its own.
 
-The maps of all words go to the browser once, as bytes; from then on pointing, pinning and colouring
+The maps of all words are sent to the browser once, as bytes; then pointing, pinning and colouring
 happen there (`browser/`), with or without a kernel. Only what changes the rollout itself is
 computed in Python.
 """
@@ -39,18 +39,18 @@ SETTINGS = "First layer, heads, residual, discard and receptive field change the
 FILM = {"columns": 8, "height": 1.4}
 WRAP = {"flex_flow": "row wrap"}
 STILL = f"{SETTINGS}: they need the notebook with its kernel running."
-READY = f"{SETTINGS}: the kernel computes it when you let go."
+READY = f"{SETTINGS}: the kernel computes it when you release a control."
 
 
 class MapView(anywidget.AnyWidget):
-    """The part of an `Explorer` that lives in the browser. Each trait says what it shows."""
+    """The part of an `Explorer` that runs in the browser. Each trait says what it shows."""
 
     _esm = joined_module()
     _css = STYLE
 
     pictures = traitlets.List().tag(sync=True)
     words = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    prompt = traitlets.Int().tag(sync=True)  # how many of the words, the first ones, were asked
+    prompt = traitlets.Int().tag(sync=True)  # how many of the first words are the prompt's
     title = traitlets.Unicode().tag(sync=True)
     palettes = traitlets.Dict().tag(sync=True)
     panels = traitlets.List().tag(sync=True)
@@ -64,7 +64,7 @@ class MapView(anywidget.AnyWidget):
     opacity = traitlets.Float(0.5, min=0, max=1).tag(sync=True)
     hidden = traitlets.List(traitlets.Unicode()).tag(sync=True)
     picture = traitlets.Int().tag(sync=True)
-    together = traitlets.Bool().tag(sync=True)  # one scale of colours for all pictures
+    together = traitlets.Bool().tag(sync=True)  # one colour scale for all pictures
     busy = traitlets.Bool().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
 
@@ -79,20 +79,20 @@ class MapView(anywidget.AnyWidget):
 
 
 class Explorer(ipywidgets.VBox):
-    """What did each word draw on? Pictures, and words that recolour them when pointed at.
+    """Show what each word drew on: pictures, and words that recolour them when pointed at.
 
     pictures, views: what is shown, and how each one's maps lie on it.
-    words: whatever can be pointed at: tokens, or frames.  prompt: how many of the first were asked.
+    words: what can be pointed at: tokens or frames.  prompt: how many of them were asked.
     panels: pictures side by side → sheets on each → `Heatmaps` or a `Mark`; or a function that
-    computes them from the `Settings` of a rollout of `depth` layers, for which controls then appear
-    below.  settings: what it is called with first.
-    labels: a name for each picture.  title: what the words are together.
-    look: traits of `MapView` to begin with, such as `power` or `colours`.
+    computes them from the `Settings` of a rollout of `depth` layers, whose controls then appear
+    below.  settings: the initial ones.
+    labels: a name for each picture.  title: what to call the words together.
+    look: initial traits of `MapView`, such as `power` or `colours`.
 
-    `selected` are the numbers of the pinned words, `figure()` and `save("map.png")` draw what is
-    shown, with the settings chosen. Where only outputs are kept, the picture of the whole stays.
+    `selected` holds the numbers of the pinned words; `figure()` and `save("map.png")` draw what is
+    shown, with the current settings. Where only outputs are saved, a picture of everything remains.
 
-    Raises ValueError where pictures, views and maps do not fit each other.
+    Raises ValueError if pictures, views and maps do not fit each other.
     """
 
     def __init__(
@@ -139,13 +139,13 @@ class Explorer(ipywidgets.VBox):
 
     @property
     def settings(self) -> Settings | None:
-        """What the rollout is computed with now; None where the maps came ready."""
+        """The current settings of the rollout; None if the maps were given, not computed."""
         chosen = {name: control.value for name, control in self._controls.items()}
         return Settings(**chosen) if chosen else None
 
     @property
     def selected(self) -> list[int]:
-        """The numbers of the pinned words, counted from 0. It can be set, too."""
+        """The numbers of the pinned words, counted from 0. It can also be set."""
         return list(self.maps.selected)
 
     @selected.setter
@@ -158,7 +158,7 @@ class Explorer(ipywidgets.VBox):
         return self.selected or list(range(self.maps.prompt, len(self.maps.words)))
 
     def close(self) -> None:
-        """Take all parts out of the browser and out of memory."""
+        """Remove all parts from the browser and from memory."""
         for child in self.children:
             for part in getattr(child, "children", ()):
                 part.close()
@@ -166,11 +166,11 @@ class Explorer(ipywidgets.VBox):
         super().close()
 
     def figure(self) -> Figure:
-        """What is shown, for a page of paper: every panel, and of a clip every picture."""
+        """What is shown, for print: every panel, and every picture of a clip."""
         return self._figure(self._pictures)
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture that is shown, at its own size; panels side by side."""
+        """Save the picture that is shown, at its own size, with panels side by side."""
         number = self.maps.picture
         painted = [self._painted(panel, number, self._pictures[number]) for panel in self._panels]
         with complete_file(path) as part:
@@ -199,7 +199,7 @@ class Explorer(ipywidgets.VBox):
     def _painted(
         self, panel: str, number: int, picture: Image.Image
     ) -> UInt8[np.ndarray, "height width 3"]:
-        """One picture with all that lies on it."""
+        """One picture with everything that lies on it."""
         view = replace(self._views[number], picture=(picture.height, picture.width))
         marks = []
         for name, sheet in self._panels[panel].items():
@@ -220,7 +220,7 @@ class Explorer(ipywidgets.VBox):
     def _scaled(
         self, rows: Float[np.ndarray, "word relevance"], number: int, view: View
     ) -> Float[np.ndarray, "height width"]:
-        """The combined map of the words shown, at the picture's pixels and in [0, 1]."""
+        """The combined map of the words shown, at the picture's resolution and in [0, 1]."""
         chosen = rows if len(rows) == 1 else rows[self.shown]
         combined = chosen.mean(0) if self.maps.combine == "mean" else chosen.max(0)
         ends = np.cumsum([np.prod(view.grid) for view in self._views])
@@ -277,14 +277,14 @@ class Explorer(ipywidgets.VBox):
             self.maps.busy = False
 
     def _greet(self, _widget, content: dict, _buffers) -> None:
-        """A browser asks whether there is a kernel: only then can the controls be turned."""
+        """Enable the controls when a browser asks whether there is a kernel."""
         if content == {"ask": "kernel"} and self._controls:
             self.maps.status = READY
             for control in self._controls.values():
                 control.disabled = False
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
-        """The live view, and the picture for readers that cannot show one."""
+        """The live view, and a picture for programs that cannot show it."""
         picture = png_of(self._figure(self._small))
         still = {"image/png": base64.b64encode(picture).decode()}
         return super()._repr_mimebundle_(**kwargs) | still
@@ -297,7 +297,7 @@ def _at_most(picture: Image.Image, longest: int) -> Image.Image:
 
 
 def _sent(picture: Image.Image, view: View, label: str) -> dict[str, object]:
-    """A picture as the browser gets it, with the grid and where on the picture it lies."""
+    """A picture as sent to the browser, with the grid and where on the picture it lies."""
     boxes = view.boxes()
     height, width = view.picture
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Pictures, clips and dumps, and files that appear whole."""
+"""Read and write pictures, clips and dumps; files appear only when they are complete."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Frames out of a video file and back into one, through PyAV."""
+"""Read frames from a video file and write frames to one, with PyAV."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 @dataclass(frozen=True)
 class Clip:
-    """Some frames of a video. numbers: which ones, from 0. rate: frames of the video a second."""
+    """Some frames of a video. numbers: which ones, from 0. rate: the video's frames per second."""
 
     frames: list[Frame]
     numbers: range
@@ -29,19 +29,19 @@ class Clip:
 
 
 def read_clip(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1) -> Clip:
-    """Every `stride`-th frame of a video from `start` up to, but without, `stop` (or its end).
+    """Read every `stride`-th frame of a video from `start` up to but excluding `stop` (or its end).
 
     Frames are upright RGB at the video's own size.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is no video, is empty,
-    breaks off, or ends before `stop`, and for a range without frames.
+    Raises FileNotFoundError for a missing file, ValueError for one that is not a video, is
+    empty, is cut short, or ends before `stop`, and for a range without frames.
     """
     frames = list(read_frames(path, start, stop, stride))
     return Clip(frames, range(start, start + stride * len(frames), stride), frame_rate(path))
 
 
 def frame_rate(path: str | Path) -> Fraction:
-    """Frames a second, on average. Raises as `read_clip` does."""
+    """Frames per second, on average. Raises as `read_clip` does."""
     with _opened(Path(path)) as container:
         return _stream(container, path).average_rate or Fraction(25)
 
@@ -49,7 +49,7 @@ def frame_rate(path: str | Path) -> Fraction:
 def read_frames(
     path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1
 ) -> Iterator[Frame]:
-    """The frames of `read_clip` one after another, for videos that do not fit into memory."""
+    """The frames of `read_clip` one at a time, for videos that do not fit into memory."""
     if start < 0 or stride < 1 or (stop is not None and stop <= start):
         raise ValueError(
             "expected start of 0 or more, stop above start and stride of 1 or more, "
@@ -68,8 +68,8 @@ def read_frames(
                     if number >= start and (number - start) % stride == 0:
                         yield _upright(frame)
         except av.FFmpegError as error:
-            raise ValueError(f"{path}: breaks off after frame {number}: {error}") from error
-        # A file that was trimmed without encoding keeps frames that no player shows.
+            raise ValueError(f"{path}: is damaged after frame {number}: {error}") from error
+        # A file that was trimmed without re-encoding keeps frames that no player shows.
         promised = stream.frames - cut_off if stop is None else stop
     if number + 1 < max(promised, start + 1):
         raise ValueError(f"{path}: expected {max(promised, start + 1)} frames, got {number + 1}")
@@ -87,7 +87,7 @@ def _opened(path: Path) -> av.container.InputContainer:
 
 def _stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
     if not container.streams.video:
-        raise ValueError(f"expected a video, got {path} without moving pictures")
+        raise ValueError(f"expected a video, got {path} without a video stream")
     return container.streams.video[0]
 
 
@@ -99,10 +99,10 @@ def _upright(frame: av.VideoFrame) -> Frame:
 def write_clip(path: str | Path, frames: Iterable[Frame], rate: Fraction | float) -> Path:
     """Write frames as a video (H.264 in `.mp4`) or, for short loops, as `.gif`.
 
-    The file appears when it is complete; an error on the way leaves what was there before.
-    rate: frames a second. Sizes of odd numbers of pixels are kept.
+    The file appears only when it is complete; after an error, an older file is still there.
+    rate: frames per second. Odd heights and widths are kept.
 
-    Raises ValueError for no frames, for frames of different sizes, and for other endings.
+    Raises ValueError for no frames, for frames of different sizes, and for other file types.
     """
     path = Path(path)
     write = {".mp4": _write_mp4, ".gif": _write_gif}.get(path.suffix)
@@ -132,7 +132,7 @@ def _write_mp4(path: Path, frames: Iterator[Frame], rate: Fraction) -> None:
             "libx264", rate=rate, options={"crf": "23", "preset": "veryfast"}
         )
         stream.width, stream.height = width, height
-        # Colour at half resolution is what every player shows, but it needs even sizes.
+        # Every player shows colour at half resolution, but that needs even sizes.
         stream.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
         for frame in chain([first], frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes that name when the block ends without an error.
+    """A temporary file next to `path`, renamed to `path` when the block ends without an error.
 
-    After an error nothing new is left behind, and what was there before stays.
+    After an error the temporary file is removed, and an older file stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Attention of a refiner on disk, one compressed NumPy file a layer, as DVIS's scripts write it.
+"""Attention of a refiner on disk, one compressed NumPy file per layer, as DVIS's scripts write.
 
     video_{id}_frames{a}-{b}_refiner_temporal_layer_{i}_attn.npz       key: attention_weights
     video_{id}_frames{a}-{b}_refiner_temporal_layer_{i}_attn.meta.json
 
-Nothing is ever unpickled: a file from somebody else can hold numbers and no program.
+Nothing is ever unpickled: a file from somebody else can hold only numbers, never code.
 """
 
 import json
@@ -38,7 +38,7 @@ class Dump:
 
 
 def dump_path(folder: str | Path, video: str, frames: Sequence[int], layer: int) -> Path:
-    """Where a layer's attention is kept.
+    """The file of a layer's attention.
 
     >>> dump_path("dumps", "7", (0, 30), 2).name
     'video_7_frames0-30_refiner_temporal_layer_2_attn.npz'
@@ -57,18 +57,18 @@ def write_dump(
     frames: Sequence[int],
     meta: Mapping[str, object] | None = None,
 ) -> list[Path]:
-    """Keep the attention of a refiner's layers, first layer first; returns the files.
+    """Write the attention of a refiner's layers, first layer first; returns the paths.
 
-    What was kept of the same frames before is replaced, when all layers are written.
+    Older files of the same frames are replaced once all layers are written.
 
-    meta: what else should be known, as JSON; the shape is added.
+    meta: further information to store as JSON; the shape is added.
 
     Raises ValueError for no layers.
     """
     if not layers:
         raise ValueError("expected at least one layer, got none")
     paths = [dump_path(folder, video, frames, number) for number in range(len(layers))]
-    with ExitStack() as files:  # they appear together: layers of two runs would make no rollout
+    with ExitStack() as files:  # all or none: layers of two runs do not make one rollout
         for number, (path, layer) in enumerate(zip(paths, layers, strict=True)):
             array = as_numpy(layer)
             _save(files.enter_context(complete_file(path)), {KEY: array})
@@ -85,11 +85,11 @@ def write_dump(
 def read_dump(folder: str | Path, video: str, frames: Sequence[int] | None = None) -> Dump:
     """Read the attention of every layer of a video.
 
-    frames: first and last, needed where the folder has several stretches of the video.
+    frames: first and last, needed if the folder has several stretches of the video.
 
-    Raises FileNotFoundError where there is no dump of the video; ValueError, which names the
-    file, where one is empty, broken, pickled or without the key, where layers are missing, and
-    where their numbers of frames differ.
+    Raises FileNotFoundError if there is no dump of the video; ValueError, which names the file,
+    if one is empty, broken, pickled or without the key, if layers are missing, and if their
+    numbers of frames differ.
     """
     found = _layers_found(Path(folder), video)
     stretch = _one_stretch(found, frames, f"video {video} in {folder}")
@@ -145,10 +145,10 @@ def _read_meta(path: Path) -> dict:
 
 
 def read_array(path: str | Path, key: str) -> np.ndarray:
-    """One array of numbers out of an `.npz` file.
+    """Read one array of numbers from an `.npz` file.
 
-    Raises ValueError, which names the file, where it is empty, broken off, altered or pickled,
-    has no such key, or holds something else than numbers, 0 or more.
+    Raises ValueError, which names the file, if it is empty, cut short, altered or pickled, has no
+    such key, or holds anything but floats, finite and 0 or more.
     """
     path = Path(path)
     try:
@@ -166,13 +166,13 @@ def read_array(path: str | Path, key: str) -> np.ndarray:
     if array.dtype.kind != "f" or array.size == 0 or not (np.isfinite(array) & (array >= 0)).all():
         raise ValueError(
             f"{path}: expected floats, finite and 0 or more, got {array.dtype} of shape "
-            f"{array.shape}, or numbers outside of that range"
+            f"{array.shape}, or numbers outside that range"
         )
     return array
 
 
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> Path:
-    """Keep arrays as a compressed `.npz` file, which appears only when it is complete."""
+    """Write arrays to a compressed `.npz` file, which appears only when it is complete."""
     path = Path(path)
     with complete_file(path) as part:
         _save(part, arrays)

@@ -1,4 +1,4 @@
-"""Pictures as a model is to see them: upright, RGB, whole."""
+"""Pictures as a model should see them: upright, RGB and complete."""
 
 import io
 from pathlib import Path
@@ -7,10 +7,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def load_picture(path: str | Path) -> Image.Image:
-    """Read a picture of any kind as `upright_rgb` gives it.
+    """Read a picture of any format, upright and in RGB: see `upright_rgb`.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is no picture, is empty
-    or breaks off.
+    Raises FileNotFoundError for a missing file, ValueError for one that is not a picture, is empty
+    or is cut short.
     """
     path = Path(path)
     if not path.is_file():
@@ -19,20 +19,20 @@ def load_picture(path: str | Path) -> Image.Image:
 
 
 def read_picture(content: bytes, name: str) -> Image.Image:
-    """Read what a file holds as `load_picture` reads the file.  name: what an error calls it."""
+    """Read a picture from a file's content, as `load_picture` does.  name: for error messages."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return upright_rgb(picture)
     except (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        why = "of no kind that Pillow reads" if unknown else error
+        why = "not in a format that Pillow reads" if unknown else error
         raise ValueError(f"expected a picture, got {name} ({len(content)} bytes): {why}") from error
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF note says and convert it to RGB, what is transparent to white."""
+    """Rotate a picture by its EXIF orientation and convert it to RGB, transparency as white."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip and not scale
+    if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scale
         picture = picture.convert("I").point(lambda value: value / 257).convert("L")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Clicks: the point that an answer names, and the tokens that its coordinates are written with."""
+"""Clicks: the point that an answer names, and the tokens that spell its coordinates."""
 
 import re
 from bisect import bisect_right
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rolloutlib.models import Answer
 
 NUMBER = r"(-?\d+(?:\.\d+)?)"
-# How a point may be written, the surest way first; a box of four numbers is none of them.
+# How a point may be written, the clearest first; a box of four numbers does not count.
 POINTS = (
     rf"\bx[\"']?\s*[:=]\s*[\"']?{NUMBER}[\"']?\s*[,;\s]\s*[\"']?y[\"']?\s*[:=]\s*[\"']?{NUMBER}",
     rf"[\[(]\s*{NUMBER}\s*[,;\s]\s*{NUMBER}\s*[\])]",
@@ -19,9 +19,9 @@ POINTS = (
 class Click:
     """A point as an answer names it, in thousandths of the picture's width and height.
 
-    x_tokens, y_tokens: which of the generated tokens, from 0, its coordinates are written with.
-    tokens: those to make a map of: the coordinates', or all where the answer names no point.
-    message: "", or why this is no point on the picture.
+    x_tokens, y_tokens: which of the generated tokens, from 0, spell its coordinates.
+    tokens: the tokens to map: the coordinates', or all of them if the answer names no point.
+    message: "", or why this is not a point on the picture.
     """
 
     x: float | None
@@ -32,19 +32,19 @@ class Click:
     message: str
 
     def pixel(self, picture: tuple[int, int]) -> tuple[float, float] | None:
-        """(x, y) in pixels on a picture of this (height, width); None where there is a message."""
+        """(x, y) in pixels on a picture of this (height, width); None if there is a message."""
         if self.message:
             return None
         return (self.x + 0.5) / 1000 * picture[1], (self.y + 0.5) / 1000 * picture[0]
 
 
 def read_click(answer: Answer) -> Click:
-    """Where does this answer say to click?
+    """Read where an answer says to click.
 
     Coordinates are whole numbers in 0..999, x first, as Qwen3-VL writes them: (412, 96), inside
-    JSON or a tool call, {"point_2d": [412, 96]} or "x": 412, "y": 96. Of several points the first
-    one counts. An answer without a point, or with one outside, is read all the same and says so
-    in `message`.
+    JSON or a tool call, {"point_2d": [412, 96]} or "x": 412, "y": 96. The first of
+    several points counts. An answer without a point, or with one outside the picture, is not an
+    error: `message` says so.
     """
     generated = answer.sequence[-len(answer.tokens) :].tolist()
     # Where each token ends in the text: some tokenizers put spaces between tokens.

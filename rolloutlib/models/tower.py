@@ -1,4 +1,4 @@
-"""Heatmaps of an answer: on its image tokens, or on through the vision tower to single patches."""
+"""Heatmaps of an answer: on its image tokens, or carried through the vision tower to patches."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,23 +24,22 @@ def heatmaps(
     to_patches: bool = True,
     **settings,
 ) -> Float[torch.Tensor, "*token_and_grid"]:
-    """Where did the model look for each token of its answer?
+    """Show where the model looked for each token of its answer.
 
-    The rollout's rows that predicted the tokens (`rollout_rows` of the language model), laid on
-    the grid of the only picture in the prompt: `[token row column]`, of a video
-    `[token time row column]`. Entries are shares of a row, 0 or more; what they lack to 1 stayed
-    outside the picture.
+    The rollout's rows that predicted the tokens (`rollout_rows` of the language model), on the
+    grid of the only picture in the prompt: `[token row column]`, or `[token time row column]` for a
+    video. Entries are shares of a row, 0 or more; the rest of each row lies outside the picture.
 
-    recording: of `answer.model.record(answer)`, or the layers by part: "language" and "vision".
-    to_patches: carry relevance on through the vision tower, as `through_tower` does, with the same
+    recording: from `answer.model.record(answer)`, or the layers by part: "language" and "vision".
+    to_patches: carry relevance through the vision tower, as `through_tower` does, with the same
     residual; the grid is then that of `answer.image.patch_view`, else that of `answer.image.view`.
     settings: those of `rollout`, for the language model.
 
-    Raises ValueError for several pictures and for a setting out of its range.
+    Raises ValueError for several pictures and for a setting out of range.
     """
     image = answer.image
     relevance = rollout_rows(recording["language"], answer.rows, **settings)
-    relevance = relevance.reshape(len(answer.tokens), -1)  # of one answer, with or without a batch
+    relevance = relevance.reshape(len(answer.tokens), -1)  # one answer, with or without a batch
     return on_picture(recording, image, relevance, to_patches, Settings(**settings).residual)
 
 
@@ -51,7 +50,7 @@ def on_picture(
     to_patches: bool,
     residual: float,
 ) -> Float[torch.Tensor, "*row_and_grid"]:
-    """Relevance over the prompt's sequence, laid on one picture's patches or its tokens."""
+    """Relevance over the prompt's sequence, put on one picture's patches or tokens."""
     if to_patches:
         return through_tower(recording, image, relevance, residual=residual)
     return image.heatmaps(relevance)
@@ -63,13 +62,13 @@ def through_tower(
     relevance: Float[torch.Tensor, "*row key"],
     **settings,
 ) -> Float[torch.Tensor, "*row_and_grid"]:
-    """Where did the image tokens themselves get their content from?
+    """Carry the relevance of image tokens through the vision tower to its patches.
 
-    r · M · R: the relevance r of the image tokens, each token's spread in equal shares over the
-    outputs of the tower that were merged into it (M), and the tower's own rollout R. Layers of the
-    tower that the image tokens do not come from take no part; neither do Qwen3-VL's further
-    branches from intermediate layers of its tower (deepstack), and what R leaves on a class token
-    is lost. Where a model has no tower, the relevance lies on patches already and stays as it is.
+    r · M · R: r is the relevance of the image tokens, M spreads each token's relevance in equal
+    shares over the outputs of the tower that were merged into it, and R is the tower's own rollout.
+    Layers after those that the image tokens come from are left out, and so are Qwen3-VL's branches
+    from intermediate layers (deepstack). What R leaves on a class token is lost. If a model has no
+    tower, the relevance is on patches already and stays unchanged.
 
     relevance: over the prompt's sequence, as from `rollout_rows`.  settings: those of `rollout`,
     for the layers of the tower.

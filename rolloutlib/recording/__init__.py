@@ -1,4 +1,4 @@
-"""How a model tells what it attended to."""
+"""Record what a model attended to."""
 
 import lazy_loader
 

@@ -1,13 +1,12 @@
 """Record what every attention layer of a model saw: queries, keys and mask, not attention.
 
-Every model of transformers that dispatches its attention through `AttentionInterface` is
-recorded by one function, which notes its arguments and lets the stock SDPA function compute the
-output. So the model runs as it always does, and probabilities are recomputed when asked for.
-Where a recording is told how heads will be fused, short causal layers keep their fused attention
-instead, which is smaller.
+Every transformers model that dispatches its attention through `AttentionInterface` is recorded by
+one function, which notes its arguments and lets the stock SDPA function compute the output. So the
+model runs as usual, and probabilities are recomputed on request. If the recording is told how heads
+will be fused, short causal layers keep their fused attention instead, which is smaller.
 
-PyTorch's own `nn.MultiheadAttention` knows no such interface. Hooks ask it for its weights, head
-by head, and give the caller what the caller had asked for; these weights are kept.
+PyTorch's own `nn.MultiheadAttention` has no such interface. Hooks ask it for the weights of each
+head, keep them, and return what the caller asked for.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,24 +35,24 @@ from rolloutlib.recording.passes import (
 
 
 class Recording:
-    """What was recorded of a model: `recording["vision"]`, `recording["language"]`, or a path.
+    """What was recorded from a model: `recording["vision"]`, `recording["language"]`, or a path.
 
-    Each gives a list of layers, first layer first: of `RecordedLayer`; of `RecordedBlocks` where
-    a layer saw several pictures one by one; of `RecordedWeights` for `nn.MultiheadAttention`; of
-    `FusedLayer` where heads were fused while recording; of `DifferentiableLayer` where gradients
-    are recorded.
+    Each gives a list of layers, first layer first: of `RecordedLayer`; of `RecordedBlocks` if a
+    layer saw several pictures one at a time; of `RecordedWeights` for `nn.MultiheadAttention`; of
+    `FusedLayer` if heads were fused while recording; of `DifferentiableLayer` if gradients were
+    recorded.
     """
 
     def __init__(self, model: torch.nn.Module, head_fusion: str | None = None):
         self.model, self.head_fusion = model, head_fusion
         self._names = {id(module): name for name, module in model.named_modules()}
         self._calls: dict[str, list] = {}
-        self._fused: dict[str, FusedLayer] = {}  # first calls, of which queries are let go
+        self._fused: dict[str, FusedLayer] = {}  # first calls, whose queries were freed
 
     def note(self, module: torch.nn.Module, make: Callable[[str], Layer]) -> None:
-        """Keep one attention call of a module of this model; calls of other models pass by.
+        """Keep one attention call of a module of this model; calls of other models are ignored.
 
-        make: gives the layer that made the call, of the module's name.
+        make: gives the layer that made the call, from the module's name.
         """
         name = self._names.get(id(module))
         if name is None:
@@ -70,18 +69,18 @@ class Recording:
 
     @property
     def names(self) -> list[str]:
-        """The recorded attention modules, in the order in which they ran."""
+        """The names of the recorded attention modules, in the order they ran."""
         return list(self._calls)
 
     def __getitem__(self, part: str) -> list[Layer]:
         """The layers of a part: "vision", "language", the path of a module, or "" for all.
 
-        The calls of a generation with a growing cache make up one pass over all its tokens but
-        the last, which was never given to the model.
+        The calls of a generation with a growing cache are joined into one pass over all its
+        tokens but the last, which the model never received.
 
-        Raises KeyError where nothing was recorded under that name, ValueError where a layer ran
-        more than once in any other way: with a cache of fixed size, or one that beam search
-        put in another order.
+        Raises KeyError if nothing was recorded under that name, ValueError if a layer ran more
+        than once in any other way: with a cache of fixed size, or one that beam search
+        reordered.
         """
         if part in ("vision", "language"):
             names = [name for name in self._calls if modality(self.model, name) == part]
@@ -91,7 +90,7 @@ class Recording:
             raise KeyError(
                 f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}"
             )
-        for name in names:  # each one's calls are let go as soon as they are one
+        for name in names:  # each layer's calls are freed as soon as they are joined
             whole = one_pass(self._calls[name])
             if name in self._fused:
                 whole = continued(self._fused.pop(name), whole)
@@ -104,7 +103,7 @@ class Recording:
         if missing or not self._calls:
             raise RuntimeError(
                 f"captured {len(self._calls)} attention modules, missing {len(missing)}: "
-                f"{', '.join(missing[:5]) or 'the model has none that could be told by its name'}"
+                f"{', '.join(missing[:5]) or 'no class of the model is named …Attention'}"
                 f"{' …' if len(missing) > 5 else ''}. They did not run, or compute attention "
                 "outside of transformers' AttentionInterface and nn.MultiheadAttention. To record "
                 "a part of a model, pass that submodule to record_attention."
@@ -112,15 +111,15 @@ class Recording:
 
 
 def attention_modules(model: torch.nn.Module) -> list[str]:
-    """Paths of the modules that compute attention: innermost classes called …Attention."""
+    """Paths of the modules that compute attention: innermost classes named …Attention."""
     named = [n for n, module in model.named_modules() if "Attention" in type(module).__name__]
     return [name for name in named if not any(other.startswith(f"{name}.") for other in named)]
 
 
 def modality(model: torch.nn.Module, name: str) -> str:
-    """Is this module part of the "vision" or of the "language" side of a model?
+    """Whether this module belongs to the "vision" or the "language" side of a model.
 
-    The innermost transformers model around it says what it takes in.
+    The innermost transformers model around it declares its input modalities.
     """
     path = name.split(".")
     for length in range(len(path), -1, -1):
@@ -135,7 +134,7 @@ def modality(model: torch.nn.Module, name: str) -> str:
 def record_attention(
     model: torch.nn.Module, *, head_fusion: str | None = None
 ) -> Iterator[Recording]:
-    """What did each layer attend to? Record every attention call of `model` inside the block.
+    """Record what each layer attends to: every attention call of `model` inside the block.
 
     ```
     with record_attention(model) as recording:
@@ -143,19 +142,19 @@ def record_attention(
     rollout(recording["language"])
     ```
 
-    The model computes as under SDPA, whatever its own implementation is; on leaving, also by an
+    The model computes as under SDPA, whatever its own implementation is. On exit, even after an
     exception, each part gets its own implementation back. Recorded tensors are detached, not
-    copied, and stay where the model put them. Modules of `nn.MultiheadAttention` compute their
-    weights openly, which may change the last digits of their output, and keep them.
+    copied, and stay on their device. `nn.MultiheadAttention` modules compute their weights
+    explicitly, which may change the last digits of their output; these weights are kept.
 
-    head_fusion: "mean", "max" or "min" to fuse heads while recording. Of layers where no token
-    sees a later one, fused attention is then kept instead of queries and keys if it is smaller:
-    of sequences shorter than about (query heads + key heads) · head size. A rollout of such layers
+    head_fusion: "mean", "max" or "min" to fuse heads while recording. Layers where no token
+    sees a later one then keep fused attention instead of queries and keys if it is smaller: for
+    sequences shorter than about (query heads + key heads) · head size. A rollout of such layers
     needs the same head_fusion. None, the default, leaves the choice open.
 
-    Raises ValueError where the model, or a part of it, is in training mode (dropout would be
-    recorded as attention) and for an unknown head_fusion, RuntimeError on leaving where an
-    attention module was not captured.
+    Raises ValueError if the model, or a part of it, is in training mode (dropout would be recorded
+    as attention) and for an unknown head_fusion; RuntimeError on exit if an attention module was
+    not captured.
     """
     if head_fusion is not None:
         require_fusion(head_fusion)

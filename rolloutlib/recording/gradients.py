@@ -1,8 +1,8 @@
 """Attention weighted by its gradient: which connections did the answer depend on?
 
-While gradients are recorded, attention is computed openly, as softmax(QKᵀ · scaling + mask) times
-the values, so that each head's probabilities are a part of the pass through which gradients run.
-The model's own code stays as it is.
+While gradients are recorded, attention is computed explicitly, as softmax(QKᵀ · scaling + mask)
+times the values, so that gradients flow through each head's probabilities. The model's own code
+is unchanged.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class WeightedLayer:
 
 @contextmanager
 def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
-    """What did each layer attend to, in a form that gradients can be led back to?
+    """Record what each layer attends to in a form through which gradients flow.
 
     ```
     with record_gradients(model) as recording:
@@ -41,16 +41,16 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
     gradient_rollout_rows(layers, [row])
     ```
 
-    Every layer's attention is kept whole until the recording is let go, as `[head query key]`;
-    so this is for sequences of some hundred tokens, not of ten thousand. Of Qwen3-VL's tower, which
-    attends to one picture and one step in time after the other, only one picture can be recorded.
+    Every layer's whole attention, `[head query key]`, stays in memory until the recording is freed,
+    so this is for sequences of a few hundred tokens, not of ten thousand. Qwen3-VL's tower attends
+    to pictures and time steps one at a time: of these, only a single picture can be recorded.
 
-    Raises what `record_attention` raises, and ValueError where gradients are switched off.
+    Raises what `record_attention` raises, and ValueError if gradients are switched off.
     """
     recording = Recording(model)
 
     def note_weights(module, weights):
-        # The weights that are shown are a view; the output is made of what they are a view of.
+        # The weights returned are a view; the output is computed from the tensor behind it.
         own = weights if weights._base is None else weights._base
         recording.note(module, partial(DifferentiableLayer, attention=own, heads=module.num_heads))
 
@@ -71,7 +71,7 @@ def _open_attention(
     is_causal: bool | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Compute the attention openly and note it in every active recording."""
+    """Compute the attention explicitly and note it in every active recording."""
     call = attention_call(module, query, key, attention_mask, scaling, is_causal, **kwargs)
     attention = call.probabilities()
     if torch.is_grad_enabled() and not attention.requires_grad:
@@ -85,16 +85,16 @@ def _open_attention(
 def weigh_by_gradient(
     layers: Sequence[DifferentiableLayer], target: Float[torch.Tensor, ""]
 ) -> list[WeightedLayer]:
-    """Which attention would raise the target if there were more of it?
+    """Weight attention by its gradient: keep what would raise the target if there were more of it.
 
-    Ā = E_h[(∇A ⊙ A)⁺]: each head's attention times the target's gradient with respect to it, its
-    positive part, averaged over heads (Chefer et al. 2021, "Generic Attention-model
+    Ā = E_h[(∇A ⊙ A)⁺]: the positive part of each head's attention times the target's gradient with
+    respect to it, averaged over heads (Chefer et al. 2021, "Generic Attention-model
     Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers", equation 5). It
     has no negative entries, and its rows do not sum to 1: their sums are in the target's unit.
 
-    target: one number of the pass, such as the logit of an answer's token. A logit and not a
-    probability: where the model is sure, the gradient of a probability vanishes. Layers that the
-    target does not depend on get zeros. The pass can be led back again for another target.
+    target: one number of the pass, such as the logit of an answer's token. Use a logit, not a
+    probability: when the model is confident, the gradient of a probability vanishes. Layers that
+    the target does not depend on get zeros. The graph is kept for another target.
     """
     gradients = torch.autograd.grad(
         target,
@@ -134,7 +134,7 @@ def gradient_rollout(
 def gradient_rollout_rows(
     layers: Sequence[WeightedLayer], rows: Sequence[int] | Int[torch.Tensor, " row"]
 ) -> Float[torch.Tensor, "batch row key"]:
-    """What did these outputs depend on? `gradient_rollout` of the rows themselves."""
+    """What these outputs depended on: `gradient_rollout` that starts from the rows themselves."""
     weights = layers[-1].weights
     rows = torch.as_tensor(rows, device=weights.device)
     start = torch.nn.functional.one_hot(rows, weights.shape[-1]).to(weights)

@@ -19,16 +19,16 @@ from rolloutlib.recording.recorded import Call, RecordedLayer
 
 INTERFACE = "rolloutlib"
 
-# Keeps what a module attended to: `note(module, make)`, where `make(name)` is the layer.
+# Stores what a module attended to: `note(module, make)`, where `make(name)` is the layer.
 Note = Callable[[torch.nn.Module, Callable[[str], Layer]], None]
 active: ContextVar[tuple[Note, ...]] = ContextVar("who notes attention calls", default=())
 
 
 @contextmanager
 def noted_by(interface: str, model: torch.nn.Module, note: Note) -> Iterator[None]:
-    """Inside the block the model attends through the function of this name, which notes its calls.
+    """Inside the block, the model attends through the function of this name, which notes its calls.
 
-    Raises ValueError where the model, or a part of it, is in training mode.
+    Raises ValueError if the model, or a part of it, is in training mode.
     """
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
@@ -37,7 +37,7 @@ def noted_by(interface: str, model: torch.nn.Module, note: Note) -> Iterator[Non
     implementations = [config._attn_implementation_internal for config in configs]
     token = active.set((*active.get(), note))
     try:
-        # The public setter would write one implementation over parts that differ.
+        # The public setter would give every part the same implementation, even if they differ.
         for config in configs:
             config._attn_implementation_internal = interface
         yield
@@ -57,7 +57,7 @@ def _attention_configs(model: torch.nn.Module) -> list[PreTrainedConfig]:
 def weights_noted(
     model: torch.nn.Module, note: Callable[[torch.nn.Module, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Inside the block every `nn.MultiheadAttention` of the model hands its weights to `note`."""
+    """Inside the block, every `nn.MultiheadAttention` of the model passes its weights to `note`."""
     modules = [m for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention)]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as hooks:
@@ -70,7 +70,7 @@ def weights_noted(
 
 
 def _note_weights(module: torch.nn.MultiheadAttention, note: Callable, hooks: ExitStack) -> None:
-    """Ask the module for the weights of each head, note them, and answer as the caller asked."""
+    """Ask the module for each head's weights, note them, and return what the caller asked for."""
     signature, asked = inspect.signature(module.forward), {}
 
     def ask(module, args, kwargs):
@@ -87,7 +87,7 @@ def _note_weights(module: torch.nn.MultiheadAttention, note: Callable, hooks: Ex
         return result, weights.mean(-3) if asked["average_attn_weights"] else weights
 
     hooks.callback(module.register_forward_pre_hook(ask, with_kwargs=True).remove)
-    # First of all hooks: those of the user, or of an outer recording, see what they asked for.
+    # Before all other hooks: a user's or an outer recording's hooks get what they asked for.
     hook = module.register_forward_hook(answer, with_kwargs=True, prepend=True)
     hooks.callback(hook.remove)
 
@@ -104,7 +104,7 @@ def _recording_attention(
 ) -> tuple[torch.Tensor, None]:
     """Note the call in every active recording; the stock SDPA function computes the output.
 
-    Where scores are capped, which that function cannot do, the noted probabilities compute it.
+    That function cannot cap scores: if they are capped, the noted probabilities compute the output.
     """
     call = attention_call(
         module, query.detach(), key.detach(), attention_mask, scaling, is_causal, **kwargs
@@ -131,7 +131,7 @@ def _recording_attention(
 
 
 class _FlashKernel(TorchDispatchMode):
-    """Inside the block: keep the log-sum-exps that the flash kernel returns beside its output."""
+    """Inside the block, keep the log-sum-exps that the flash kernel returns with its output."""
 
     logsumexp: torch.Tensor | None = None
 
@@ -151,7 +151,7 @@ def attention_call(
     is_causal: bool | None,
     **kwargs,
 ) -> Call:
-    """A call of transformers' attention interface, as far as its probabilities follow from it."""
+    """The parts of a call of transformers' attention interface that determine its probabilities."""
     unsupported = [n for n in ("position_bias", "s_aux") if kwargs.get(n) is not None]
     if unsupported:
         raise NotImplementedError(
@@ -162,7 +162,7 @@ def attention_call(
     causal = causal and attention_mask is None and query.shape[2] > 1
     return Call(
         query=query,
-        # Under SDPA's causal rule keys beyond the last query are empty places of a cache.
+        # Under SDPA's causal rule, keys beyond the last query are empty cache slots.
         key=key[:, :, : query.shape[2]] if causal else key,
         mask=None if attention_mask is None else attention_mask.detach(),
         causal=causal,
@@ -182,5 +182,5 @@ def gather(
 
 
 AttentionInterface.register(INTERFACE, _recording_attention)
-# Without a mask function under the same name padding would silently be ignored.
+# Without a mask function under the same name, padding would silently be ignored.
 AttentionMaskInterface.register(INTERFACE, sdpa_mask)

@@ -1,4 +1,4 @@
-"""What else a recording keeps of a layer: fused attention, blocks, or weights once computed."""
+"""Other forms in which a recording keeps a layer: fused attention, blocks, or computed weights."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from rolloutlib.recording.recorded import Call, every_or_chosen
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """One attention layer of one pass of which only the head-fused attention was kept.
+    """One attention layer of one pass, of which only the head-fused attention was kept.
 
-    parts: `[batch row seen]` each, all rows in order, without keys that none of a part's rows
+    parts: `[batch row seen]` each, all rows in order, without the keys that no row of the part
     attends to.
     """
 
@@ -34,7 +34,7 @@ class FusedLayer:
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows.
 
-        Raises ValueError for any other fusion than the one that was recorded.
+        Raises ValueError for any fusion but the recorded one.
         """
         if how != self.head_fusion:
             raise ValueError(self._kept_nothing_else(f"{how!r}"))
@@ -47,7 +47,7 @@ class FusedLayer:
         return gathered
 
     def probabilities(self, rows: torch.Tensor | list[int] | None = None) -> NoReturn:
-        """Raises ValueError, as attention head by head was not kept."""
+        """Raise a ValueError: the attention of single heads was not kept."""
         raise ValueError(self._kept_nothing_else("a request for single heads"))
 
     def _kept_nothing_else(self, got: str) -> str:
@@ -60,8 +60,8 @@ class FusedLayer:
 def _by_piece(
     lengths: list[int], rows: torch.Tensor
 ) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-    """Of a sequence in pieces of these lengths, those that have some of the rows: which piece,
-    where it starts, which of the rows are its own, and their numbers within it."""
+    """The pieces, of a sequence cut to these lengths, that hold some of the rows: for each its
+    number, its start, which of the rows it holds, and their numbers within it."""
     for number, (end, length) in enumerate(zip(accumulate(lengths), lengths, strict=True)):
         start = end - length
         ours = ((rows >= start) & (rows < end)).nonzero().flatten()
@@ -71,7 +71,7 @@ def _by_piece(
 
 @dataclass(frozen=True)
 class RecordedWeights:
-    """One `nn.MultiheadAttention` of one pass: the weights that it computed, head by head."""
+    """One `nn.MultiheadAttention` of one pass: the weights that it computed for each head."""
 
     name: str
     weights: Float[torch.Tensor, "batch head query key"]
@@ -98,11 +98,11 @@ class RecordedWeights:
 
 @dataclass(frozen=True)
 class RecordedBlocks:
-    """One layer that attends within pieces of its sequence, piece by piece in one pass.
+    """One layer that attends within blocks of its sequence, block by block, in one pass.
 
-    So Qwen3-VL's vision tower does: each picture, and each step in time of a video, sees itself
-    alone. Together the blocks are one layer whose attention is 0 outside of them; zeros are made
-    for the rows that are asked for, never for the whole matrix.
+    Qwen3-VL's vision tower works like this: each picture, and each time step of a video, sees only
+    itself. Together the blocks form one layer whose attention is 0 outside them. Zeros are filled
+    in only for the rows that are asked for, never for the whole matrix.
     """
 
     name: str
@@ -117,7 +117,7 @@ class RecordedBlocks:
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None
     ) -> Float[torch.Tensor, "batch head row key"]:
-        """softmax(QKᵀ · scaling) within each row's block, 0 outside, as of `RecordedLayer`."""
+        """softmax(QKᵀ · scaling) within each row's block and 0 outside, as in `RecordedLayer`."""
         rows = every_or_chosen(rows, self.shape[1])
         return self._gathered(rows, lambda block, own: block.probabilities(own))
 
@@ -128,7 +128,7 @@ class RecordedBlocks:
     def _gathered(
         self, rows: torch.Tensor, answer: Callable[[Call, torch.Tensor], torch.Tensor]
     ) -> Float[torch.Tensor, "*batch row key"]:
-        """What each block answers for its own rows, in its place among zeros."""
+        """The result of each block for its own rows, placed among zeros."""
         gathered, lengths = None, [block.shape[1] for block in self.blocks]
         for number, start, ours, own in _by_piece(lengths, rows):
             part = answer(self.blocks[number], own)
@@ -140,7 +140,7 @@ class RecordedBlocks:
 
 @dataclass(frozen=True)
 class DifferentiableLayer:
-    """One attention layer of a pass that can be led back: its probabilities, not yet let go.
+    """One attention layer of a pass with gradients: its probabilities, still in the graph.
 
     attention: `[batch head query key]`, or in PyTorch's own layout `[batch*head query key]`.
     """
@@ -155,7 +155,7 @@ class DifferentiableLayer:
         return self.attention.shape[:-2].numel() // self.heads, *self.attention.shape[-2:]
 
     def probabilities(self) -> Float[torch.Tensor, "batch head query key"]:
-        """The attention itself, let go of the pass."""
+        """The attention itself, detached from the graph."""
         whole = self.attention.detach()
         return whole.reshape(self.shape[0], self.heads, *self.shape[1:])
 

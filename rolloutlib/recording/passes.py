@@ -1,4 +1,4 @@
-"""The calls of one layer as one pass over the whole sequence."""
+"""Join the calls of one layer into one pass over the whole sequence."""
 
 import math
 from dataclasses import replace
@@ -17,13 +17,13 @@ from rolloutlib.recording.kinds import (
 )
 from rolloutlib.recording.recorded import RecordedLayer
 
-PART = 128  # rows of fused attention that are kept together, with all keys that any of them sees
+PART = 128  # rows of fused attention that are stored together, with every key that one of them sees
 
 
 class Continued(NamedTuple):
-    """A call that a later one continued from its cache, which hands over the same keys again.
+    """A call that a later one continued from a cache; the later one holds the same keys again.
 
-    Of its own keys the last is kept, to tell whether the cache was put in another order since.
+    Only the last of its own keys is kept, to tell whether the cache was reordered since.
     """
 
     query: Float[torch.Tensor, "batch head query width"]
@@ -35,11 +35,11 @@ class Continued(NamedTuple):
 def one_pass(
     calls: list[Layer | Continued],
 ) -> Layer:
-    """The layer that these calls of one module make up: one call, a call and those that continued
-    it, or the blocks of one pass.
+    """Join these calls of one module into a layer: one call, a call and those that continued it,
+    or the blocks of one pass.
 
-    A module that attends block by block splits one tensor, so its blocks' queries share their
-    memory; those of another pass lie elsewhere, as all are kept.
+    A module that attends block by block splits one tensor, so the queries of its blocks share
+    memory. The queries of another pass lie elsewhere, because all of them are kept.
     """
     if len(calls) == 1:
         return calls[0]
@@ -48,8 +48,8 @@ def one_pass(
     if isinstance(calls[0], DifferentiableLayer):
         raise ValueError(
             f"{calls[0].name} ran {len(calls)} times while recording gradients, expected once: one "
-            "pass over the whole sequence, about one picture (several, or a video's steps in time, "
-            "attend one by one)"
+            "pass over the whole sequence, about one picture (several pictures, or a video's time "
+            "steps, attend one at a time)"
         )
     recorded = all(isinstance(call, RecordedLayer) for call in calls)
     passes = {call.query.untyped_storage().data_ptr() for call in calls} if recorded else calls
@@ -62,21 +62,21 @@ def one_pass(
 
 
 def continues(earlier: object, call: object) -> bool:
-    """Does this call attend to all keys of the earlier one and to those of its own queries?"""
+    """Whether this call attends to all keys of the earlier one and to those of its own queries."""
     if not (isinstance(earlier, RecordedLayer) and isinstance(call, RecordedLayer)):
         return False
     return _sees_no_later(earlier) and call.shape[2] == earlier.shape[2] + call.shape[1]
 
 
 def _sees_no_later(call: RecordedLayer) -> bool:
-    """May later calls continue this one, as none of its tokens attends to any after it?"""
+    """Whether later calls may continue this one: none of its tokens attends to a later one."""
     return call.mask is not None or call.causal or call.shape[1] == 1
 
 
 def takes_less_fused(call: object) -> bool:
-    """Is a call's fused attention smaller than its queries and keys?
+    """Whether a call's fused attention is smaller than its queries and keys.
 
-    Not asked of calls that none can continue: each may be one block of a pass.
+    False for calls that cannot be continued: each may be one block of a pass.
     """
     if not (isinstance(call, RecordedLayer) and _sees_no_later(call)):
         return False
@@ -92,7 +92,7 @@ def fused(layer: RecordedLayer, rows: range, how: str) -> FusedLayer:
 
 
 def continued(first: FusedLayer, whole: RecordedLayer) -> FusedLayer:
-    """The whole layer, whose first rows are kept with their heads fused and have no queries."""
+    """The whole layer, whose first rows were kept with their heads fused, without their queries."""
     rows = range(first.shape[1], whole.shape[1])
     if not rows:
         return first
@@ -100,7 +100,7 @@ def continued(first: FusedLayer, whole: RecordedLayer) -> FusedLayer:
 
 
 def _whole_sequence(*calls: RecordedLayer | Continued) -> RecordedLayer:
-    """The one pass over the whole sequence that a prompt's call and those after it add up to."""
+    """Join a prompt's call and those that continue it into one pass over the whole sequence."""
     *before, last = calls
     ends = list(accumulate(call.query.shape[2] for call in calls))
     for call, end in zip(before, ends, strict=False):
@@ -123,7 +123,7 @@ def _whole_sequence(*calls: RecordedLayer | Continued) -> RecordedLayer:
 def _whole_mask(
     masks: list[torch.Tensor | None], ends: list[int]
 ) -> Bool[torch.Tensor, "_ _ query key"] | Float[torch.Tensor, "_ _ query key"] | None:
-    """The masks of the calls that end with these keys, below each other; later keys are hidden."""
+    """Stack the masks of the calls that end with these keys; later keys are hidden."""
     given = next((mask for mask in masks if mask is not None), None)
     if given is None:
         return None

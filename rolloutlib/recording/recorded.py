@@ -1,9 +1,9 @@
-"""One attention layer as a recording keeps it: it answers for its probabilities, head by head or
-with its heads fused, without ever holding all of them.
+"""One recorded attention layer: it returns its probabilities, head by head or with its heads fused,
+without ever holding all of them.
 
-Of queries and keys probabilities are computed again in tiles that a processor's cache holds:
-scores of a few heads, their exponentials in the same memory, and what is added up over heads beside
-them. Where the model's own pass left the log-sum-exp of every row, a tile needs no other one.
+Probabilities are recomputed from queries and keys in tiles that fit the processor's cache: scores
+of a few heads, their exponentials in the same memory, and the sum over heads next to them. If the
+model's own pass left the log-sum-exp of every row, each tile can be computed on its own.
 """
 
 import math
@@ -19,21 +19,21 @@ from jaxtyping import Bool, Float
 from rolloutlib.algorithm.arrays import consecutive, positions, working_dtype
 from rolloutlib.algorithm.attention import require_fusion
 
-TILE = 320_000  # entries of scores computed at once: 1.3 MB in float32, or of one head's tile
+TILE = 320_000  # scores computed at once: 1.3 MB in float32, or the tile of one head
 SIDES = (1024, 1024)  # rows and keys of a tile
-CAUSAL_SIDES = {0: (128, 2048), 2048: (192, 1536)}  # from so many keys on
+CAUSAL_SIDES = {0: (128, 2048), 2048: (192, 1536)}  # by the number of keys from which they apply
 LOG2_E = math.log2(math.e)
 EXTREMES = {"max": torch.maximum, "min": torch.minimum}
-MODERATE = 80.0  # up to this size of scores exp(score) and exp(-score) are float32 numbers
-SAMPLED = 32  # of so many rows one tells how large scores may be
+MODERATE = 80.0  # up to this size of scores, exp(score) and exp(-score) fit float32
+SAMPLED = 32  # one row in this many is read to estimate how large scores are
 
 
 @dataclass(frozen=True)
 class Call:
-    """One attention call: everything its probabilities follow from.
+    """One attention call: everything that determines its probabilities.
 
     Queries and keys are those after the rotary embedding. With grouped-query attention there are
-    fewer key heads than query heads: each key head serves `heads // key_heads` of them in turn.
+    fewer key heads than query heads: each key head serves `heads // key_heads` consecutive ones.
     """
 
     query: Float[torch.Tensor, "batch head query width"]
@@ -42,8 +42,8 @@ class Call:
     causal: bool
     scaling: float
     softcap: float | None = None  # keeps scores s within ±c as c · tanh(s / c)
-    # log Σ exp of each row's scores, where the model's own pass computed it and they have neither
-    # mask nor cap: a tile of probabilities then needs no other tile of its rows.
+    # log Σ exp of each row's scores, if the model's own pass computed it and scores have neither
+    # mask nor cap: a tile of probabilities then needs no other tile of the same rows.
     logsumexp: Float[torch.Tensor, "batch head query"] | None = None
 
     @property
@@ -54,7 +54,7 @@ class Call:
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None
     ) -> Float[torch.Tensor, "batch head row key"]:
-        """softmax(QKᵀ · scaling + mask) of these query rows (all of them by default), in float32.
+        """softmax(QKᵀ · scaling + mask) for these query rows (all of them by default), in float32.
 
         Vaswani et al. 2017, equation 1. Float64 queries stay float64. Negative rows count from the
         end; a ValueError names those that are out of range.
@@ -67,9 +67,9 @@ class Call:
         return torch.stack([Tile(each, every, keys).probabilities() for each in sequences])
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
-        """The head-fused attention of these query rows, a tile in memory at a time.
+        """The head-fused attention of these query rows, one tile in memory at a time.
 
-        Of causal attention only the keys up to the last of these rows: all later ones are 0.
+        For causal attention, only the keys up to the last of these rows: all later ones are 0.
         """
         require_fusion(how)
         fused = self._zeros(len(rows), self._seen(rows))
@@ -83,9 +83,9 @@ class Call:
         return fused
 
     def received(self) -> Float[torch.Tensor, "batch key"]:
-        """How much attention each key gets: summed over queries, averaged over heads.
+        """How much attention each key receives: summed over queries, averaged over heads.
 
-        Without a head-fused row in memory, which a long sequence makes long.
+        No head-fused row is held in memory: in a long sequence, rows are long.
         """
         total = self._zeros(self.shape[2])
         for item, _, keys, tile in self._tiles(torch.arange(self.shape[1])):
@@ -100,14 +100,14 @@ class Call:
         return self.query.new_zeros(self.shape[0], *shape, dtype=dtype)
 
     def _seen(self, rows: torch.Tensor) -> int:
-        """How many keys at most any of these rows attends to."""
+        """The largest number of keys that any of these rows attends to."""
         return int(rows.max()) + 1 if self.causal else self.shape[2]
 
     def _tiles(self, rows: torch.Tensor) -> Iterator[tuple[int, slice, slice, "Tile"]]:
         """All probabilities of these rows, in tiles: item of the batch, which of the rows, which
         keys, and the tile.
 
-        So what is added up over heads stays in the processor's cache.
+        In tiles, the sum over heads stays in the processor's cache.
         """
         height, width = self._sides(len(rows))
         area = self.sharing * height * width
@@ -121,7 +121,7 @@ class Call:
                     yield item, some, keys, Tile(sequence, some, keys)
 
     def _sides(self, rows: int) -> tuple[int, int]:
-        """Rows and keys of a tile, as measured. Tall tiles make fast products, but of causal
+        """Rows and keys of a tile, as measured. Tall tiles make fast products, but in causal
         attention those on the diagonal are half empty."""
         longest = max(least for least in CAUSAL_SIDES if least <= self.shape[2])
         queries, keys = CAUSAL_SIDES[longest] if self.causal else SIDES
@@ -137,11 +137,11 @@ class Call:
 
     @cached_property
     def moderate(self) -> list[list[bool]]:
-        """For each item of the batch and key head: will exp(score) do, and nothing be subtracted?
+        """For each item and key head: whether exp(score) is enough, with nothing subtracted.
 
-        No score exceeds its row's log-sum-exp, so none overflows; one that vanishes is less than
-        e^-40 of its row. What vanishes costs time, though: |q · k| ≤ |q| · |k| tells where that
-        is to be expected. For this some of the rows will do, as reading all takes longer.
+        No score exceeds its row's log-sum-exp, so none overflows; one that underflows is less than
+        e^-40 of its row. Underflow costs time, though: |q · k| ≤ |q| · |k| tells where to expect
+        it. A sample of the rows is enough for this; reading all of them takes longer.
         """
         low, high = self.logsumexp.aminmax(dim=-1)
         sample = (each[:, :, ::SAMPLED] for each in (self.query, self.key))
@@ -164,7 +164,7 @@ class RecordedLayer(Call):
 
 
 class Group(NamedTuple):
-    """Some heads of a tile, as many as there is room for, and the memory for their scores."""
+    """Some heads of a tile, as many as fit into `Rows.room`, and the memory for their scores."""
 
     heads: slice
     served: slice  # their key heads
@@ -175,9 +175,9 @@ class Group(NamedTuple):
 
 
 class Rows:
-    """Some query rows of one recorded sequence. What their tiles share is made once.
+    """Some query rows of one recorded sequence, and what their tiles share.
 
-    room: memory for the scores of some heads of a tile, or of all where that is much.
+    room: memory for the scores of some heads of a tile, or of all heads if it is large enough.
     """
 
     def __init__(self, layer: Call, item: int, rows: torch.Tensor, room: torch.Tensor):
@@ -185,27 +185,27 @@ class Rows:
         self.chosen = consecutive(rows)
         self.query, self.key = layer.query[item][:, self.chosen], layer.key[item]
         self.mask = self.logsumexp = None
-        # What makes a probability one head's share of their mean.
+        # Turns a probability into one head's share of the mean over heads.
         self.share = room.new_full((1, 1), 1 / len(self.query))
         if layer.mask is not None:
             mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
             self.mask = mask[item][:, self.chosen]
         if layer.logsumexp is not None:
             self.logsumexp = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
-            # And what makes an exponential one, where the score's alone is computed. The kernel
-            # puts heads beside each other, which would make every use slow.
+            # Turns exp(score) into such a share. The kernel stores heads next to each other,
+            # which would make every use slow.
             self.shares = self.logsumexp.neg().exp_().mul_(self.share).contiguous()
             self.moderate = layer.moderate[item]
 
 
 class Tile:
-    """Some query rows and some keys. What their heads share is made once."""
+    """Some query rows and some keys, and what their heads share."""
 
     def __init__(self, rows: Rows, some: slice, keys: slice):
         self.rows, self.some, self.layer = rows, some, rows.layer
         self.shape = some.stop - some.start, keys.stop - keys.start
         self.key = rows.key[:, keys].mT
-        # Queries that share a key head stand below each other.
+        # Queries that share a key head are stacked.
         query = rows.query[:, some].to(rows.room.dtype)
         self.query = query.reshape(self.key.shape[0], rows.layer.sharing * self.shape[0], -1)
         self.numbers, self.keys = rows.numbers[some], keys
@@ -218,8 +218,8 @@ class Tile:
             total.addcmul_(head, shares)
 
     def set_extreme(self, fused: Float[torch.Tensor, "row key"], extreme: Callable) -> None:
-        """Write the largest or smallest probability of all heads: that of the extreme logarithm, so
-        that one exponential does for all."""
+        """Write the largest or smallest probability of all heads: found among their
+        logarithms, so that one exponential is enough."""
         heads = self.logarithms()
         fused.copy_(next(heads))
         for head in heads:
@@ -229,10 +229,10 @@ class Tile:
     def exponentials(
         self,
     ) -> Iterator[tuple[Float[torch.Tensor, "row key"], Float[torch.Tensor, "row 1"]]]:
-        """One head after the other: exponentials, and for each row what makes them shares of the
-        heads' mean if they are multiplied by it. In memory that later heads will take.
+        """One head at a time: exponentials, and for each row the factor that turns them into shares
+        of the mean over heads. Later heads reuse the same memory.
 
-        Those of keys that a causal row must not see may be any numbers: `hide_later`.
+        For keys that a causal row must not see, values are arbitrary: see `hide_later`.
         """
         even = repeat(self.rows.share.expand(self.shape[0], 1))
         shares = None if self.logsumexp is None else self.rows.shares[:, self.some].unbind()
@@ -244,7 +244,7 @@ class Tile:
             elif all(self.rows.moderate[group.served]):
                 self._scores(group, self.layer.scaling).exp_()
                 yield from zip(group.each, shares[group.heads], strict=True)
-            else:  # to base 2: torch.exp is many times slower than torch.exp2 where results vanish
+            else:  # to base 2: torch.exp is many times slower than torch.exp2 if results underflow
                 self._logarithms(group).exp2_()
                 yield from zip(group.each, even, strict=False)
 
@@ -262,22 +262,22 @@ class Tile:
         return later.to(self.query.device)
 
     def logarithms(self) -> Iterator[Float[torch.Tensor, "row key"]]:
-        """The base-2 logarithms of the probabilities, of one head after the other.
+        """The base-2 logarithms of the probabilities, one head at a time.
 
-        Those of keys that a causal row must not see may be any numbers, as of `exponentials`.
+        For keys that a causal row must not see, values are arbitrary, as in `exponentials`.
         """
         for group in self._groups():
             self._logarithms(group)
             yield from group.each
 
     def probabilities(self) -> Float[torch.Tensor, "head row key"]:
-        """Those of all heads at once, without what the model's own pass knew of them."""
+        """The probabilities of all heads at once, without the model's own log-sum-exps."""
         [group] = self._groups()
         return self._masked(self._scores(group, self.layer.scaling), group).softmax(-1)
 
     def _groups(self) -> list[Group]:
-        """All heads. A list, as small steps between large products find the cache full of numbers,
-        and take several times as long as when they follow each other."""
+        """All heads, in groups. A list, because small steps between large products find the cache
+        full, and take several times as long as in direct succession."""
         (count, rows, _), size, sharing = self.query.shape, self.shape[1], self.layer.sharing
         room = self.rows.room
         step = min(room.shape[0] // (rows * size), count)
@@ -310,12 +310,12 @@ class Tile:
         return scores.view(-1, *self.shape).sub_(self.logsumexp[group.heads], alpha=LOG2_E)
 
     def _masked(self, scores: torch.Tensor, group: Group) -> Float[torch.Tensor, "head row key"]:
-        """The scores, in their own place, with the lowest number where a row must not look."""
+        """Mask the scores in place, with the lowest number where a row must not look."""
         scores = scores.view(-1, *self.shape)
         lowest = torch.finfo(scores.dtype).min  # not -inf: a row that sees nothing would be NaN
         if self.layer.causal:
-            # Added, which takes a tenth of the time of a masked fill: beside it scores vanish.
-            hidden = max(int(self.numbers.min()) + 1 - self.keys.start, 0)  # from some row, on
+            # Adding takes a tenth of the time of a masked fill; scores vanish next to `lowest`.
+            hidden = max(int(self.numbers.min()) + 1 - self.keys.start, 0)  # first hidden key
             scores[..., hidden:].add_(self.later[:, hidden:].to(scores.dtype), alpha=lowest)
         elif self.mask is not None and self.mask.dtype == torch.bool:
             scores.masked_fill_(~self.mask[group.heads], lowest)
@@ -325,7 +325,7 @@ class Tile:
 
 
 def every_or_chosen(rows: torch.Tensor | list[int] | None, size: int) -> torch.Tensor:
-    """The numbers of the wanted rows from 0: by default all."""
+    """The numbers of the wanted rows, from 0; all rows by default."""
     return torch.arange(size) if rows is None else positions(rows, size)
 
 

@@ -1,4 +1,4 @@
-"""Scenes, screens and tracks, and what trains the small checkpoints on them."""
+"""Scenes, screens and tracks, and the code that trains the small checkpoints on them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What it takes to teach a small Qwen3-VL to click: its words, and what each patch should know."""
+"""What a small Qwen3-VL that learns to click should know about each patch of a screen."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ SPOT_UNIT = 0.1  # of the picture; centres and sizes are learned in this unit
 
 @dataclass(frozen=True)
 class ElementLabels:
-    """For each patch of a screen, the element it shows; -100 stands for none, which no loss counts.
+    """For each patch of a screen, the element it shows; -100 stands for none, and losses ignore it.
 
-    kind: the last class is "no element", icon: the last is "another kind than a button".
+    kind: the last class is "no element".  icon: the last class is "not a button".
     spot: the element's centre x and y, width and height, in tenths of the picture.
-    mark: the icon that this very patch shows; letters: the letters that it shows.
+    mark: the icon that this patch itself shows.  letters: the letters that it shows.
     """
 
     kind: Int[torch.Tensor, " patch"]
@@ -57,10 +57,10 @@ def join_labels(labels: Iterable[ElementLabels]) -> ElementLabels:
 
 
 def element_labels(screen: Screen, grid: tuple[int, int]) -> ElementLabels:
-    """What does each patch show, of a screen that is read as `grid` (rows, columns) of patches?
+    """What each patch of a screen shows, if it is read as a `grid` (rows, columns) of patches.
 
-    An element, where a sixth of the patch or more is inside its box; an icon, where a fifth of
-    the icon is in the patch; a letter, where two fifths of it are. In merge order.
+    An element, if more than a sixth of the patch is inside its box; an icon, if more than a fifth
+    of the icon is in the patch; a letter, if more than two fifths of it are. In merge order.
     """
     patches = _Patches(screen.picture.size, grid)
     labels = {name: np.full(patches.count, -100) for name in ElementHeads.FAR if name != "spot"}
@@ -101,14 +101,14 @@ class _Patches:
         self.area = self.width * self.height / self.count
 
     def overlap(self, box: Box) -> np.ndarray:
-        """How many pixels of the box are in each patch?"""
+        """How many pixels of the box are in each patch."""
         left, top, right, bottom = box
         wide = np.minimum(self.xs[1:], right) - np.maximum(self.xs[:-1], left)
         high = np.minimum(self.ys[1:], bottom) - np.maximum(self.ys[:-1], top)
         return np.outer(high.clip(0), wide.clip(0)).ravel()
 
     def inside(self, box: Box) -> np.ndarray:
-        """Which share of the box is in each patch?"""
+        """The share of the box that is in each patch."""
         left, top, right, bottom = box
         return self.overlap(box) / ((right - left) * (bottom - top))
 
@@ -121,10 +121,10 @@ class _Patches:
 
 
 class ElementHeads(nn.Module):
-    """Read from two layers' features of a patch what it shows; thrown away after training.
+    """Reads from two layers' features of a patch what it shows; discarded after training.
 
-    `near` reads what the patch itself shows from a lower layer, `far` what element it belongs to
-    from the last one.
+    `near` reads from a lower layer what the patch itself shows; `far` reads from the last layer
+    which element it belongs to.
     """
 
     FAR: ClassVar[dict[str, int]] = {
@@ -151,7 +151,7 @@ CLASSES = ("kind", "colour", "icon", "label", "row", "column")
 
 
 def element_loss(guesses: dict[str, torch.Tensor], labels: ElementLabels) -> torch.Tensor:
-    """How wrong are the guesses? On elements everything counts, elsewhere that there is none."""
+    """The loss of the guesses: on elements everything counts, elsewhere only that there is none."""
     classify, shown = nn.functional.cross_entropy, labels.on_element
     loss = classify(guesses["kind"], labels.kind)
     for name in CLASSES:
@@ -163,9 +163,9 @@ def element_loss(guesses: dict[str, torch.Tensor], labels: ElementLabels) -> tor
 
 
 def element_accuracy(guesses: dict[str, torch.Tensor], labels: ElementLabels) -> dict[str, float]:
-    """The share of element patches whose label is guessed; icons on buttons alone.
+    """The share of element patches whose label is guessed correctly; icons only on buttons.
 
-    centre: how far the guessed centre is off, a mean over x and y, as a share of the picture.
+    centre: the error of the guessed centre, a mean over x and y, as a share of the picture.
     """
     shown = labels.on_element
     hits = {name: guesses[name].argmax(-1) == getattr(labels, name) for name in CLASSES}

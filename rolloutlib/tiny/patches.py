@@ -1,4 +1,4 @@
-"""What every patch is asked while a tower learns."""
+"""What each patch has to tell while a tower learns."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import nn
 
 from rolloutlib.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES, Scene
 
-SILHOUETTE = 7  # an object's outline as a patch is asked for it: this many cells a side
+SILHOUETTE = 7  # cells per side of the outline of its object that a patch has to tell
 OFFSET_UNIT = 48.0  # pixels; offsets to an object's centre are learned in this unit
 
 
@@ -37,13 +37,13 @@ class PatchLabels:
 
 
 def stack_labels(labels: Iterable[PatchLabels]) -> PatchLabels:
-    """Labels of single scenes as those of a batch."""
+    """Stack the labels of single scenes into those of a batch."""
     columns = zip(*(vars(label).values() for label in labels), strict=True)
     return PatchLabels(*(torch.stack(column) for column in columns))
 
 
 def patch_labels(scene: Scene, patch: int) -> PatchLabels:
-    """What does each patch show? An object, where a sixth of the patch or more is covered by it.
+    """What each patch shows: an object, if it covers more than a sixth of the patch.
 
     Patches are squares of `patch` pixels; the last ones may reach beyond the picture.
     """
@@ -87,7 +87,7 @@ def _outline(mask: Bool[np.ndarray, "height width"]) -> tuple[np.ndarray, np.nda
 def once_half_seen(labels: PatchLabels) -> PatchLabels:
     """Labels for a reader in raster order: of an object's patches, only the second half keeps them.
 
-    Before, nobody could tell; there the shape is -100, which no loss counts, and the colour stays.
+    Before that, nobody can tell: the shape is -100, which the loss ignores; the colour stays.
     """
     shown = labels.on_object
     cell = (labels.row * len(COLUMNS) + labels.column).clamp(min=0)
@@ -103,9 +103,9 @@ def once_half_seen(labels: PatchLabels) -> PatchLabels:
 
 
 class PatchHeads(nn.Module):
-    """Reads from a patch's features what the patch shows; thrown away after training.
+    """Reads from a patch's features what the patch shows; discarded after training.
 
-    sizes: how many numbers each head gives; those of a scene's labels if nothing else is said.
+    sizes: how many numbers each head returns; by default those of a scene's labels.
     """
 
     SIZES: ClassVar[dict[str, int]] = {
@@ -129,7 +129,7 @@ class PatchHeads(nn.Module):
 
 
 def patch_loss(guesses: dict[str, torch.Tensor], labels: PatchLabels) -> torch.Tensor:
-    """How wrong are the guesses? What and which colour for all patches, the rest on objects."""
+    """The loss of the guesses: shape and colour for all patches, the rest only on objects."""
     shown = labels.on_object
     classify, binary = nn.functional.cross_entropy, nn.functional.binary_cross_entropy_with_logits
     loss = binary(guesses["silhouette"][shown], labels.silhouette[shown])
@@ -142,7 +142,7 @@ def patch_loss(guesses: dict[str, torch.Tensor], labels: PatchLabels) -> torch.T
 
 
 def patch_accuracy(guesses: dict[str, torch.Tensor], labels: PatchLabels) -> dict[str, float]:
-    """The share of object patches whose label is guessed, for each kind of label."""
+    """The share of object patches whose label is guessed correctly, for each kind of label."""
     shown = labels.on_object
     names = ("shape", "colour", "row", "column")
     hits = {n: guesses[n].argmax(-1)[shown] == getattr(labels, n)[shown] for n in names}

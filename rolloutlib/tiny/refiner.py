@@ -1,6 +1,6 @@
-"""A small temporal refiner: what a tracker says of each instance, made better by other frames.
+"""A small temporal refiner: it improves what a tracker says about each instance by other frames.
 
-Its six layers are built as those of DVIS (Zhang et al. 2023, "DVIS: Decoupled Video Instance
+Its six layers are built like those of DVIS (Zhang et al. 2023, "DVIS: Decoupled Video Instance
 Segmentation Framework"): attention over time, a short convolution over time, attention among
 the instances of a frame, attention to the frame's features, and a feed-forward part, each added
 to its input and then normalised.
@@ -42,17 +42,17 @@ class RefinerConfig(PreTrainedConfig):
 
 @dataclass(frozen=True)
 class Refined:
-    """What the refiner says of every instance in every frame, also where it is hidden."""
+    """What the refiner says about every instance in every frame, even where it is hidden."""
 
     colour: Float[torch.Tensor, "clip frame instance colours"]  # logits
-    centre: Float[torch.Tensor, "clip frame instance 2"]  # (x, y) in shares of the frame
+    centre: Float[torch.Tensor, "clip frame instance 2"]  # (x, y) as shares of the frame
 
 
 class TemporalRefiner(PreTrainedModel):
     """Refine what was observed of instances, frame by frame, with what other frames show.
 
-    The attention over time is `time_attention`, one `nn.MultiheadAttention` over
-    (frame, clip * instance, width) a layer.
+    The attention over time is `time_attention`: one `nn.MultiheadAttention` per layer, over
+    (frame, clip * instance, width).
     """
 
     config_class = RefinerConfig
@@ -90,7 +90,7 @@ class TemporalRefiner(PreTrainedModel):
         observations: Float[torch.Tensor, "clip frame instance colours"],
         pictures: Float[torch.Tensor, "clip frame 3 height width"],
     ) -> list[Refined]:
-        """What is known after each layer, so that training can ask every layer; the last counts."""
+        """What is known after each layer, so that training can use every layer; the last counts."""
         features = self.patches(pictures.flatten(0, 1) - 0.5).flatten(2).mT + self.where
         x = self.observation(observations) + self.when[: observations.shape[1], None]
         answers = []

@@ -1,4 +1,4 @@
-"""Generated scenes whose questions have one answer, in a region that is known.
+"""Generated scenes whose questions have one answer, in a known region.
 
 Coloured shapes lie in the cells of a 3 x 3 grid on crops of real photographs. So a map of where
 a model looked can be scored against where the answer is.
@@ -57,7 +57,7 @@ def _star() -> Float[np.ndarray, "10 2"]:
 
 def _cross() -> Float[np.ndarray, "12 2"]:
     arm = 0.34
-    corner = [(arm, arm), (1.0, arm), (1.0, -arm)]  # one arm; the others are turned copies
+    corner = [(arm, arm), (1.0, arm), (1.0, -arm)]  # one arm; the others are rotated copies
     turns = [np.linalg.matrix_power([[0, -1], [1, 0]], quarter) for quarter in range(4)]
     return np.concatenate([np.array(corner) @ turn for turn in turns])
 
@@ -92,7 +92,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with one answer; `region` are the pixels that hold it (none for a "no")."""
+    """A question with one answer; `region` marks the pixels that show it (none for a "no")."""
 
     kind: str
     text: str
@@ -110,12 +110,12 @@ class Scene:
 
 
 def load_photos(folder: str | Path, split: str = "train") -> list[Image.Image]:
-    """Which photographs may scenes stand on?
+    """Load the photographs that scenes may use as background.
 
     Those that PHOTOS lists for `split`, "train" or "test", as RGB pictures of their own sizes. No
-    photograph is in both, and further files of the folder change nothing.
+    photograph is in both; other files in the folder are ignored.
 
-    Raises ValueError for another split, FileNotFoundError where a photograph is missing.
+    Raises ValueError for any other split, FileNotFoundError if a photograph is missing.
     """
     if split not in PHOTOS:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
@@ -130,7 +130,7 @@ def make_scenes(
     size: tuple[int, int] = (336, 336),
     objects: tuple[int, int] = (2, 4),
 ) -> list[Scene]:
-    """`count` scenes of `size` (height, width) pixels; the same for the same seed.
+    """`count` scenes of `size` (height, width) pixels; the same seed gives the same scenes.
 
     objects: how many shapes a scene has, at least and at most.
 
@@ -153,9 +153,9 @@ def make_scene(
     size: tuple[int, int] = (336, 336),
     objects: tuple[int, int] = (2, 4),
 ) -> Scene:
-    """Some shapes of random kind, colour, size and turn, in cells of their own.
+    """A scene of shapes with random kind, colour, size and rotation, each in its own cell.
 
-    No two objects have both shape and colour in common, so "the red star" is always one. `size`
+    No two objects share both shape and colour, so "the red star" is always unique. `size`
     is (height, width) in pixels, each at least 48; `objects` are the fewest and the most shapes.
 
     >>> photo = Image.new("RGB", (400, 300))
@@ -165,8 +165,8 @@ def make_scene(
     >>> scene.questions[0].kind, scene.questions[0].text, scene.questions[0].answer
     ('shape', 'what shape is the pink object?', 'star')
 
-    Raises ValueError for a size too small to tell shapes, for a number of objects that the nine
-    cells cannot hold, or where there are no photos.
+    Raises ValueError for a size too small to tell shapes apart, for a number of objects that the
+    nine cells cannot hold, or if there are no photos.
     """
     fewest, most = objects
     if not 1 <= fewest <= most <= 9:
@@ -191,7 +191,7 @@ def make_scene(
 def random_crop(
     rng: np.random.Generator, photo: Image.Image, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A random part of a photograph, half its width or more, mirrored at random, at `size`."""
+    """A random part of a photograph, at least half as wide, perhaps mirrored, resized to `size`."""
     height, width = size
     scale = min(photo.width / width, photo.height / height) * rng.uniform(0.5, 1)
     left = rng.uniform(0, photo.width - width * scale)
@@ -202,9 +202,9 @@ def random_crop(
 
 
 def choose_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """`count` different (colour, shape) pairs, half of them with a twin in one of the two.
+    """`count` different (colour, shape) pairs; about half share one of the two with another pair.
 
-    Without twins, "where is the red star?" could be answered from "red" alone.
+    Otherwise "where is the red star?" could be answered from "red" alone.
     """
     looks: list[tuple[str, str]] = []
     while len(looks) < count:
@@ -220,7 +220,7 @@ def choose_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
 def draw_shape(
     rng: np.random.Generator, shape: str, cell: tuple[int, int], size: tuple[int, int]
 ) -> Float[np.ndarray, "height width"]:
-    """How far each pixel is covered by a shape, drawn at random inside its cell; in [0, 1]."""
+    """How much of each pixel a shape covers, in [0, 1]; it is drawn at random inside its cell."""
     cells = np.array([size[1], size[0]]) / 3
     radius = min(cells) * rng.uniform(0.31, 0.46)
     slack = cells / 2 - radius
@@ -242,7 +242,7 @@ def draw_shape(
 def questions(rng: np.random.Generator, objects: Sequence[SceneObject]) -> Iterator[Question]:
     """Every question about these objects that has exactly one answer.
 
-    And, for each object, one about something that is not there.
+    Also, for each object, one question about something that is not there.
     """
     for thing in objects:
         pair, region = f"{thing.colour} {thing.shape}", thing.mask
@@ -266,9 +266,9 @@ def is_there(pair: str) -> str:
 
 
 def absent_looks(rng: np.random.Generator, objects: Sequence[SceneObject]) -> list[tuple[str, str]]:
-    """As many (colour, shape) pairs as there are objects, none of them there, most of them nearly.
+    """As many (colour, shape) pairs as there are objects, none of them present, most nearly.
 
-    A pair is nearly there if its colour or its shape is, and more so if both are.
+    A pair is nearly present if its colour or its shape is, and more so if both are.
     """
     present = {(thing.colour, thing.shape) for thing in objects}
     colours, shapes = ({pair[part] for pair in present} for part in (0, 1))

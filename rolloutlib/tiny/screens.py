@@ -1,7 +1,7 @@
-"""Generated interface pictures whose instructions have one right element, in a box that is known.
+"""Generated screenshots whose instructions have one correct element, in a known box.
 
-Buttons with icons, text fields, check boxes and sliders stand in the cells of a 3 x 3 grid, on a
-light or a dark ground. So a click, and a map of where a model looked before it clicked, can be
+Buttons with icons, text fields, check boxes and sliders are in the cells of a 3 x 3 grid, on a
+light or a dark background. So a click, and a map of where a model looked before it clicked, can be
 scored against the element that was asked for.
 """
 
@@ -28,7 +28,7 @@ ICONS = SHAPES
 NAMED_BY = ("colour and icon", "icon", "colour", "kind", "place", "label")
 # Answers name only these coordinates of 0..999: the middles of 125 equal bins.
 NUMBERS = tuple(range(4, 1000, 8))
-# (height, width) in pixels; those for testing alone are between those for training.
+# (height, width) in pixels; those only for testing are between those for training.
 SIZES = {
     "seen": ((320, 448), (448, 320), (384, 384), (320, 416), (352, 384), (300, 400)),
     "unseen": ((352, 416), (416, 352), (400, 300)),
@@ -74,7 +74,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Instruction(Question):
-    """An instruction that only `element` fulfils, and its centre as (x, y) in 0..999."""
+    """An instruction that fits only `element`, and its centre as (x, y) in 0..999."""
 
     element: Element
     point: tuple[int, int]
@@ -98,14 +98,14 @@ def make_screens(
     sizes: Sequence[tuple[int, int]] = SIZES["seen"],
     elements: tuple[int, int] = (3, 6),
 ) -> list[Screen]:
-    """`count` screens, their (height, width) in turn from `sizes`; the same for the same seed.
+    """`count` screens, their (height, width) in turn from `sizes`; same seed, same screens.
 
     elements: how many elements a screen has, at least and at most.
 
     >>> [screen.picture.size for screen in make_screens(0, 3, sizes=[(288, 320), (320, 288)])]
     [(320, 288), (288, 320), (320, 288)]
 
-    Raises ValueError for a negative count, where there is no size, and what `make_screen` raises.
+    Raises ValueError for a negative count, for no sizes, and what `make_screen` raises.
     """
     if count < 0:
         raise ValueError(f"count must be 0 or more, got {count}")
@@ -124,9 +124,9 @@ def make_screen(
     size: tuple[int, int] = (320, 448),
     elements: tuple[int, int] = (3, 6),
 ) -> Screen:
-    """Some elements of random kind, colour, icon and label, in cells of their own.
+    """A screen of elements with random kind, colour, icon and label, each in its own cell.
 
-    No label is there twice, and no two buttons have both icon and colour in common. `size` is
+    No label occurs twice, and no two buttons share both icon and colour. `size` is
     (height, width) in pixels, each at least 288; `elements` are the fewest and the most.
 
     >>> screen = make_screen(np.random.default_rng(1), size=(288, 320))
@@ -134,7 +134,7 @@ def make_screen(
     ('click the green text field', '(500, 892)')
 
     Raises ValueError for a size too small for the largest element, or for a number of elements
-    that the labels of one kind cannot serve.
+    for which one kind has too few labels.
     """
     fewest, most = elements
     if not 1 <= fewest <= most <= 6:
@@ -156,7 +156,7 @@ def make_screen(
 
 
 def number_near(part: float) -> int:
-    """Which of NUMBERS is nearest to this share, in [0, 1], of a picture's width or height?
+    """The one of NUMBERS nearest to this share, in [0, 1], of a picture's width or height.
 
     >>> number_near(0.0), number_near(0.5), number_near(1.0)
     (4, 500, 996)
@@ -169,7 +169,7 @@ def number_near(part: float) -> int:
 
 
 def is_inside(point: tuple[int, int], box: Box, size: tuple[int, int]) -> bool:
-    """Is (x, y) in 0..999 inside a box of pixels, on a picture of `size` (height, width)?
+    """Whether (x, y) in 0..999 is inside a box of pixels, on a picture of `size` (height, width).
 
     >>> is_inside((500, 500), (40, 20, 60, 30), size=(50, 100))
     True
@@ -181,7 +181,7 @@ def is_inside(point: tuple[int, int], box: Box, size: tuple[int, int]) -> bool:
     return left <= x < right and top <= y < bottom
 
 
-# --- what can be said of the elements -------------------------------------------------------
+# --- what can be said about the elements ----------------------------------------------------
 
 
 class Look(NamedTuple):
@@ -203,7 +203,7 @@ def _choose_looks(rng: np.random.Generator, count: int) -> Iterator[Look]:
 
 
 def phrases(element: Element, elements: Sequence[Element]) -> dict[str, str]:
-    """How can this element, and no other of the elements, be named? Keys as in NAMED_BY.
+    """Phrases that name this element and no other; keys as in NAMED_BY.
 
     >>> first, field = make_screen(np.random.default_rng(3), elements=(2, 2)).elements
     >>> phrases(field, [first, field])["place"]
@@ -232,7 +232,7 @@ def _alike(one: Element, other: Element, parts: Sequence[str]) -> bool:
 
 
 def _centre(element: Element, size: tuple[int, int]) -> tuple[float, float]:
-    """Its middle as shares of the picture's width and height."""
+    """An element's centre as shares of the picture's width and height."""
     left, top, right, bottom = element.box
     return (left + right) / 2 / size[1], (top + bottom) / 2 / size[0]
 
@@ -248,7 +248,7 @@ def _instructions(elements: Sequence[Element], size: tuple[int, int]) -> Iterato
 
 
 def _questions(elements: Sequence[Element], size: tuple[int, int]) -> Iterator[Question]:
-    """What has each element that the phrase for it does not already tell?"""
+    """Questions about what the phrase for an element does not already tell."""
     for element in elements:
         right, down = (str(number_near(part)) for part in _centre(element, size))
         asked = [
@@ -281,7 +281,7 @@ def _cell_box(cell: tuple[int, int], size: tuple[int, int]) -> Box:
 def _draw_card(
     rng: np.random.Generator, picture: Image.Image, cell: tuple[int, int], greys: dict[str, int]
 ) -> None:
-    """A panel behind a cell: nothing that can be asked for."""
+    """A panel behind a cell; no instruction asks for it."""
     left, top, right, bottom = _cell_box(cell, picture.size)
     margin = int(rng.integers(2, 6))
     box = (left + margin, top + margin, right - margin, bottom - margin)
@@ -295,7 +295,7 @@ def _draw_element(
     look: Look,
     greys: dict[str, int],
 ) -> Element:
-    """Draw an element somewhere in its cell, and say what was drawn."""
+    """Draw an element somewhere in its cell, and return what was drawn."""
     font = ImageFont.load_default(FONT_SIZE)
     units = _needed(rng, look, int(np.ceil(font.getlength(look.label))))
     width, height = (length * UNIT for length in units)
@@ -340,7 +340,7 @@ class Pen:
 
 
 def _needed(rng: np.random.Generator, look: Look, text: int) -> tuple[int, int]:
-    """How wide and high, in units, does an element become whose label is `text` pixels wide?"""
+    """Width and height, in units, of an element whose label is `text` pixels wide."""
     if look.kind == "check box":
         return -(-(text + 32) // UNIT), 3
     if look.kind == "button":

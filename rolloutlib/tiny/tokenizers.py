@@ -1,4 +1,4 @@
-"""Tokenizers of few words, one for each small checkpoint."""
+"""Tokenizers with few words, one for each small checkpoint."""
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -25,12 +25,12 @@ QUESTION = (
 )
 NAMES = (*COLOURS, *SHAPES, *ROWS, *COLUMNS)
 VOCABULARY = (*SPECIAL, *PROMPT, *QUESTION, *NAMES)
-# What Fuyu's processor writes: picture, end of a row, end of the picture, begin of the answer.
+# What Fuyu's processor writes: picture, end of a row, end of the picture, start of the answer.
 FUYU_SPECIAL = ("<pad>", "<unk>", "</s>", "<s>", "|SPEAKER|", "|NEWLINE|", "<0x04>", "▁", "\n", "?")
 
 
 def scene_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word and sign that the scenes' questions and answers use.
+    """One token for each word and punctuation mark in the scenes' questions and answers.
 
     >>> scene_tokenizer().tokenize("What colour is the star?")
     ['what', 'colour', 'is', 'the', 'star', '?']
@@ -50,7 +50,7 @@ def scene_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def fuyu_tokenizer() -> PreTrainedTokenizerFast:
-    """The same words between Fuyu's signs; every text begins with "▁", which its processor cuts.
+    """The same words with Fuyu's special tokens; texts begin with "▁", which its processor drops.
 
     >>> fuyu_tokenizer().tokenize("|SPEAKER||NEWLINE|Where is it?\\n<0x04>")
     ['▁', '|SPEAKER|', '|NEWLINE|', 'where', 'is', '<unk>', '?', '\\n', '<0x04>']
@@ -75,7 +75,7 @@ def fuyu_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-# Qwen's own signs, and the words of questions and instructions about screens.
+# Qwen's own special tokens, and the words of questions and instructions about screens.
 SCREEN_SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -93,7 +93,7 @@ SCREEN_WORDS = (
 ALL_LABELS = tuple(label for labels in LABELS.values() for label in labels)
 SCREEN_NAMES = (*" ".join(KINDS).split(), *COLOURS, *ICONS, *ROWS, *COLUMNS, *ALL_LABELS)
 LETTERS = tuple(sorted(set("".join(ALL_LABELS))))
-# The chat template of Qwen3-VL, as far as one turn with pictures or videos needs it.
+# The part of Qwen3-VL's chat template that one turn with pictures or videos needs.
 SCREEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
@@ -106,7 +106,7 @@ SCREEN_TEMPLATE = (
 
 
 def screen_tokenizer() -> PreTrainedTokenizerFast:
-    """Qwen's signs, one token for each word about screens, and one for each coordinate.
+    """Qwen's special tokens, one token for each word about screens, and one for each coordinate.
 
     >>> tokenizer = screen_tokenizer()
     >>> tokenizer.tokenize('Click the button "save"<|im_end|>')

@@ -1,4 +1,4 @@
-"""Clips of coloured balls that are hidden in some frames: what is where, and when, is known."""
+"""Clips of coloured balls that are hidden in some frames; what is where, and when, is known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PALETTE = np.array(list(COLOURS.values()), dtype=np.float32) / 255
 
 @dataclass(frozen=True)
 class Tracks:
-    """Clips with what a tracker reports of each ball, and the truth.
+    """Clips with what a tracker reports about each ball, and the truth.
 
     pictures: the frames, red, green, blue in [0, 1]. A hidden ball is not painted.
     observations: the ball's colour, one-hot and with noise, where it is visible; noise elsewhere.
@@ -31,7 +31,7 @@ class Tracks:
     radius: Float[torch.Tensor, "clip instance"]
 
     def region(self, clip: int, instance: int) -> Bool[np.ndarray, "frame height width"]:
-        """The pixels of a ball; none in the frames in which it is hidden."""
+        """The pixels of a ball; none in frames where it is hidden."""
         centre, radius = self.centre[clip, :, instance], self.radius[clip, instance, None]
         disc = _disc(centre.numpy(), radius.numpy())
         return disc & self.visible[clip, :, instance, None, None].numpy()
@@ -45,10 +45,10 @@ def make_tracks(
     instances: int = 3,
     noise: float = 0.3,
 ) -> Tracks:
-    """Random clips; the same seed gives the same ones.
+    """Make random clips; the same seed gives the same clips.
 
-    Each ball runs along a curve from somewhere to somewhere, has a colour that no other ball of
-    the clip has, and is hidden for one stretch of a fifth to a half of the frames.
+    Each ball moves along a random curve, has a colour that no other ball of the clip has, and is
+    hidden once, for a fifth to a half of the frames.
 
     >>> tracks = make_tracks(seed=0, clips=2)
     >>> tuple(tracks.pictures.shape), tuple(tracks.observations.shape)
@@ -87,7 +87,7 @@ def _curves(rng: np.random.Generator, clips: int, frames: int, instances: int) -
 
 
 def _background(rng: np.random.Generator, clips: int, frames: int) -> np.ndarray:
-    """A slope of grey with some noise."""
+    """A grey gradient with some noise."""
     ys, xs = np.linspace(0, 1, SIZE[0])[:, None], np.linspace(0, 1, SIZE[1])
     down, right, level = rng.uniform([-0.2, -0.2, 0.4], [0.2, 0.2, 0.6], (clips, 3)).T
     slope = level[:, None, None] + down[:, None, None] * ys + right[:, None, None] * xs
@@ -97,7 +97,7 @@ def _background(rng: np.random.Generator, clips: int, frames: int) -> np.ndarray
 
 
 def _disc(centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """The pixels within `radius` of `centre`, `[... 2]` in shares of the frame."""
+    """The pixels within `radius` of `centre`, `[... 2]` as shares of the frame."""
     height, width = SIZE
     ys, xs = np.arange(height)[:, None] + 0.5, np.arange(width) + 0.5
     x, y = centre[..., 0, None, None] * width, centre[..., 1, None, None] * height

@@ -1,4 +1,4 @@
-"""What the training notebooks share: labels, starting weights, packed questions, one loop."""
+"""What the training notebooks share: one training loop, packed questions, saving."""
 
 import re
 import shutil
@@ -16,12 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixi
 
 from rolloutlib.tiny.scenes import Question
 
-# --- what each patch of a scene shows -------------------------------------------------------
-
-
-# --- starting weights -----------------------------------------------------------------------
-
-
 # --- one training loop ----------------------------------------------------------------------
 
 
@@ -34,10 +28,10 @@ def train(
     title: str,
     block: str = "layers.",
 ) -> list[float]:
-    """Minimise `loss_at(step)` over the parameters of `module` that want a gradient.
+    """Minimise `loss_at(step)` over the parameters of `module` that require a gradient.
 
-    Matrices inside blocks (whose path has `block` in it) are trained by Muon, all else by AdamW;
-    the rate rises to `peak` and falls again as a cosine. Returns the loss of every step.
+    Matrices inside blocks (whose path contains `block`) are trained by Muon, all others by AdamW;
+    the learning rate rises to `peak`, then falls along a cosine. Returns the loss of every step.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if block in name and p.ndim == 2]
@@ -74,7 +68,7 @@ def _rate(done: float) -> float:
 class Pack:
     """Questions of several scenes as token ids, `[scene question token]`, padded at the end.
 
-    targets: the token that each position has to predict, -100 where nothing is asked.
+    targets: the token that each position has to predict; -100 where there is none.
     """
 
     ids: Int[torch.Tensor, "scene question token"]
@@ -88,7 +82,7 @@ def pack_questions(
     *,
     template: str = "{question} ASSISTANT:",
 ) -> Pack:
-    """Questions with their answers and the closing token; only answers are to be predicted."""
+    """Pack questions with their answers and the closing token; only answers are to be predicted."""
     ids = torch.full((len(questions), len(questions[0]), length), tokenizer.pad_token_id)
     targets = torch.full_like(ids, -100)
     for scene, asked in enumerate(questions):
@@ -103,7 +97,7 @@ def pack_questions(
 
 
 def block_mask(prefix: int, questions: int, length: int) -> Bool[torch.Tensor, "1 1 token token"]:
-    """Who may look at whom: every question at the prefix and at itself, not at other questions."""
+    """What may attend to what: every question to the prefix and itself, not to other questions."""
     owner = torch.cat(
         [torch.full((prefix,), -1), torch.arange(questions).repeat_interleave(length)]
     )
@@ -114,7 +108,7 @@ def block_mask(prefix: int, questions: int, length: int) -> Bool[torch.Tensor, "
 def packed_positions(
     prefix: Int[torch.Tensor, "scene prefix"], start: int, pack: Pack
 ) -> Int[torch.Tensor, "scene token"]:
-    """Every question counts on from the whole prefix, as if it were the only one."""
+    """The positions of every question continue from the prefix, as if it were the only one."""
     scenes, count, length = pack.ids.shape
     each = torch.arange(start, start + length).repeat(count)
     return torch.cat([prefix, each.expand(scenes, -1)], 1)
@@ -123,7 +117,7 @@ def packed_positions(
 def answered_exactly(
     logits: Float[torch.Tensor, "scene question token word"], pack: Pack
 ) -> Bool[torch.Tensor, "scene question"]:
-    """Which answers would greedy generation give word for word, closing token included?"""
+    """Which answers greedy generation would give word for word, closing token included."""
     right = (logits.argmax(-1) == pack.targets) | (pack.targets == -100)
     return right.all(-1)
 
@@ -137,7 +131,7 @@ def generate_answers(
     batch_size: int = 10,
     max_new_tokens: int = 8,
 ) -> list[str]:
-    """What does the model answer to each (picture, question), by its own `generate`?
+    """The model's answer to each (picture, question), by its own `generate`.
 
     Each question is put into the processor's chat template; decoding is greedy.
     """
@@ -165,10 +159,10 @@ def _chat_prompt(processor: ProcessorMixin, question: str) -> str:
 def save_checkpoint(
     folder: str | Path, model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerFast
 ) -> Path:
-    """Write a model, its weights in half precision as safetensors, and its processor.
+    """Save a model, its weights in half precision as safetensors, and its processor.
 
     The configuration keeps the model's own dtype: a float32 model is half as large on disk, and
-    computes in float32 when it is loaded again. What was in the folder is replaced at once, when
+    computes in float32 when it is loaded again. The old folder is replaced in one step, when
     the new files are complete.
     """
     folder = Path(folder)

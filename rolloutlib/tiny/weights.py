@@ -1,4 +1,4 @@
-"""First weights that spare a small model what it need not discover."""
+"""Initial weights that save a small model from discovering the obvious."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from rolloutlib.tiny.screens import NUMBERS
 def sine_cosine_positions(
     grid: tuple[int, int], width: int
 ) -> Float[torch.Tensor, "patch {width}"]:
-    """Where a patch is, as sines and cosines of its row and column (Vaswani et al. 2017)."""
+    """The place of a patch, as sines and cosines of its row and column (Vaswani et al. 2017)."""
     waves = torch.exp(-torch.arange(width // 4) * np.log(1000.0) / (width // 4))
     ys, xs = torch.meshgrid(*(torch.arange(n, dtype=torch.float) for n in grid), indexing="ij")
     angles = torch.stack([ys.flatten(), xs.flatten()], 1)[..., None] * waves
@@ -20,7 +20,7 @@ def sine_cosine_positions(
 
 @torch.no_grad()
 def look_for_the_same(query: nn.Linear, key: nn.Linear, heads: int) -> None:
-    """Start attention as "same content, same place": each head compares by one projection."""
+    """Start attention as "same content, same place": a head's queries and keys are equal."""
     for block in range(heads):
         rows = slice(block * query.out_features // heads, (block + 1) * query.out_features // heads)
         projection = torch.empty_like(query.weight[rows])
@@ -39,7 +39,7 @@ CYCLES = (0.5, 0.75, 1, 1.5, 2, 3, 5, 8)  # of a number's sines and cosines over
 
 
 def number_codes() -> Float[torch.Tensor, "number code"]:
-    """Each of NUMBERS as sines and cosines, so that neighbours are alike.
+    """Each of NUMBERS as sines and cosines, so that neighbours are similar.
 
     >>> codes = number_codes()
     >>> likeness = codes @ codes[60] / codes[60].norm() ** 2
@@ -51,8 +51,8 @@ def number_codes() -> Float[torch.Tensor, "number code"]:
 
 
 def cosine_basis(fine: int, coarse: int, side: int = 16) -> Float[torch.Tensor, "wave pixel"]:
-    """A patch of (3, side, side) pixels as waves: `fine` frequencies a direction of its brightness,
-    `coarse` ones of red against blue and of green against both. Orthonormal, like JPEG's.
+    """A patch of (3, side, side) pixels as waves: `fine` frequencies per direction for brightness,
+    `coarse` ones for red against blue and green against both. Orthonormal, like JPEG's.
 
     >>> basis = cosine_basis(12, 5)
     >>> basis.shape, torch.allclose(basis @ basis.T, torch.eye(194), atol=1e-5)

@@ -9,7 +9,7 @@ from rolloutlib import attention_received, rollout, rollout_by_layer, rollout_ro
 
 
 def random_layers(seed, depth, heads, size, batch=None, causal=False):
-    """Softmax attention with some peaks, float64, `[batch head query key]` or without batch."""
+    """Softmax attention with some peaks, float64, `[batch head query key]` or without a batch."""
     rng = np.random.default_rng(seed)
     shape = (depth, *([] if batch is None else [batch]), heads, size, size)
     scores = np.exp(rng.normal(scale=2, size=shape))
@@ -41,7 +41,7 @@ def cases(draw):
 
 
 def expected_products(layers, how):
-    """The float64 reference, whatever batch the layers have."""
+    """The float64 reference, for layers with or without a batch."""
     if layers[0].ndim == 3:
         return reference.products(layers, **how)
     items = [
@@ -107,7 +107,7 @@ def test_layers_longer_than_a_chunk():
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_causal_layers_longer_than_a_tile(depth):
-    """Their products are triangles, of which the empty half is not computed."""
+    """Their products are triangles, whose empty half is not computed."""
     layers = random_layers(10, depth, heads=2, size=1300, causal=True)
     expected = reference.products(layers)[-1]
     result = rollout(layers)
@@ -118,7 +118,7 @@ def test_causal_layers_longer_than_a_tile(depth):
 
 
 def test_layers_whose_first_tokens_see_each_other():
-    """As a prefix of image tokens does in some decoders: neither triangles nor full."""
+    """Like a prefix of image tokens in some decoders: neither triangles nor full."""
     layers = random_layers(11, depth=4, heads=2, size=1300)
     for layer in layers:
         layer[:, :700, 700:] = 0

@@ -26,7 +26,7 @@ def memory_of(name: str, which: str, small: bool) -> int | list[int]:
 
 
 def main() -> int:
-    """1 where an answer is too far from float64, else 0: being slow is no failure."""
+    """1 if an answer is too far from float64, else 0: being slow is not a failure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs"))
     parser.add_argument("--small", action="store_true", help="tiny sizes, in seconds")
@@ -48,7 +48,7 @@ def main() -> int:
         for row in rows_in_a_fresh_process(name, options.small):
             print(line(row), flush=True)
             table.append(row)
-        write_report(options.out, table, curves, options.load)  # a stopped run leaves what it has
+        write_report(options.out, table, curves, options.load)  # a stopped run keeps these
     if "routes" in options.only and not options.small:  # a notebook has no tiny size
         from benchmarks.routes import route_rows  # with Dask, which would disturb what is measured
 

@@ -1,4 +1,4 @@
-"""Other ways to the same numbers: as plain code writes it, and as other packages do."""
+"""Other ways to the same numbers: in plain code, and by other packages."""
 
 import importlib.util
 import math
@@ -11,7 +11,7 @@ Layers = list[torch.Tensor]
 
 
 def teaching_class(layers: Layers, discard_ratio: float) -> torch.Tensor:
-    """Fuse, add the residual, discard by sorting, multiply: as teaching code does it."""
+    """Fuse, add the residual, discard by sorting, multiply: as teaching code does."""
     product = None
     for attention in layers:
         fused = attention.mean(dim=0)
@@ -47,7 +47,7 @@ def eager_attention(layers: list) -> Layers:
 
 
 def dense_product(attentions: Layers, rows: list[int]) -> torch.Tensor:
-    """The whole product of kept attention `[1 head query key]`, of which some rows are used."""
+    """The whole product of stored attention `[1 head query key]`; only some rows are used."""
     return teaching_class([attention[0] for attention in attentions], 0.0)[rows]
 
 
@@ -57,9 +57,9 @@ def column_sums(layers: list) -> torch.Tensor:
 
 
 def exponentials_alone(layers: list, heads: int, height: int, width: int) -> None:
-    """exp(QKᵀ) of recorded layers in tiles of some heads, and nothing done with it.
+    """exp(QKᵀ) of recorded layers in tiles of some heads; the result is not used.
 
-    With the tiles that were the fastest of those tried.
+    With the fastest tiles of those tried.
     """
     room = torch.empty(heads * height * width)
     for layer in layers:
@@ -117,7 +117,7 @@ def _glassbox(package: str, module: str, layers: Layers) -> Callable:
 
 
 def _without_model(kind: type) -> object:
-    """The class ready to be given attention, without the model that it would record."""
+    """The class, ready for attention, without the model that it would record."""
     return kind.__new__(kind)
 
 

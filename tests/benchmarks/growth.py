@@ -52,7 +52,7 @@ def growth(small: bool) -> dict[str, dict]:
 
 
 def chosen(points: list[int], small: bool) -> list[int]:
-    """The points to measure: two do to try the code."""
+    """The points to measure: two are enough to try the code."""
     return points[:2] if small else points
 
 

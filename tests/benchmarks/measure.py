@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-SIZE = 1024  # of the matrices whose product says how fast the machine is in that round
+SIZE = 1024  # side of the matrices whose product shows how fast the machine is in that round
 
 
 def times(contenders: dict[str, Callable], rounds: int) -> dict[str, float]:
     """Median CPU seconds of each contender, and of "sgemm", over rounds in which all take turns.
 
-    What else runs on the machine slows all contenders of a round alike.
+    Other programs on the machine slow all contenders of a round equally.
     """
     matrix = torch.rand(SIZE, SIZE)
     contenders = contenders | {"sgemm": lambda: matrix @ matrix}
@@ -33,17 +33,17 @@ def times(contenders: dict[str, Callable], rounds: int) -> dict[str, float]:
 
 
 def sgemm_speed(seconds: float) -> float:
-    """Floating point operations per second of the product that `times` times."""
+    """Floating point operations per second of the product that `times` measures."""
     return 2 * SIZE**3 / seconds
 
 
 def peak_memory(run: Callable) -> int:
     """The most bytes that a call needs beyond what the process holds before it. Linux only.
 
-    Without the code of libraries that it is the first to use, which the system reads from files.
+    Not counting library code that it is the first to use, which the system reads from files.
     """
     ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, but is kept by the C library
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status()
     result = run()
     after = _status()

@@ -73,7 +73,7 @@ def line(row: dict) -> str:
 
 
 def missed(row: dict, table: list[dict]) -> str:
-    """How far a row is from its target, and from the limit of its workload if that is known."""
+    """How far a row is from its target, and from its workload's limit if that is known."""
     same = (other for other in table if other["workload"] == row["workload"])
     limit = next((x["value"] for x in same if x["measure"] == row["measure"] + LIMIT), None)
     allows = "" if limit is None else f"; the limit is {limit:.3g}"

@@ -1,4 +1,4 @@
-"""`rollout sweep --direct` against papermill: seconds of a run, and whether both say the same."""
+"""`rollout sweep --direct` against papermill: seconds per run, and whether both agree."""
 
 import tempfile
 from pathlib import Path
@@ -20,7 +20,7 @@ def _row(name: str) -> dict:
     notebook = NOTEBOOKS / f"{name}.ipynb"
     with tempfile.TemporaryDirectory() as folder:
         papermill = sweep(notebook, [SECOND], Path(folder, "papermill"), workers=1)
-        # The first run loads; what every further run of a grid takes is what the second takes.
+        # The first run loads everything; every further run of a grid takes as long as the second.
         direct = sweep(notebook, [FIRST, SECOND], Path(folder, "direct"), workers=1, direct=True)
     if papermill.failures or direct.failures:
         raise RuntimeError(f"{name} failed: {papermill.failures | direct.failures}")

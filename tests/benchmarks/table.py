@@ -1,4 +1,4 @@
-"""The lines of the table: one workload measured, checked against float64, and divided."""
+"""The lines of the table: each workload is measured and checked against float64."""
 
 import os
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from benchmarks.measure import (
 from benchmarks.workloads import LOUD, OURS, WORKLOADS, Ratio, Workload
 
 MEGABYTE = 2**20
-LOUD_TOLERANCE = 1e-3  # a score of 300 in float32 is known to 3e-5, and its exponential no better
+LOUD_TOLERANCE = 1e-3  # in float32 a score of 300 is exact to 3e-5, and its exponential no better
 
 
 def rows_in_a_fresh_process(name: str, small: bool) -> list[dict]:
-    """`rows_of` where no other workload has left memory behind, which is faster than new memory."""
+    """`rows_of` in a process without memory of other workloads, which is faster than new memory."""
     return in_a_fresh_process(["--workload", name], small, {})
 
 
@@ -55,7 +55,7 @@ def disagreements(workload: Workload) -> dict[str, float]:
 
 
 def on_all_cores(run: Callable) -> Any:
-    """What is not timed need not take its time."""
+    """Use all cores: what runs here is not timed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count())
     try:
@@ -65,7 +65,7 @@ def on_all_cores(run: Callable) -> Any:
 
 
 def seconds_of(workload: Workload) -> dict[str, float]:
-    """Median seconds of the contenders that some line is about, of sgemm and of the limit."""
+    """Median seconds of the contenders that lines compare, of sgemm and of the limit."""
     timed = {*sides(workload.ratios, memory=False), OURS}
     contenders = {name: run for name, run in workload.contenders.items() if name in timed}
     if workload.reading is not None:
@@ -76,7 +76,7 @@ def seconds_of(workload: Workload) -> dict[str, float]:
 
 
 def sides(ratios: list[Ratio], *, memory: bool) -> set[str]:
-    """The contenders whose memory, or whose time, some line is about."""
+    """The contenders whose memory, or whose time, a line compares."""
     chosen = [ratio for ratio in ratios if ratio.memory == memory]
     several = [name for ratio in chosen if isinstance(ratio.over, tuple) for name in ratio.over]
     single = [ratio.over for ratio in chosen if isinstance(ratio.over, str)]
@@ -100,8 +100,8 @@ def row(
     value: float,
     ratio: Ratio | None = None,
 ) -> dict:
-    """One line: `met` is None where nothing was aimed at. Agreement is that of the contender
-    whose speed or memory the line is about."""
+    """One line: `met` is None if there is no target. Agreement is that of the contender whose
+    speed or memory the line is about."""
     target = ratio.target if ratio and ratio.target else None
     met = None
     if target is not None:

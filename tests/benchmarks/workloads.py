@@ -1,4 +1,4 @@
-"""What is timed: for each workload its contenders, and what all of them should answer."""
+"""What is timed: the contenders of each workload, and the answer that all should give."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from rolloutlib.video import spatial_rollout
 
 OURS = "rolloutlib"
 LOUD = "scores up to 300"
-ALONE = "exp(QKᵀ) alone"  # which cannot be avoided, were all else for nothing
-LIMIT = ", machine's limit"  # after the name of a measure: what no code could surpass
+ALONE = "exp(QKᵀ) alone"  # which cannot be avoided, even if all else took no time
+LIMIT = ", machine's limit"  # after the name of a measure: the limit that no code could beat
 
 
 @dataclass
 class Ratio:
-    """One line of the table: how two contenders compare, and what was aimed at.
+    """One line of the table: how two contenders compare, and the target.
 
     measure: what the number means.  over, under: the contenders divided; of several, the best one.
     Beside the contenders there are "limit", the time of reading the input once and of the products
@@ -85,7 +85,7 @@ def recorded_layers(
 
 
 def sdpa_pass(layers: list[Call], values: list[torch.Tensor]) -> None:
-    """What attention itself costs in these layers."""
+    """The cost of attention itself in these layers."""
     for layer, value in zip(layers, values, strict=True):
         F.scaled_dot_product_attention(
             layer.query, layer.key, value, is_causal=layer.causal, scale=layer.scaling
@@ -125,7 +125,7 @@ def float64_received(layers: list[Call]) -> np.ndarray:
 
 
 def teaching(small: bool) -> Workload:
-    from rolloutlib.teaching import AttentionRollout  # with all that draws, which takes seconds
+    from rolloutlib.teaching import AttentionRollout  # with plotting, which takes seconds
 
     layers = softmax_layers(3, 2, 40, 40) if small else softmax_layers(24, 16, 433, 433)
     plain = {"discard_ratio": 0.1}
@@ -386,7 +386,7 @@ def generation(small: bool, length: int, target: float) -> Workload:
 
 
 def limits(measure: str, over: str | tuple[str, ...], row: str = "one row") -> list[Ratio]:
-    """What the machine's limits allow, where attention is read once."""
+    """The least time and memory the machine allows, if attention is read once."""
     return [
         Ratio(f"{measure}, whole matrix{LIMIT}", over, "limit"),
         Ratio(f"{measure}, {row}{LIMIT}", over, "reading"),
@@ -394,7 +394,7 @@ def limits(measure: str, over: str | tuple[str, ...], row: str = "one row") -> l
 
 
 def _read_and_select(layer: torch.Tensor) -> None:
-    """What a discarding layer cannot do without: its entries read, and a threshold selected."""
+    """What a discarding layer always needs: to read its entries, and to select a threshold."""
     layer.sum()
     np.partition(layer[0].numpy().ravel(), layer[0].numel() // 10)
 

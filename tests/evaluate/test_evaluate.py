@@ -78,7 +78,7 @@ def test_scores_are_the_same_on_every_grid(shape):
 
 @given(st.integers(0, 1000))
 def test_shares_of_tokens_give_the_scores_of_their_pixels(seed):
-    """The picture was enlarged, so that 3 of its pixels are one token's width."""
+    """The picture was enlarged: one token is 3 of its pixels wide."""
     rng = np.random.default_rng(seed)
     view = View((12, 18), (24, 36), (0, 6), (24, 24), token=6, grid=(4, 4))
     region = np.zeros((12, 18), bool)

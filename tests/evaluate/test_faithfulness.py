@@ -1,4 +1,4 @@
-"""The committed table of notebook 08, and the sentences that the notebook makes of a table."""
+"""The committed table of notebook 08, and the sentences that the notebook derives from a table."""
 
 import nbformat
 import pandas as pd
@@ -81,7 +81,7 @@ def test_a_verdict_says_what_limits_a_map(made_up, tell, capsys):
     told = capsys.readouterr().out
     assert "It points worst for “there”: 0.50 [0.49, 0.51]; for all else: 0.95." in told
     assert "Deletion of the region itself: -9.00" in told
-    assert "clearly worse than centre." in told  # and not than the region, which knows the answer
+    assert "clearly worse than centre." in told  # the region, which knows the answer, is left out
 
 
 def test_every_shown_map_reaches_the_aim_on_500_cases(full, tell, capsys):

@@ -58,7 +58,7 @@ def test_maps_are_those_of_the_recording_without_gradients(asked):
 
 
 def test_to_patches_equals_the_product_written_out(asked):
-    """Tokens' relevance in equal shares on what they were merged from, then layer by layer."""
+    """Relevance of tokens in equal shares on what they were merged from, then layer by layer."""
     _, answer, evidence = asked
     patches = answer.image.patches
     if patches is None:

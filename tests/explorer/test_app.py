@@ -1,4 +1,4 @@
-"""The explorer as a page of its own: what it says, and in a real browser behind its token."""
+"""The explorer as a page of its own: what it says, also in a real browser with its token."""
 
 import io
 import os

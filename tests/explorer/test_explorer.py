@@ -21,7 +21,7 @@ from rolloutlib.grid import View
 from rolloutlib.overlay import overlay
 
 rng = np.random.default_rng(0)
-# 3 x 4 tokens of 10 pixels, cut out of the middle of a picture that is wider.
+# 3 x 4 tokens of 10 pixels, cropped from the middle of a wider picture.
 VIEW = View((30, 60), (30, 60), (0, 10), (30, 40), 10, (3, 4))
 PICTURE = Image.fromarray(rng.integers(0, 256, (30, 60, 3), dtype=np.uint8))
 WORDS = ["what", "is", "blue", "sky"]
@@ -122,7 +122,7 @@ def test_steps_of_a_video_are_pictures_in_time(tmp_path, to_patches):
     explorer = explore(answer, to_patches=to_patches)
     sent = explorer.maps.pictures
     assert [picture["label"] for picture in sent] == ["frames 0–1", "frames 2–3", "frames 4–4"]
-    grid = [6, 8] if to_patches else [3, 4]  # two frames a step, the last one twice
+    grid = [6, 8] if to_patches else [3, 4]  # two frames per step, the last one twice
     assert [picture["grid"] for picture in sent] == [grid] * 3
     shown = [Image.open(io.BytesIO(picture["data"])).getpixel((5, 5))[0] for picture in sent]
     np.testing.assert_allclose(shown, [0, 100, 200], atol=3)
@@ -229,7 +229,7 @@ def test_a_notebook_that_cannot_show_it_live_gets_the_picture():
 
 @pytest.mark.parametrize("name", ["viridis", "cividis", "magma"])
 def test_colours_can_be_told_by_their_lightness_alone(name):
-    """So those who see no red or green can: a higher value is lighter, step for step."""
+    """Also by readers who do not see red or green: a higher value is always lighter."""
     sent = np.frombuffer(single().maps.palettes[name], np.uint8).reshape(256, 4)[:, :3] / 255
     linear = np.where(sent <= 0.04045, sent / 12.92, ((sent + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]  # of sRGB, IEC 61966-2-1

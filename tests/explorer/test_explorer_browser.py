@@ -85,7 +85,7 @@ rng = np.random.default_rng(1)
 WORDS = ["where", "is", "it", "top", "left"]
 ON_PICTURE = rng.random((5, 6, 8)) / 100
 ON_WORDS = rng.random((5, 5)) / 50
-# 6 x 8 tokens of 10 pixels from the middle of a picture that is wider.
+# 6 x 8 tokens of 10 pixels from the middle of a wider picture.
 VIEW = View((60, 120), (60, 120), (0, 20), (60, 80), 10, (6, 8))
 PICTURE = Image.fromarray(rng.integers(0, 256, (60, 120, 3), dtype=np.uint8))
 
@@ -96,7 +96,7 @@ def five_words(**look):
 
 
 def page_of(explorer, folder):
-    """Its page from the disk, as the gallery writes that of an executed notebook."""
+    """Its page on disk, as the gallery writes the page of an executed notebook."""
     state = {"state": dependency_state([explorer], drop_defaults=False)}
     data = {WIDGET_VIEW: {"model_id": explorer.model_id}, "text/plain": "Explorer()"}
     cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])
@@ -118,12 +118,12 @@ def show(browser, tmp_path):
         return page
 
     yield open_page
-    # Reading pixels, as these tests do and the explorer does not, is what Chromium warns of.
+    # Chromium warns about reading pixels, which these tests do and the explorer does not.
     assert [text for part in complaints for text in part if "willReadFrequently" not in text] == []
 
 
 def expected_colours(heatmap, power=1.0, colours="viridis"):
-    """The colour of each token without blur: by the definition, not by the package."""
+    """The colour of each token without blur, from the definition, not from the package."""
     scaled = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
     return 255 * mpl.colormaps[colours](scaled**power)
 
@@ -347,7 +347,7 @@ def test_a_page_with_sixty_four_words_is_below_five_megabytes(tmp_path):
 
 
 def test_five_hundred_words_on_a_large_picture_stay_smooth(show):
-    """Time of the processor and not of the clock: other programs may keep this one waiting."""
+    """CPU time, not clock time: other programs may keep this one waiting."""
     view = View((3000, 4000), (3008, 4000), (0, 0), (3008, 4000), 32, (94, 125))
     picture = Image.linear_gradient("L").convert("RGB").resize((4000, 3000))
     words = [f"word{number}" for number in range(500)]
@@ -379,7 +379,7 @@ def test_five_hundred_words_on_a_large_picture_stay_smooth(show):
 
 @contextmanager
 def jupyterlab(folder):
-    """JupyterLab on this folder, on loopback and behind a token; the address of its notebook."""
+    """JupyterLab on this folder, on loopback with a token; the address of its notebook."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -137,7 +137,7 @@ def test_spoilt_meta_is_named(folder):
 
 
 def test_a_failed_write_leaves_what_was_there(folder, monkeypatch):
-    """A disk that is full after two layers, of which none may be beside older ones."""
+    """The disk is full after two layers; these must not be mixed with older ones."""
 
     def full(file, **arrays):
         if "layer_2" in file.name:

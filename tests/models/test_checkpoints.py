@@ -32,7 +32,7 @@ def llava():
 
 @pytest.fixture(scope="module")
 def asked():
-    """One question for each of 120 scenes on photographs that were held out from training."""
+    """One question for each of 120 scenes on photographs held out from training."""
     rng = np.random.default_rng(20)
     scenes = make_scenes(20, 120, load_photos(DATA / "images", split="test"))
     return [
@@ -67,7 +67,7 @@ def clicker():
 
 @pytest.fixture(scope="module")
 def instructed():
-    """One instruction for each of 60 screens that were held out from training."""
+    """One instruction for each of 60 screens held out from training."""
     rng = np.random.default_rng(20)
     return [(screen, rng.choice(screen.instructions)) for screen in make_screens(20, 60)]
 
@@ -82,7 +82,7 @@ def share_of_clicks_inside(model, instructed):
 
 
 def test_tiny_qwen3_vl_clicks_with_its_adapter_and_not_without(clicker, instructed):
-    # 90 % of 500 held-out screens; of 60 a model as good as that has 85 % or more nine times in ten
+    # 90 % of 500 held-out screens; on 60, such a model gets 85 % or more nine times in ten
     assert share_of_clicks_inside(clicker, instructed) >= 0.85
     with clicker.without_adapter():
         assert share_of_clicks_inside(clicker, instructed) < 0.3

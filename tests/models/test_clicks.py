@@ -1,4 +1,4 @@
-"""Points in the text of an answer, and the tokens that they are written with."""
+"""Points in the text of an answer, and the tokens that spell them."""
 
 import pytest
 import torch
@@ -95,7 +95,7 @@ def test_a_point_outside_says_so_and_keeps_its_tokens(qwen, asked, point):
 
 
 def test_numbers_that_are_one_token_each_are_found(qwen, asked, monkeypatch):
-    """As a tokenizer of whole words does, which puts a space between any two tokens."""
+    """With a tokenizer of whole words, which puts a space between any two tokens."""
     tokenizer = word_tokenizer()
     tokenizer.add_tokens(["412", "96", "(", ")", ","])
     monkeypatch.setattr(qwen.processor, "tokenizer", tokenizer)

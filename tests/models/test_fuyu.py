@@ -55,7 +55,7 @@ def test_boxes_are_where_the_processor_took_each_patch_from(size):
         x, y = left + within * scale[1], top + within * scale[0]
         shown = patch[np.ix_(y < size[0], x < size[1])]
         expected = np.stack(np.meshgrid(x[x < size[1]], y[y < size[0]]), -1) - 0.5
-        # Reducing moves colours at the rim by less than a pixel of the reduced picture.
+        # Reducing moves colours at the edge by less than a pixel of the reduced picture.
         unit = np.maximum(255 / limits, 1) * (1.5 if scale.max() > 1 else 1)
         assert (np.abs(shown - expected / limits * 255) <= unit).all()
 

@@ -97,7 +97,7 @@ def test_gradients_come_with_the_logits_of_the_answer(llava, answer, picture):
     layers = weigh_by_gradient(recording["language"], logits[1])
     assert (layers[-1].weights[0, answer.rows[1]] > 0).any()
     last_but_one = answer.rows[2]
-    assert (layers[-1].weights[0, last_but_one] == 0).all()  # a later row has no say in it
+    assert (layers[-1].weights[0, last_but_one] == 0).all()  # a later row does not affect it
 
 
 def test_two_pictures_in_one_prompt(llava, picture):

@@ -160,7 +160,7 @@ def assert_equal_to_eager(recording, expected):
     for name, calls in expected:
         whole = torch.zeros(calls[0].shape[1], *by_name[name].shape[1:])
         start = 0
-        for call in calls:  # one call for each picture, or each step in time
+        for call in calls:  # one call for each picture, or each time step
             stop = start + call.shape[-1]
             whole[:, start:stop, start:stop] = call[0]
             start = stop
@@ -269,7 +269,7 @@ def test_an_answer_finds_the_tokens_of_each_picture(qwen, pictures):
 def test_a_video_has_a_map_for_each_step_in_time(qwen, pictures):
     frames = [pictures[0].rotate(10 * turn) for turn in range(5)]
     answer = qwen.generate(frames, "what", max_new_tokens=2, min_new_tokens=2, frame_rate=2.0)
-    assert answer.image.view.grid == (3, 3, 4)  # two frames a step, the last one twice
+    assert answer.image.view.grid == (3, 3, 4)  # two frames per step, the last one twice
     assert answer.image.patches.view.grid == (3, 6, 8)
     recording = qwen.record(answer)
     relevance = rollout_rows(recording["language"], answer.rows)[0]

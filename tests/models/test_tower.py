@@ -37,7 +37,7 @@ def llava(tmp_path_factory):
 
 
 def merge_matrix(rows, columns, merge, steps=1):
-    """Which share of each token every patch's output has, both row by row, from the definition."""
+    """The share of each patch's output in each token, both row by row, from the definition."""
     matrix = np.zeros((steps, rows, columns, steps, rows * merge, columns * merge))
     for step, row, column in np.ndindex(steps, rows, columns):
         y, x = row * merge, column * merge
@@ -46,7 +46,7 @@ def merge_matrix(rows, columns, merge, steps=1):
 
 
 def raster(rows, columns, merge, steps=1):
-    """Where each patch, row by row, stands in the tower's sequence, from the definition."""
+    """Where each patch, row by row, is in the tower's sequence, from the definition."""
     order = []
     for step, row, column in np.ndindex(steps, rows, columns):
         for y, x in np.ndindex(merge, merge):
@@ -133,7 +133,7 @@ def test_llava_from_decision_to_patches_is_one_product(llava, settings):
     prompt = "<image> <image> what colour ?"
     answer = llava.generate(pictures((60, 90), (80, 50)), prompt, max_new_tokens=2)
     recording = llava.record(answer)
-    assert len(recording["vision"]) == 3  # of which the last feeds nothing
+    assert len(recording["vision"]) == 3  # the last one feeds nothing
     relevance = rollout_rows(recording["language"], answer.rows)[0]
     for sequence, image in enumerate(answer.images):
         tower = dense_rollout(recording["vision"][:2], sequence, **settings)

@@ -48,7 +48,7 @@ def test_models_without_blocks_are_named():
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """The package's weights, read out of its file as a new user's first run does."""
+    """The package's weights, extracted from its file as in a new user's first run."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))

@@ -30,7 +30,7 @@ def llava():
 def eager_reference(model, inputs, pick):
     """E_h[(∇A ⊙ A)⁺] by autograd through transformers' own eager attention.
 
-    Everything is float64 but the eager softmax, which is always float32.
+    Everything is float64 except the eager softmax, which is always float32.
     """
     model.set_attn_implementation("eager")
     output = model(**inputs, output_attentions=True)
@@ -100,7 +100,7 @@ def test_the_model_answers_as_before(llava, inputs):
 
 
 def test_multihead_attention_by_a_nudge_of_its_weights():
-    """A weight's gradient is what the output gains when its value row is added a little more."""
+    """A weight's gradient is what the output gains if slightly more of its value row is added."""
     refiner = TemporalRefiner(RefinerConfig(depth=2, width=16)).double().eval()
     tracks = make_tracks(0, clips=1, frames=5)
     inputs = tracks.observations.double(), tracks.pictures.double()

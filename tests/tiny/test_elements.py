@@ -60,7 +60,7 @@ def test_the_merge_order_is_that_of_the_processor():
 
 
 def test_labels_say_what_every_patch_shows(screens):
-    """Against counting pixels, one patch after the other."""
+    """Compared with counting pixels, one patch at a time."""
     for screen in screens:
         grid = grid_of(screen)
         labels = element_labels(screen, grid)
@@ -91,7 +91,7 @@ def pixels_inside(box, row, column):
 
 
 def letters_in(screen, row, column):
-    """The letters of which two fifths lie in this patch."""
+    """The letters that have two fifths of their area in this patch."""
     return {
         letter
         for element in screen.elements

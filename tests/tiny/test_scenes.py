@@ -1,4 +1,4 @@
-"""The scenes say what is where, and every question has the one answer that they claim."""
+"""The scenes say what is where, and every question has exactly the answer they claim."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_a_mask_is_exactly_what_its_object_paints(scenes):
 
 
 def test_shapes_differ_by_more_than_their_turn(scenes):
-    """Only a ring has a hole; only circles and squares fill most of the box around them."""
+    """Only a ring has a hole; only circles and squares fill most of their bounding box."""
     for thing in (thing for scene in scenes for thing in scene.objects):
         holes = ndimage.label(~thing.mask)[1] - 1
         assert holes == (thing.shape == "ring")

@@ -1,4 +1,4 @@
-"""The screens say what is where, and every instruction has the one right element it claims."""
+"""The screens say what is where, and every instruction has exactly the element it claims."""
 
 import re
 
@@ -44,7 +44,7 @@ def test_elements_stand_apart_in_cells_of_their_own(seed, height, width):
 
 
 def test_nothing_of_an_element_is_painted_outside_its_box(screens):
-    """Letters and icons too; what is left of the picture are greys, and few of them."""
+    """Letters and icons too; the rest of the picture has only a few greys."""
     for screen in screens:
         outside = ~np.any([element.mask for element in screen.elements], axis=0)
         left = np.asarray(screen.picture)[outside]

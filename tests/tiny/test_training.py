@@ -87,7 +87,7 @@ def test_a_reader_in_raster_order_is_asked_once_half_of_an_object_is_read(scene)
     known = once_half_seen(labels)
     for thing in scene.objects:
         patches = ((labels.row == thing.row) & (labels.column == thing.column)).nonzero()[:, 0]
-        half = (len(patches) - 1) // 2  # with this one, half of them are read
+        half = (len(patches) - 1) // 2  # with this one, half of them have been read
         early, late = patches[:half], patches[half:]
         assert (known.shape[early] == -100).all() and not known.on_object[early].any()
         assert (known.shape[late] == labels.shape[late]).all()

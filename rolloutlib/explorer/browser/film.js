@@ -56,7 +56,7 @@ function sharesOf({ pictures }, row) {
   return Float32Array.from(pictures, (p) => row.subarray(p.start, p.end).reduce((sum, value) => sum + value, 0));
 }
 
-/** Which picture did each word draw on? A row for each word; pointing at one chooses it. */
+/** Which picture each word drew on: a row for each word; pointing at a row chooses its word. */
 export function matrix(view) {
   const { get, set, pictures, words, parts } = view;
   parts.matrix = make("canvas", { role: "img", "aria-label": `${get("title") || "words"} by picture: the numbers are those of the film strip` });
@@ -74,7 +74,7 @@ export function matrix(view) {
     pin(view, at(event)[0]);
   });
   drawMatrix(view);
-  return make("figure", { class: "rx-when" }, make("figcaption", {}, "what each drew on: a row each, pictures from left to right"), frame);
+  return make("figure", { class: "rx-when" }, make("figcaption", {}, "what each drew on: one row each, pictures from left to right"), frame);
 }
 
 export function drawMatrix(view) {

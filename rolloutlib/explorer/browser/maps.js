@@ -2,7 +2,7 @@
 
 import { bytesOf, extent, gaussian, resample } from "./numbers.js";
 
-const FLAT = 2e-5; // contrast that is rounding, as overlay.py has it
+const FLAT = 2e-5; // contrast that may be mere rounding, as in overlay.py
 const FINE = 256; // pixels of a map's longer side; the browser scales it to the picture
 
 /** Where a picture's cells begin in a row of relevance, and where they lie on the picture. */
@@ -28,7 +28,7 @@ export function decode({ get, pictures, words }) {
   }));
 }
 
-/** The sheet that knows words: the first one shown that has a row for each. */
+/** The sheet that tells words apart: the first one shown that has a row for each word. */
 export function lead({ get, words }, panel) {
   const able = panel.sheets.filter((sheet) => sheet.rows.length === words.length);
   return able.find((sheet) => !get("hidden").includes(sheet.name)) ?? able[0];

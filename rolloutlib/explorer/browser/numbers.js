@@ -1,13 +1,13 @@
 // Arrays of numbers, of whatever they are.
 
-/** Bytes as a kernel sends them, or as base64 where a page kept them so. */
+/** Bytes as a kernel sends them, or decoded from the base64 in which a page stores them. */
 export function bytesOf(value) {
   if (typeof value === "string") return Uint8Array.from(atob(value), (letter) => letter.charCodeAt(0));
   const view = ArrayBuffer.isView(value) ? value : new DataView(value);
   return new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice();
 }
 
-/** For each pixel its first cell and the weights of the cells from there; sigma in cells. */
+/** For each pixel, its first cell and the weights of the cells from there on; sigma in cells. */
 export function gaussian(cells, scale, sigma) {
   const samples = 8;
   return Array.from({ length: cells * scale }, (_, pixel) => {
@@ -26,7 +26,7 @@ export function gaussian(cells, scale, sigma) {
   });
 }
 
-/** A grid at the pixels of `down` and `across`, one axis after the other. */
+/** A grid resampled to the pixels of `down` and `across`, one axis after the other. */
 export function resample(grid, columns, down, across) {
   const rows = grid.length / columns;
   const wide = new Float32Array(rows * across.length);

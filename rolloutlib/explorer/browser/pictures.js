@@ -20,7 +20,7 @@ export function stage(view, panel, index) {
 
 // ---- Drawing
 
-/** What of the pictures is shown, and where: all that pointing at a word does not change. */
+/** What is shown of the pictures, and where: everything that pointing at a word does not change. */
 export function arrange({ get, pictures, panels, stages, urls }) {
   const now = get("picture");
   const { box, width, height } = pictures[now];

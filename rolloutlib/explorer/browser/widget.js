@@ -71,7 +71,7 @@ function assemble(view) {
   view.stages = panels.map((panel, index) => stage(view, panel, index));
   view.bars = words.map(bar);
   view.chips = words.map((_, index) => chip(view, index));
-  // Maps that have a scale each are not shares of one whole, which alone a matrix can show.
+  // Maps with scales of their own are not shares of one whole; a matrix can show nothing else.
   const compared = words.length > 1 && pictures.length > 1 && get("together");
   parts.root = make("div", { class: "rx", "data-lm-suppress-shortcuts": "true" },
     make("div", { class: panels.length > 1 ? "rx-main rx-wide" : "rx-main" },

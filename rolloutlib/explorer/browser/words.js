@@ -4,9 +4,9 @@ import { make, percent } from "./dom.js";
 import { lead, relevance } from "./maps.js";
 import { topOf } from "./numbers.js";
 
-const BARS = 24; // words that get a bar at once
+const BARS = 24; // words that have a bar at the same time
 
-/** The words whose maps are shown: that under the pointer, else the pinned, else the answer. */
+/** The words whose maps are shown: the one under the pointer, else the pinned, else the answer's. */
 export function chosen({ get, pointed, answer }) {
   if (pointed) return pointed;
   return get("selected").length ? get("selected") : answer;
@@ -36,7 +36,7 @@ export function shadeByPatch(view) {
   parts.readout.textContent = `patch in row ${patch.row + 1} of ${grid[0]}, column ${patch.column + 1} of ${grid[1]}, drawn on by ${most.join(", ") || "no word"}`;
 }
 
-/** The bars of the words with the highest values, as long as each is beside the highest. */
+/** The bars of the words with the highest values, in proportion to the highest. */
 function shade(view, values) {
   const { bars, barred } = view;
   const best = topOf(values, BARS);
@@ -92,7 +92,7 @@ export function toolbars(view) {
   const { get, chips, prompt } = view;
   const groups = prompt ? [["prompt", chips.slice(0, prompt)], ["answer", chips.slice(prompt)]] : [[get("title"), chips]];
   return groups.map(([name, some]) => {
-    const list = make("div", { class: "rx-chips", role: "toolbar", "aria-label": `${name}: arrow keys move, Enter pins, Escape lets go` }, ...some);
+    const list = make("div", { class: "rx-chips", role: "toolbar", "aria-label": `${name}: arrow keys move, Enter pins, Escape unpins all` }, ...some);
     list.addEventListener("pointerover", (event) => point(view, event.target.dataset.word));
     list.addEventListener("pointerleave", () => point(view));
     list.addEventListener("focusin", (event) => point(view, event.target.dataset.word));

@@ -1,4 +1,4 @@
-"""One small file for each model family: how a picture becomes image tokens there."""
+"""One small file for each model family: how it turns a picture into image tokens."""
 
 from rolloutlib.models.families.base import Family
 from rolloutlib.models.families.fuyu import Fuyu

@@ -1,4 +1,4 @@
-"""What the package has to know of a model family."""
+"""What the package has to know about a model family."""
 
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -21,12 +21,12 @@ class Family(Protocol):
         inputs: BatchFeature,
         pictures: list[Image.Image],
     ) -> list[View]:
-        """What the model saw of each picture, asked of the processor and never assumed.
+        """What the model saw of each picture, as reported by the processor, never guessed.
 
-        Of a video `pictures` are its frames, and there is one view.
+        For a video, `pictures` are its frames, and there is one view.
         """
 
     def patches(
         self, config: PreTrainedConfig, processor: ProcessorMixin, views: list[View]
     ) -> list[Patches] | list[None]:
-        """What of the vision tower lies behind each view; None where there is no tower."""
+        """The patches of the vision tower behind each view; None if there is no tower."""

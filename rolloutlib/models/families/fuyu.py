@@ -9,13 +9,13 @@ from rolloutlib.grid import View
 
 
 class Fuyu:
-    """How `FuyuForCausalLM` sees: the picture at its own size, padded right and below.
+    """How `FuyuForCausalLM` sees: the picture at its own size, padded at the right and bottom.
 
-    Only pictures above the processor's limit are reduced, and none is enlarged.
+    Only pictures above the processor's limit are reduced; none is enlarged.
     """
 
     model_type = "fuyu"
-    prompt_template = "{prompt}\n"  # the processor puts the picture before and closes the prompt
+    prompt_template = "{prompt}\n"  # the processor puts the picture first and closes the prompt
 
     def views(
         self,
@@ -29,7 +29,7 @@ class Fuyu:
     def patches(
         self, config: FuyuConfig, processor: FuyuProcessor, views: list[View]
     ) -> list[None]:
-        """None: the decoder takes the pixels themselves."""
+        """None: the decoder reads the pixels directly."""
         return [None] * len(views)
 
     @staticmethod
@@ -40,7 +40,7 @@ class Fuyu:
         seen = image_processor(picture, return_tensors="pt")
         names = ("image_unpadded_heights", "image_unpadded_widths")
         resized = tuple(int(seen[name].squeeze()) for name in names)
-        # The processor pads to its limit, then keeps whole patches that hold the picture.
+        # The processor pads to its limit, then keeps the whole patches that contain the picture.
         limits = seen["images"].shape[-2:]
         grid = tuple(
             min(limit, ceil(length / token) * token) // token

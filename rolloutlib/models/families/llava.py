@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 class Llava:
-    """How `LlavaForConditionalGeneration` sees: resized, perhaps padded, cut to a square."""
+    """How `LlavaForConditionalGeneration` sees: resized, perhaps padded, cropped to a square."""
 
     model_type = "llava"
     prompt_template = "USER: <image>\n{prompt} ASSISTANT:"
@@ -32,14 +32,14 @@ class Llava:
     def patches(
         self, config: LlavaConfig, processor: LlavaProcessor, views: list[View]
     ) -> list[Patches]:
-        """One token for each patch, out of the layer that the configuration names.
+        """One token for each patch, from the layer that the configuration names.
 
-        Raises ValueError where features of several layers are joined.
+        Raises ValueError if features of several layers are joined.
         """
         chosen, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
         if not isinstance(chosen, int):
             raise ValueError(f"expected one vision_feature_layer, got {chosen}")
-        layers = chosen if chosen >= 0 else depth + 1 + chosen  # the embeddings count as number 0
+        layers = chosen if chosen >= 0 else depth + 1 + chosen  # the embeddings are number 0
         first = processor.num_additional_image_tokens
         return [
             Patches(
@@ -59,7 +59,7 @@ class Llava:
         padded = (max(picture),) * 2 if getattr(settings, "do_pad", False) else picture
         resized = resized_size(settings, padded) if settings.do_resize else padded
         scale = [after / before for after, before in zip(resized, padded, strict=True)]
-        # Padding comes before resizing: half of it, rounded down, lies above and left.
+        # Padding comes before resizing: half of it, rounded down, is above and on the left.
         before = [
             (side - length) // 2 * s for side, length, s in zip(padded, picture, scale, strict=True)
         ]
@@ -90,5 +90,5 @@ def resized_size(settings, picture: Size) -> Size:
 
 
 def centre_offset(full: int, kept: int) -> int:
-    """Where a centre crop begins; negative where it has to pad first."""
+    """Where a centre crop begins; negative if it has to pad first."""
     return (full - kept) // 2 if full >= kept else -((kept - full) // 2)

@@ -13,8 +13,8 @@ from rolloutlib.grid import Patches, View
 class Qwen3VL:
     """How `Qwen3VLForConditionalGeneration` sees: the whole picture, resized to whole tokens.
 
-    Its tower has all pictures of a prompt in one sequence, and in each the patches of one token
-    side by side, not row by row. A video's frames are seen some at a time, mostly two.
+    Its tower sees all pictures of a prompt in one sequence, and the patches of each picture token
+    by token, not row by row. A video's frames are seen a few at a time, usually two.
     """
 
     model_type = "qwen3_vl"
@@ -31,7 +31,7 @@ class Qwen3VL:
     ) -> list[View]:
         """One view for each picture, or one for a video, from the grids that the processor made.
 
-        Raises ValueError for a picture below one token: enlarged, it would not be that picture.
+        Raises ValueError for a picture smaller than one token, which would have to be enlarged.
         """
         if "video_grid_thw" in inputs:
             [grid] = inputs["video_grid_thw"].tolist()
@@ -86,7 +86,7 @@ class Qwen3VL:
 
 
 def merge_order(grid: tuple[int, ...], merge: int) -> torch.Tensor:
-    """The patches of a grid in the order of the tower: token by token, each row by row.
+    """The patches of a grid in the tower's order: token by token, row by row within a token.
 
     >>> merge_order((2, 4), 2)
     tensor([0, 1, 4, 5, 2, 3, 6, 7])
