@@ -55,7 +55,7 @@ app: $(READY)
 	  $(abspath $(BIN))/voila --port=$(PORT) explorer.ipynb
 
 gallery: $(READY)
-	$(BIN)/python docs/reference.py outputs/site/reference
+	$(BIN)/python docs/make_reference.py outputs/site/reference
 	$(BIN)/rollout gallery --outputs outputs --out outputs/site --figures notebooks data/figures
 
 checkpoints: $(READY)

@@ -1,5 +1,7 @@
 """Attention rollout for multimodal transformers: see and measure what a model attended to."""
 
+import pkgutil
+
 import lazy_loader
 
 __version__ = "0.1.0"
@@ -7,22 +9,7 @@ __version__ = "0.1.0"
 # Imported when first used: the command line answers at once, without loading torch.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=[
-        "algorithm",
-        "evaluate",
-        "explorer",
-        "files",
-        "grid",
-        "models",
-        "overlay",
-        "pages",
-        "plots",
-        "recording",
-        "runs",
-        "teaching",
-        "tiny",
-        "video",
-    ],
+    submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
         "algorithm.attention": ["add_residual", "discard_lowest", "fuse_heads", "normalize_rows"],
         "algorithm.composition": [

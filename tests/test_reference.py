@@ -12,7 +12,7 @@ import rolloutlib
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
-    subprocess.run([sys.executable, ROOT / "docs/reference.py", folder], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, ROOT / "docs/make_reference.py", folder], cwd=ROOT, check=True)
     return folder
 
 

@@ -1,10 +1,12 @@
 """The mathematics: one layer's attention, and layers composed."""
 
+import pkgutil
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["arrays", "attention", "composition", "flow", "layers", "transition"],
+    submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
         "attention": ["add_residual", "discard_lowest", "fuse_heads", "normalize_rows"],
         "composition": [

@@ -1,10 +1,12 @@
 """Does a heatmap tell the truth? Scores, removal of what it marks, and randomised weights."""
 
+import pkgutil
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["methods", "perturbation", "randomisation", "scores"],
+    submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
         "perturbation": [
             "Curves",

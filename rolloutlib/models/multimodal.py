@@ -91,34 +91,16 @@ class MultimodalModel:
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         pictures = [upright_rgb(picture) for picture in pictures]
-        inputs = self._inputs(pictures, prompt, frame_rate)
+        inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
         require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
-        return self._answer(pictures, prompt, inputs, getattr(output, "sequences", output))
+        return self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
 
     def prepare(
         self, pictures: list[Image.Image], prompt: str, *, frame_rate: float | None = None
     ) -> BatchFeature:
         """The model's inputs for a prompt about these pictures, on the model's device."""
-        return self._inputs([upright_rgb(picture) for picture in pictures], prompt, frame_rate)
-
-    def answer(
-        self,
-        pictures: list[Image.Image],
-        prompt: str,
-        inputs: BatchFeature,
-        sequences: Int[torch.Tensor, "one token"],
-    ) -> Answer:
-        """Read the answer from one sequence, prompt included, however it was generated.
-
-        Raises ValueError unless there is one sequence, and if nothing was generated.
-        """
         pictures = [upright_rgb(picture) for picture in pictures]
-        return self._answer(pictures, prompt, inputs, sequences)
-
-    def _inputs(
-        self, pictures: list[Image.Image], prompt: str, frame_rate: float | None
-    ) -> BatchFeature:
         if frame_rate is None:
             text = full_prompt(self.processor, self.family, prompt, "image", len(pictures))
             inputs = self.processor(images=pictures, text=text, return_tensors="pt")
@@ -126,15 +108,20 @@ class MultimodalModel:
             inputs = video_inputs(self.processor, self.family, pictures, prompt, frame_rate)
         return inputs.to(self.model.device, self.model.dtype)
 
-    def _answer(
+    def answer(
         self,
         pictures: list[Image.Image],
         prompt: str,
         inputs: BatchFeature,
         sequences: Int[torch.Tensor, "_ token"],
     ) -> Answer:
+        """Read one generated sequence, prompt included, however it was generated.
+
+        Raises ValueError for more or fewer than one, and where nothing was generated.
+        """
         if sequences.shape[0] != 1:
             raise ValueError(f"expected one generated sequence, got {sequences.shape[0]}")
+        pictures = [upright_rgb(picture) for picture in pictures]
         views = self.family.views(self.processor, inputs, pictures)
         length = inputs["input_ids"].shape[1]
         generated = without_ending(sequences[0, length:], self.model.generation_config)

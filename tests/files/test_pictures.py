@@ -37,6 +37,16 @@ def test_a_picture_is_turned_as_its_note_says(tmp_path, note):
     np.testing.assert_array_equal(upright, TURNS[note](np.asarray(noise(20, 30))))
 
 
+def test_an_upright_picture_is_given_back_and_not_turned_again(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(20, 30).save(tmp_path / "turned.jpg", exif=exif)
+    with Image.open(tmp_path / "turned.jpg") as stored:
+        upright = upright_rgb(stored)
+        assert stored.size == (30, 20) and upright.size == (20, 30)
+    assert upright_rgb(upright) is upright
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "RGB"])
 def test_every_mode_becomes_rgb_of_the_same_colours(mode):
     given = Image.new("RGB", (4, 3), "white")

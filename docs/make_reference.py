@@ -1,4 +1,4 @@
-"""Write the reference of the public names: python docs/reference.py FOLDER
+"""Write the reference of the public names: python docs/make_reference.py FOLDER
 
 pdoc does it. What is listed here is public: the package, its rooms, and the modules of a room that
 hold public names which the room itself doesn't export.
