@@ -75,6 +75,7 @@ def plot_matrices(
     figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label, shrink=0.7)
     if title:
         figure.suptitle(title)
+    figure.draw_without_rendering()  # square panels find their places in a second layout
     return figure
 
 
@@ -97,19 +98,14 @@ def _one_matrix(matrix: Array, tokens: int) -> np.ndarray:
 def _draw_matrix(
     axis: Axes, array: np.ndarray, tokens: Sequence[str], norm: PowerNorm, points: int
 ) -> None:
-    tokens = [token.replace("$", r"\$") for token in tokens]  # not the start of a formula
-    sns.heatmap(
-        array,
-        ax=axis,
-        cmap="viridis",
-        norm=norm,
-        square=True,
-        cbar=False,
-        xticklabels=tokens,
-        yticklabels=tokens,
-    )
-    axis.tick_params(axis="x", rotation=90, labelsize=points)
-    axis.tick_params(axis="y", rotation=0, labelsize=points)
+    """Draw what seaborn's heatmap draws; that would lay out the whole figure for every panel."""
+    axis.pcolormesh(array, cmap="viridis", norm=norm)
+    names = [token.replace("$", r"\$") for token in tokens]  # not the start of a formula
+    middles = np.arange(len(names)) + 0.5
+    axis.set(aspect="equal", xlim=(0, len(names)), ylim=(len(names), 0))
+    axis.set_xticks(middles, names, rotation=90, fontsize=points)
+    axis.set_yticks(middles, names, fontsize=points)
+    axis.spines[:].set_visible(False)
 
 
 def plot_pictures(
