@@ -85,7 +85,7 @@ def test_the_core_is_light():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_package_that_an_extra_brings_is_imported_where_that_extra_is_named(path):
-    owners = packages_distributions()
+    owners = distributions()
     for module, extra in imports(ast.parse(path.read_text())):
         if module in sys.stdlib_module_names | {"rolloutlib"}:
             continue
@@ -98,10 +98,16 @@ def test_a_package_that_an_extra_brings_is_imported_where_that_extra_is_named(pa
 def test_every_dependency_is_imported():
     """Except those that others load by name: accelerate and torchvision, and what a page opens."""
     modules = {module for path in SOURCES for module, _ in imports(ast.parse(path.read_text()))}
-    names = packages_distributions()
+    names = distributions()
     used = {canonicalize_name(name) for module in modules for name in names.get(module, [])}
     by_name = {"accelerate", "torchvision", "cryptography", "jupyterlab", "pyarrow", "voila"}
     assert brought_by("all") - used == by_name
+
+
+@functools.cache
+def distributions():
+    """The distributions that each installed module comes from: a second of reading."""
+    return packages_distributions()
 
 
 def brought_by(extra):
