@@ -14,6 +14,8 @@ TIMEOUT ?= 900
 SPACE ?= 8
 # Notebooks at a time; empty: one for each core, fewer where memory is short.
 JOBS ?=
+# Processes that run the tests; each loads PyTorch.
+TESTERS ?= 2
 # The app's port, and its model as the notebooks take it: folders or Hugging Face ids.
 PORT ?= 8866
 MODEL_ID ?= data/checkpoints/tiny-llava
@@ -41,7 +43,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	find notebooks app -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTERS) --dist loadfile
 
 lab: $(READY)
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks
