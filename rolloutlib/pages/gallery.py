@@ -120,7 +120,7 @@ def run_of(executed: Path) -> Run:
         notebook = Notebook.read(executed)
     except Refused as problem:
         return Run(executed, executed, 0.0, str(problem))
-    said = notebook.papermill
+    said = notebook.content.metadata.get("papermill", {})
     failed = executed.name.endswith(".failed.ipynb") or said.get("exception")
     error = "it did not reach its end" if failed else ""
     source = Path(said.get("input_path") or executed.name)

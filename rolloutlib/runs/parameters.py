@@ -5,23 +5,25 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rolloutlib.extras import needs
-from rolloutlib.runs.kinds import allows, is_known, kinds_of, name_of, value_of
+from rolloutlib.runs.kinds import alternatives, checked
 from rolloutlib.runs.notebook import MODEL_NAMES, Notebook, Parameter, Refused, sentence
 
 with needs("notebooks"):
     import yaml
 
 Declared = Mapping[str, Parameter]
+WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def read_assignments(declared: Declared, assignments: Iterable[Sequence[str]]) -> dict[str, object]:
     """Turn the command line's names and texts into values of the declared types.
 
-    A string stays the text it is; a list or dict is JSON or YAML. Of several types the first that
-    the text can be counts.
+    Where the type allows a string, it stays the text it is; a list or dict is JSON or YAML.
 
     Raises `Refused` for an unknown name or a text that is no value of the type.
 
@@ -94,52 +96,30 @@ def find(declared: Declared, name: str) -> Parameter:
 
 def typed(parameter: Parameter, value: object) -> object:
     """A value as its annotation says. Raises `Refused` where the annotation does not allow it."""
-    for kind in _kinds(parameter):
-        if allows(kind, value) and is_json(value):  # YAML knows dates, which JSON does not
-            return float(value) if name_of(kind) == "float" else value
-    raise _wrong_type(parameter, value)
-
-
-def is_json(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    try:  # YAML knows dates, which JSON does not
+        return checked(parameter.type, value)
+    except (TypeError, ValueError) as problem:
+        raise _wrong_type(parameter, value) from problem
 
 
 def takes_words(parameter: Parameter) -> bool:
     """Whether a text is a value as it stands: no brackets are needed."""
-    return all(
-        name_of(kind) in ("str", "int", "float", "bool", "None", "Literal")
-        or _stays_text(parameter, kind)
-        for kind in _kinds(parameter)
-    )
-
-
-def _kinds(parameter: Parameter) -> list:
-    """What the annotation allows; `x: str = None` allows None although it does not say so."""
-    nothing = kinds_of("None") if parameter.default is None else []
-    return [*kinds_of(parameter.kind), *nothing]
-
-
-def _stays_text(parameter: Parameter, kind: object) -> bool:
-    """An annotation that is not known here, with a text as the default, takes texts."""
-    return not is_known(kind) and isinstance(parameter.default, str)
+    if parameter.type is Any:  # not known here: the default shows what it takes
+        return isinstance(parameter.default, str)
+    return not alternatives(parameter.type) & {list, tuple, dict}
 
 
 def _parsed(parameter: Parameter, text: str) -> object:
-    value: object = text
-    for kind in _kinds(parameter):
-        if _stays_text(parameter, kind):
-            return text
-        try:
-            value = value_of(kind, text)
-        except ValueError:
-            continue
-        if allows(kind, value):
-            return value
-    raise _wrong_type(parameter, value)
+    words, got = takes_words(parameter), text
+    readers = [str] if words or parameter.type is not Any else []
+    readers += [int, float, lambda text: WORDS[text.lower()]]
+    readers += [] if words else [json.loads, yaml.safe_load]
+    for read in readers:
+        with suppress(ValueError, KeyError, yaml.YAMLError):
+            value = read(text)
+            got = text if words else value
+            return typed(parameter, value)
+    raise _wrong_type(parameter, got)
 
 
 def _wrong_type(parameter: Parameter, value: object) -> Refused:
