@@ -8,8 +8,6 @@ Two rules hold everywhere; `parameters.py` refuses what cannot work before a ker
   the same here and in JupyterLab.
 """
 
-import hashlib
-import json
 import logging
 import os
 import time
@@ -24,7 +22,7 @@ from typing import TextIO
 
 from rolloutlib.extras import needs
 from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by, private_sockets
-from rolloutlib.runs.notebook import Notebook
+from rolloutlib.runs.notebook import Notebook, hash_of
 
 with needs("notebooks"):
     import nbformat
@@ -74,8 +72,7 @@ def output_name(notebook: Path, parameters: Mapping[str, object]) -> str:
     """
     if not parameters:
         return f"{notebook.stem}.ipynb"
-    canonical = json.dumps(parameters, sort_keys=True).encode()
-    return f"{notebook.stem}-{hashlib.sha256(canonical).hexdigest()[:8]}.ipynb"
+    return f"{notebook.stem}-{hash_of(parameters)[:8]}.ipynb"
 
 
 def failed_output(output: Path) -> Path:
@@ -97,7 +94,8 @@ def run_notebook(
     `timeout` is in seconds for all cells together. `prints` receives what the notebook prints.
     The `Run` that comes back says whether it finished; Ctrl-C is the only error that is raised.
     """
-    return _run(notebook, output, parameters, Position(on_progress), timeout, prints)
+    settings = {"parameters": dict(parameters), "stdout_file": prints}
+    return _run(notebook, output, Position(on_progress), timeout, **settings)
 
 
 def run_together(
@@ -118,7 +116,7 @@ def run_together(
     positions = [Position(partial(on_progress, notebook)) for notebook, _ in tasks]
     with ThreadPoolExecutor(jobs) as threads:
         running = [
-            threads.submit(_run, notebook, output, {}, position, timeout, None)
+            threads.submit(_run, notebook, output, position, timeout)
             for (notebook, output), position in zip(tasks, positions, strict=True)
         ]
         try:
@@ -132,20 +130,16 @@ def run_together(
 
 
 def _run(
-    notebook: Path,
-    output: Path,
-    parameters: Mapping[str, object],
-    position: Position,
-    timeout: float | None,
-    prints: TextIO | None,
+    notebook: Path, output: Path, position: Position, timeout: float | None, **settings: object
 ) -> Run:
+    """`settings` are those of papermill."""
     output = output.absolute()
     # The name is random so that two runs towards one output do not write into one file.
     part = output.with_name(f"{output.stem}.{uuid.uuid4().hex[:8]}.part.ipynb")
     started = time.monotonic()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _execute(notebook.absolute(), part, dict(parameters), position, timeout, prints)
+        _execute(notebook.absolute(), part, position, timeout, **settings)
         executed = _finish(part, output)
         return Run(notebook, output, time.monotonic() - started, "", position.peak_bytes, executed)
     except BaseException as problem:
@@ -162,40 +156,30 @@ def _run(
 
 
 def _execute(
-    notebook: Path,
-    part: Path,
-    parameters: dict[str, object],
-    position: Position,
-    timeout: float | None,
-    prints: TextIO | None,
+    notebook: Path, part: Path, position: Position, timeout: float | None, **settings: object
 ) -> None:
+    # Papermill takes braces in a path for places of parameters.
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, part)]
     deadline = None if timeout is None else time.monotonic() + timeout
-    with private_sockets() as settings:
+    with private_sockets() as sockets:
         papermill.execute_notebook(
-            _literal(notebook),
-            _literal(part),
-            parameters,
+            *paths,
             kernel_name="python3",
             language="python",
             # Papermill's `cwd` would move this whole process, and other runs' threads with it.
             resources={"metadata": {"path": str(notebook.parent)}},
             progress_bar=False,
-            stdout_file=prints,
             start_timeout=KERNEL_START_SECONDS,
             iopub_timeout=OUTPUT_WAIT_SECONDS,
-            config=settings,
+            config=sockets,
             kernel_manager_class=kernel_watched_by(position),
             shell_timeout_interval=1,
             timeout_func=deadline and (lambda cell: max(deadline - time.monotonic(), 0.001)),
             on_notebook_start=position.start,
             on_cell_execute=position.enter,
             on_cell_executed=position.leave,
+            **settings,
         )
-
-
-def _literal(path: Path) -> str:
-    """A path in which papermill fills in nothing: to it, braces are places for parameters."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _finish(part: Path, output: Path) -> Notebook:
