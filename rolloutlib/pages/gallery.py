@@ -13,16 +13,8 @@ import pandas as pd
 from PIL import Image
 
 from rolloutlib.extras import needs
-from rolloutlib.files.complete import complete_file
-from rolloutlib.pages.page import (
-    TEMPLATES,
-    Contents,
-    links_from,
-    page_of,
-    relative,
-    write_page,
-    write_text,
-)
+from rolloutlib.files.complete import complete_file, write_text
+from rolloutlib.pages.page import TEMPLATES, Contents, links_from, page_of, relative, write_page
 from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.results import varied_parameters
 from rolloutlib.runs.run import Run, failed_output

@@ -2,8 +2,7 @@
 
 The folder of a run is named by a hash of all that decides its numbers. It holds the executed
 notebook, whatever the notebook wrote, and `metrics.json`, which is written last and in one step:
-a run is finished when that file is there, and not before. A run that dies leaves no such file; two
-that compute the same at once write the same numbers twice.
+a run is finished when that file is there, and not before.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ import pandas as pd
 
 import rolloutlib
 from rolloutlib.extras import needs
-from rolloutlib.files.complete import complete_file
+from rolloutlib.files.complete import complete_file, write_text
 from rolloutlib.runs.notebook import MODEL_NAMES, Parameter, hash_of
 
 with needs("notebooks"):
@@ -46,12 +45,10 @@ def run_key(
 
     identify: `identity`, or the same with a memory where many runs read the same files.
     """
-    kept = {}
+    kept = dict(values)
     for name, value in values.items():
         if value and (declared[name].names_a_file or name in MODEL_NAMES):
             kept[name] = identify(str(value), str(values.get("revision", "main")))
-        else:
-            kept[name] = value
     return hash_of([digest, route, rolloutlib.__version__, kept])[:16]
 
 
@@ -65,12 +62,10 @@ def identity(name: str, revision: str = "main") -> str:
     path = Path(name)
     if path.is_file():
         return hash_of(_file_identity(path))
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return hash_of(
-            [[file.relative_to(path).as_posix(), _file_identity(file)] for file in files]
-        )
-    return hash_of([name, _release(name, revision)])
+    if not path.is_dir():
+        return hash_of([name, _release(name, revision)])
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hash_of([[file.relative_to(path).as_posix(), _file_identity(file)] for file in files])
 
 
 def is_finished(folder: Path) -> bool:
@@ -100,8 +95,7 @@ def write_failure(folder: Path, record: Mapping[str, object]) -> None:
 
 def write_traceback(folder: Path, text: str) -> None:
     """Keep where a run without a notebook failed."""
-    with complete_file(folder / "traceback.failed.txt") as part:
-        part.write_text(text, encoding="utf-8")
+    write_text(folder / "traceback.failed.txt", text)
 
 
 def own_columns() -> set[str]:
@@ -122,17 +116,17 @@ def collect(out: Path) -> pd.DataFrame:
     versions, and error, which is empty where the run finished. `attrs` says which columns are
     "parameters" and which "metrics". A value that is a list stands there as JSON.
     """
-    records = [record for folder in sorted(out.iterdir()) if (record := _record(folder))]
-    names = {
-        kind: list(dict.fromkeys(name for record in records for name in record[kind]))
+    read = [_read(folder / METRICS) or _read(folder / FAILURE) for folder in sorted(out.iterdir())]
+    records = [record for record in read if record]
+    parameters, metrics, versions = (
+        list({name: None for record in records for name in record[kind]})
         for kind in ("parameters", "metrics", "versions")
-    }
-    columns = ["run", "notebook", "route", *names["parameters"], *names["metrics"]]
-    columns += ["seconds", "peak_memory_mb", *names["versions"], "error"]
+    )
+    columns = ["run", "notebook", "route", *parameters, *metrics]
+    columns += ["seconds", "peak_memory_mb", *versions, "error"]
     columns = list(dict.fromkeys(columns))  # one notebook's metric may be another's parameter
-    table = pd.DataFrame([_row(record) for record in records], columns=columns)
-    table = table.apply(_one_kind)
-    table.attrs = {"parameters": names["parameters"], "metrics": names["metrics"]}
+    table = pd.DataFrame(map(_row, records), columns=columns).apply(_one_kind)
+    table.attrs = {"parameters": parameters, "metrics": metrics}
     return table
 
 
@@ -176,22 +170,13 @@ def _read(path: Path) -> dict | None:
 
 
 def _write(path: Path, record: Mapping[str, object]) -> None:
-    with complete_file(path) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _record(folder: Path) -> dict | None:
-    return _read(folder / METRICS) or _read(folder / FAILURE)
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def _row(record: Mapping[str, object]) -> dict[str, object]:
-    row = {name: record[name] for name in COLUMNS}
-    for kind in ("parameters", "metrics", "versions"):
-        row |= record[kind]
-    return {
-        name: json.dumps(value) if isinstance(value, list | dict) else value
-        for name, value in row.items()
-    }
+    row = record | record["parameters"] | record["metrics"] | record["versions"]
+    lists = {name: json.dumps(one) for name, one in row.items() if isinstance(one, list | dict)}
+    return row | lists
 
 
 def _one_kind(column: pd.Series) -> pd.Series:
