@@ -66,9 +66,9 @@ class Notebook:
         invalid: dict[str, Exception] = {}
         try:
             content = nbformat.read(path, as_version=4, capture_validation_error=invalid)
+            for problem in invalid.values():
+                raise problem
         except Exception as problem:  # nbformat raises whatever the broken content runs into
-            raise Refused(f"{path}: not a notebook: {sentence(problem)}") from problem
-        for problem in invalid.values():
             raise Refused(f"{path}: not a notebook: {sentence(problem)}") from problem
         return cls(path, content)
 
@@ -117,11 +117,9 @@ class Notebook:
     @property
     def title(self) -> str:
         """The first heading's words, or nothing."""
-        for cell in self.content.cells:
-            heading = cell.cell_type == "markdown" and re.search(r"^#+\s+(.+)$", cell.source, re.M)
-            if heading:
-                return re.sub(r"[*`$]", "", heading[1]).strip()
-        return ""
+        words = "\n".join(one.source for one in self.content.cells if one.cell_type == "markdown")
+        heading = re.search(r"^#+\s+(.+)$", words, re.M)
+        return re.sub(r"[*`$]", "", heading[1]).strip() if heading else ""
 
     @property
     def figure(self) -> bytes | None:

@@ -31,7 +31,7 @@ def read_assignments(declared: Declared, assignments: Iterable[Sequence[str]]) -
     >>> read_assignments(declared, [("layers", "[1, 2]"), ("x", "007")])
     {'layers': [1, 2], 'x': '007'}
     """
-    return {name: _parsed(find(declared, name), text) for name, text in assignments}
+    return {name: parsed(find(declared, name), text) for name, text in assignments}
 
 
 def read_parameter_file(path: Path) -> dict[str, object]:
@@ -78,11 +78,8 @@ def check_values(
     declared: Declared, given: Mapping[str, object], folder: Path
 ) -> dict[str, object]:
     """The given values as the notebook will receive them, by the rules of `check_parameters`."""
-    return {
-        name: _located(parameter, typed(parameter, value), folder)
-        for name, value in given.items()
-        for parameter in [find(declared, name)]
-    }
+    found = {name: find(declared, name) for name in given}
+    return {name: _located(p, typed(p, given[name]), folder) for name, p in found.items()}
 
 
 def find(declared: Declared, name: str) -> Parameter:
@@ -109,7 +106,8 @@ def takes_words(parameter: Parameter) -> bool:
     return not alternatives(parameter.type) & {list, tuple, dict}
 
 
-def _parsed(parameter: Parameter, text: str) -> object:
+def parsed(parameter: Parameter, text: str) -> object:
+    """The value that a text stands for. Raises `Refused` where it is none of the type."""
     words, got = takes_words(parameter), text
     readers = [str] if words or parameter.type is not Any else []
     readers += [int, float, lambda text: WORDS[text.lower()]]
@@ -128,7 +126,8 @@ def _wrong_type(parameter: Parameter, value: object) -> Refused:
 
 def _located(parameter: Parameter, value: object, folder: Path) -> object:
     """Make the files that a parameter names absolute; they start at `folder`."""
-    if not parameter.names_a_file and parameter.name not in MODEL_NAMES:
+    is_model = parameter.name in MODEL_NAMES
+    if not parameter.names_a_file and not is_model:
         return value
     if not value:
         if parameter.default and parameter.name != "adapter_id":
@@ -137,16 +136,10 @@ def _located(parameter: Parameter, value: object, folder: Path) -> object:
     if not isinstance(value, str):
         raise Refused(f"{parameter.name} names one file: expected a text, got {value!r}")
     path = folder.absolute() / os.path.expanduser(value)
-    if parameter.name in MODEL_NAMES:
-        return _located_model(parameter, value, path)
+    if is_model and not path.is_dir():
+        if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", value):
+            return value  # `owner/name` or `name`, as on the hub
+        raise Refused(f"{parameter.name}: there is no folder {path}, and {value!r} is no hub name")
     if not parameter.is_written and not path.exists():
         raise Refused(f"{parameter.name}: there is no file or folder {path}")
     return os.path.normpath(path)
-
-
-def _located_model(parameter: Parameter, value: str, path: Path) -> str:
-    if path.is_dir():
-        return os.path.normpath(path)
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", value):
-        return value  # `owner/name` or `name`, as on the hub
-    raise Refused(f"{parameter.name}: there is no folder {path}, and {value!r} is no hub name")

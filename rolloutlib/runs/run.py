@@ -1,11 +1,9 @@
 """Run a notebook by papermill, so that only a finished run looks finished.
 
-Two rules hold everywhere; `parameters.py` refuses what cannot work before a kernel starts.
-
-- A run writes to a `.part.ipynb` file beside its output and is renamed when it has succeeded. A run
-  that failed is kept as `.failed.ipynb`; an output finished earlier stays untouched.
-- The kernel works in the notebook's own folder, so that a default such as `../data/cat.png` means
-  the same here and in JupyterLab.
+A run writes to a `.part.ipynb` file beside its output and is renamed when it has succeeded. A run
+that failed is kept as `.failed.ipynb`; an output finished earlier stays untouched. The kernel works
+in the notebook's own folder, so that a default such as `../data/cat.png` means the same here and in
+JupyterLab.
 """
 
 import logging
@@ -65,14 +63,11 @@ class Run:
 def output_name(notebook: Path, parameters: Mapping[str, object]) -> str:
     """Name a run's output after its notebook and, where there are any, a hash of its parameters.
 
-    >>> output_name(Path("notebooks/02_llava.ipynb"), {})
-    '02_llava.ipynb'
     >>> output_name(Path("notebooks/02_llava.ipynb"), {"prompt": "What is this?"})
     '02_llava-924f9e12.ipynb'
     """
-    if not parameters:
-        return f"{notebook.stem}.ipynb"
-    return f"{notebook.stem}-{hash_of(parameters)[:8]}.ipynb"
+    mark = f"-{hash_of(parameters)[:8]}" if parameters else ""
+    return f"{notebook.stem}{mark}.ipynb"
 
 
 def failed_output(output: Path) -> Path:
@@ -133,26 +128,26 @@ def _run(
     notebook: Path, output: Path, position: Position, timeout: float | None, **settings: object
 ) -> Run:
     """`settings` are those of papermill."""
-    output = output.absolute()
     # The name is random so that two runs towards one output do not write into one file.
+    output, error, executed = output.absolute(), "", None
     part = output.with_name(f"{output.stem}.{uuid.uuid4().hex[:8]}.part.ipynb")
     started = time.monotonic()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         _execute(notebook.absolute(), part, position, timeout, **settings)
-        executed = _finish(part, output)
-        return Run(notebook, output, time.monotonic() - started, "", position.peak_bytes, executed)
+        executed = _marked(part, output, position)
+        os.replace(part, output)
+        failed_output(output).unlink(missing_ok=True)
     except BaseException as problem:
-        error = _explain(problem, position, timeout)
-        failed, executed = failed_output(output), None
+        error, output = _explain(problem, position, timeout), failed_output(output)
         if part.exists():
             with suppress(OSError, ValueError):  # a full disk leaves half a file: keep that
-                executed = _mark_failed(part, failed, position, problem)
-            os.replace(part, failed)
+                executed = _marked(part, output, position, problem)
+            os.replace(part, output)
         if not isinstance(problem, Exception):
             raise
-        seconds = time.monotonic() - started
-        return Run(notebook, failed, seconds, error, position.peak_bytes, executed)
+    seconds = time.monotonic() - started
+    return Run(notebook, output, seconds, error, position.peak_bytes, executed)
 
 
 def _execute(
@@ -182,37 +177,27 @@ def _execute(
         )
 
 
-def _finish(part: Path, output: Path) -> Notebook:
-    """Give a finished run its name, and remove what an earlier failure left.
-
-    Raises `StoppedEarly` when a cell was never reached.
-    """
-    notebook = nbformat.read(part, as_version=4)
-    if any(is_executed(cell) and cell.execution_count is None for cell in notebook.cells):
-        raise StoppedEarly("the notebook stopped before its last cell")
-    notebook.metadata.papermill.output_path = str(output)
-    nbformat.write(notebook, part)
-    os.replace(part, output)
-    failed_output(output).unlink(missing_ok=True)
-    return Notebook(output, notebook)
-
-
-def _mark_failed(part: Path, failed: Path, position: Position, problem: BaseException) -> Notebook:
-    """Say in the notebook itself where it stopped.
+def _marked(
+    part: Path, output: Path, position: Position, problem: BaseException | None = None
+) -> Notebook:
+    """Say in the notebook itself where it lies and, if it failed, where it stopped.
 
     Papermill does so for an exception in a cell; after a timeout, a lost kernel or an interrupt it
-    calls every cell completed.
+    calls every cell completed. Raises `StoppedEarly` when a cell was never reached.
     """
     notebook = nbformat.read(part, as_version=4)
-    notebook.metadata.papermill.output_path = str(failed)
-    if not isinstance(problem, PapermillExecutionError):
+    notebook.metadata.papermill.output_path = str(output)
+    reached = all(cell.execution_count for cell in notebook.cells if is_executed(cell))
+    if problem is None and not reached:
+        raise StoppedEarly("the notebook stopped before its last cell")
+    if problem is not None and not isinstance(problem, PapermillExecutionError):
         notebook.metadata.papermill.exception = True
         for cell in notebook.cells[position.index :]:
             cell.metadata.papermill.status = "pending"
         stopped_at = notebook.cells[position.index].metadata.papermill
         stopped_at.status, stopped_at.exception = "failed", True
     nbformat.write(notebook, part)
-    return Notebook(failed, notebook)
+    return Notebook(output, notebook)
 
 
 def _explain(problem: BaseException, position: Position, timeout: float | None) -> str:

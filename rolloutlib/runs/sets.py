@@ -12,6 +12,7 @@ from rolloutlib.runs.notebook import Parameter, Refused
 from rolloutlib.runs.parameters import (
     Declared,
     find,
+    parsed,
     read_assignments,
     read_parameter_file,
     takes_words,
@@ -57,8 +58,7 @@ def read_choices(declared: Declared, choices: Iterable[str]) -> dict[str, list[o
             raise Refused(f"expected each name once as name=a,b,c, got {choice!r}")
         parameter = find(declared, name)
         if takes_words(parameter):
-            words = [(name, word) for word in _words(text)]
-            grid[name] = [read_assignments(declared, [one])[name] for one in words]
+            grid[name] = [parsed(parameter, word) for word in _words(text)]
         else:
             grid[name] = [typed(parameter, value) for value in _values(parameter, text)]
     return grid
@@ -78,9 +78,9 @@ def crossed(sets: Sequence[ParameterSet], grid: Mapping[str, Sequence[object]]) 
 
     Raises `Refused` where a name is in both.
     """
-    twice = sorted(grid.keys() & set().union(*sets))
+    twice = ", ".join(sorted(grid.keys() & set().union(*sets)))
     if twice:
-        raise Refused(f"{', '.join(twice)}: chosen both in the file and by --set")
+        raise Refused(f"{twice}: chosen both in the file and by --set")
     return [one | more for one in sets for more in combinations(grid)]
 
 
