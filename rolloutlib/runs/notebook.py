@@ -69,7 +69,8 @@ class Notebook:
             for problem in invalid.values():
                 raise problem
         except Exception as problem:  # nbformat raises whatever the broken content runs into
-            raise Refused(f"{path}: not a notebook: {sentence(problem)}") from problem
+            reason = textwrap.shorten(str(problem), 200)  # some quote half the file
+            raise Refused(f"{path}: not a notebook: {reason}") from problem
         return cls(path, content)
 
     @classmethod
@@ -132,11 +133,6 @@ class Notebook:
         """What the notebook reported when it was executed."""
         found = _outputs(self.content.cells, MIME_TYPE)
         return {name: metric for one in found for name, metric in one.items()}
-
-
-def sentence(problem: Exception) -> str:
-    """An error's words on one line; those of parsers quote half the file."""
-    return textwrap.shorten(str(problem), 200)
 
 
 def hash_of(content: object) -> str:

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from rolloutlib.extras import needs
 from rolloutlib.runs.kinds import alternatives, checked
-from rolloutlib.runs.notebook import MODEL_NAMES, Notebook, Parameter, Refused, sentence
+from rolloutlib.runs.notebook import MODEL_NAMES, Notebook, Parameter, Refused
 
 with needs("notebooks"):
     import yaml
@@ -42,7 +43,8 @@ def read_parameter_file(path: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise Refused(f"{path}: cannot be read as YAML: {sentence(problem)}") from problem
+        reason = textwrap.shorten(str(problem), 200)
+        raise Refused(f"{path}: cannot be read as YAML: {reason}") from problem
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise Refused(f"{path}: expected a mapping of names to values, got {values!r}")
     return values

@@ -37,13 +37,10 @@ def run_key(
     values: Mapping[str, object],
     identify: Callable[[str, str], str],
 ) -> str:
-    """The name of a run: 16 hexadecimal digits.
+    """The name of a run: 16 hexadecimal digits that depend on all that decides its numbers.
 
-    They depend on the notebook's `digest`, the route to its numbers, the package's version, and
-    all `values`, defaults included. A file counts by its content and not by its place, a
-    checkpoint too; where the notebook writes to does not count.
-
-    identify: `identity`, or the same with a memory where many runs read the same files.
+    A file or checkpoint counts by its content and not by its place, as `identify` says: `identity`,
+    or the same with a memory where many runs read the same files.
     """
     kept = dict(values)
     for name, value in values.items():
@@ -79,10 +76,10 @@ def write_result(folder: Path, record: Mapping[str, object]) -> None:
     Raises ValueError where a metric has the name of another column of the table.
     """
     taken = own_columns() | record["parameters"].keys()
-    clashes = sorted(taken & record["metrics"].keys())
+    clashes = ", ".join(sorted(taken & record["metrics"].keys()))
     if clashes:
-        raise ValueError(f"{', '.join(clashes)}: a metric must not have another column's name")
-    _write(folder / METRICS, record)
+        raise ValueError(f"{clashes}: a metric must not have another column's name")
+    write_text(folder / METRICS, json.dumps(record, indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
     for left in [*folder.glob("*.part.*"), *folder.glob("*.failed.*"), *folder.glob(".*.part*")]:
         left.unlink(missing_ok=True)
@@ -90,7 +87,7 @@ def write_result(folder: Path, record: Mapping[str, object]) -> None:
 
 def write_failure(folder: Path, record: Mapping[str, object]) -> None:
     """Keep why a run failed, beside its notebook with the cells that it executed."""
-    _write(folder / FAILURE, record)
+    write_text(folder / FAILURE, json.dumps(record, indent=2) + "\n")
 
 
 def write_traceback(folder: Path, text: str) -> None:
@@ -167,10 +164,6 @@ def _read(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _write(path: Path, record: Mapping[str, object]) -> None:
-    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def _row(record: Mapping[str, object]) -> dict[str, object]:

@@ -28,15 +28,10 @@ with needs("sweeps"):
     from distributed.scheduler import KilledWorker
 
 CONNECT_SECONDS = 30
-
-LOCAL_SETTINGS = {
-    # Processes talk over TLS with keys of their own; their HTTP pages are switched off.
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    "distributed.nanny.http.routes": [],
-    # Workers import at the same time on a machine that may be busy.
-    "distributed.comm.timeouts.connect": "60s",
-}
+# Processes talk over TLS with keys of their own; their HTTP pages are switched off.
+LOCAL_SETTINGS = {f"distributed.{x}.http.routes": [] for x in ("scheduler", "worker", "nanny")}
+# Workers import at the same time on a machine that may be busy.
+LOCAL_SETTINGS["distributed.comm.timeouts.connect"] = "60s"
 
 
 @dataclass(frozen=True)
@@ -176,8 +171,7 @@ def _outcomes(
     # Names of their own: a scheduler that knew a name from an earlier sweep would not run it again.
     this = uuid.uuid4().hex[:8]
     runs = {f"{run.key}-{this}": run for run in todo}
-    settings = {"timeout_seconds": timeout, "pure": False, "retries": 0}
-    futures = client.map(execute, todo, key=[*runs], **settings)
+    futures = client.map(execute, todo, key=[*runs], timeout_seconds=timeout, pure=False, retries=0)
     for future in as_completed(futures, loop=client.loop):
         run = runs[future.key]
         try:
