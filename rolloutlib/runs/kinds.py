@@ -20,6 +20,8 @@ NAMES = {kind.__name__: kind for kind in (int, float, bool, str, list, tuple, di
 NAMES |= {"List": list, "Tuple": tuple, "Dict": dict}
 NAMES |= {"Optional": typing.Optional, "Union": typing.Union}
 
+adapter_of = functools.cache(TypeAdapter)
+
 
 @functools.cache
 def type_of(annotation: str, or_none: bool = False) -> Any:
@@ -31,7 +33,7 @@ def type_of(annotation: str, or_none: bool = False) -> Any:
     try:
         kind = _named(ast.parse(annotation.strip(), mode="eval").body)
         kind = kind | None if or_none else kind
-        _adapter(kind)
+        adapter_of(kind)
     except Exception:  # typing and pydantic raise whatever an odd annotation runs into
         return Any
     return Any if Any in alternatives(kind) else kind
@@ -52,15 +54,10 @@ def checked(kind: Any, value: object) -> object:
     >>> checked(tuple[float, ...], [1, 2])
     [1.0, 2.0]
     """
-    found = _adapter(kind).validate_json(json.dumps(value), strict=True)
+    found = adapter_of(kind).validate_json(json.dumps(value), strict=True)
     if isinstance(found, bool) != isinstance(value, bool):  # pydantic's Literal[1] takes True
         raise ValueError(f"expected {kind}, got {value!r}")
     return json.loads(json.dumps(found))
-
-
-@functools.cache
-def _adapter(kind: Any) -> TypeAdapter:
-    return TypeAdapter(kind)
 
 
 def _named(node: ast.expr) -> Any:
