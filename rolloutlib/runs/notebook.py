@@ -18,6 +18,7 @@ from rolloutlib.runs.metrics import MIME_TYPE, Metric
 
 with needs("notebooks"):
     import nbformat
+    from IPython.core.inputtransformer2 import TransformerManager
 
 WRITTEN_PREFIXES = ("output_", "checkpoint_")
 MODEL_NAMES = ("model_id", "adapter_id")
@@ -149,14 +150,8 @@ def _outputs(cells: Iterable[nbformat.NotebookNode], kind: str) -> Iterator[Any]
 
 def _assigned(source: str) -> Iterator[Parameter]:
     """The parameters that a cell assigns, in its order."""
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError:  # perhaps for a line such as `%matplotlib inline`
-        with needs("notebooks"):
-            from IPython.core.inputtransformer2 import TransformerManager
-
-        statements = ast.parse(TransformerManager().transform_cell(source)).body
-    for statement in statements:
+    python = TransformerManager().transform_cell(source)  # it knows lines such as `%matplotlib`
+    for statement in ast.parse(python).body:
         match statement:
             case ast.AnnAssign(ast.Name(name), ast.Constant(str(quoted)), ast.expr() as value):
                 yield _parameter(name, value, quoted)

@@ -62,9 +62,9 @@ def check_parameters(
 
     Raises `Refused` for an unknown name, a wrong type, or a missing file.
     """
-    checked = check_values(notebook.parameters, given, folder)
+    values = check_values(notebook.parameters, given, folder)
     located_defaults(notebook.parameters, given, notebook.path.parent)
-    return checked
+    return values
 
 
 def located_defaults(declared: Declared, given: Iterable[str], home: Path) -> dict[str, object]:

@@ -59,10 +59,15 @@ def identity(name: str, revision: str = "main") -> str:
     path = Path(name)
     if path.is_file():
         return hash_of(_file_identity(path))
-    if not path.is_dir():
-        return hash_of([name, _release(name, revision)])
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return hash_of([[file.relative_to(path).as_posix(), _file_identity(file)] for file in files])
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return hash_of([[one.relative_to(path).as_posix(), _file_identity(one)] for one in files])
+    try:
+        release = version(name)
+    except PackageNotFoundError:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        release = Path(cached).parent.name if isinstance(cached, str) else ""
+    return hash_of([name, release])
 
 
 def is_finished(folder: Path) -> bool:
@@ -140,15 +145,6 @@ def write_table(out: Path) -> pd.DataFrame:
     with complete_file(out / "results.csv") as part:
         table.to_csv(part, index=False)
     return table
-
-
-def _release(name: str, revision: str) -> str:
-    """The release of a pip package, or of a checkpoint from the hub, that would be loaded."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        return Path(cached).parent.name if isinstance(cached, str) else ""
 
 
 def _file_identity(file: Path) -> object:

@@ -107,19 +107,17 @@ def run_together(
 
     Ctrl-C, or closing the iterator, ends the kernels that are running and starts no more.
     """
-    tasks = list(tasks)
-    positions = [Position(partial(on_progress, notebook)) for notebook, _ in tasks]
     with ThreadPoolExecutor(jobs) as threads:
-        running = [
-            threads.submit(_run, notebook, output, position, timeout)
-            for (notebook, output), position in zip(tasks, positions, strict=True)
-        ]
+        running = {}
+        for notebook, output in tasks:
+            position = Position(partial(on_progress, notebook))
+            running[threads.submit(_run, notebook, output, position, timeout)] = position
         try:
             for one in as_completed(running):
                 yield one.result()
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
-            for position in positions:
+            for position in running.values():
                 position.interrupt()
             raise
 

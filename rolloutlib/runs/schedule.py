@@ -1,7 +1,6 @@
 """Run one notebook with many sets of parameters, on the cores here or on a cluster.
 
-Every set is checked before the first run starts. Then each run is one task of dask.distributed,
-which brings the workers, hands out the runs and gives a lost worker's run to another. A run that
+Each run is one task of dask.distributed, which gives a lost worker's run to another. A run that
 fails is a result like any other: the others go on, and it is not tried again.
 """
 
@@ -176,8 +175,8 @@ def _outcomes(
         run = runs[future.key]
         try:
             # Raises CancelledError where there is no scheduler to ask.
-            lost = future.exception() if future.status == "error" else None
-            error = _never_came_back(run, lost) if lost else future.result()
+            failed = future.status == "error"
+            error = _never_came_back(run, future.exception()) if failed else future.result()
         except (CommClosedError, CancelledError) as problem:
             raise SchedulerLost(
                 "the scheduler went away; what has finished stays, and the same sweep continues"
