@@ -20,3 +20,9 @@ def complete_file(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in one step, so that an interrupt leaves no half of it."""
+    with complete_file(path) as part:
+        part.write_text(text, encoding="utf-8")

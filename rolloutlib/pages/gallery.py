@@ -13,16 +13,8 @@ import pandas as pd
 from PIL import Image
 
 from rolloutlib.extras import needs
-from rolloutlib.files.complete import complete_file
-from rolloutlib.pages.page import (
-    TEMPLATES,
-    Contents,
-    links_from,
-    page_of,
-    relative,
-    write_page,
-    write_text,
-)
+from rolloutlib.files.complete import complete_file, write_text
+from rolloutlib.pages.page import TEMPLATES, Contents, links_from, page_of, relative, write_page
 from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.results import varied_parameters
 from rolloutlib.runs.run import Run, failed_output
@@ -120,7 +112,7 @@ def run_of(executed: Path) -> Run:
         notebook = Notebook.read(executed)
     except Refused as problem:
         return Run(executed, executed, 0.0, str(problem))
-    said = notebook.papermill
+    said = notebook.content.metadata.get("papermill", {})
     failed = executed.name.endswith(".failed.ipynb") or said.get("exception")
     error = "it did not reach its end" if failed else ""
     source = Path(said.get("input_path") or executed.name)
@@ -195,6 +187,9 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
     shown = ["run", *varied, *table.attrs["metrics"], "seconds", "peak_memory_mb", "error"]
     rows = table[shown].to_html(index=False, na_rep="", float_format="{:.4g}".format, border=0)
     pages = _write_runs(folder, table, page, contents)
+    for run, one in pages.items():
+        link = f'<td><a href="{relative(one, page.parent)}">{run}</a></td>'
+        rows = rows.replace(f"<td>{run}</td>", link)
     text = PAGES.get_template("sweep.html.j2").render(
         title=_sweep_title(folder),
         contents=links_from(page, contents),
@@ -205,14 +200,13 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
         most_pages=RUN_PAGES,
         picture=picture,
         parameter=", ".join(varied),
-        table=_linked(rows, {run: relative(one, page.parent) for run, one in pages.items()}),
+        table=rows,
     )
     write_text(page, text)
     failed = f"{(~done).sum()} of {len(table)} runs" if not done.all() else ""
-    card_picture = picture and relative(page.parent / picture, site)
-    name = f"{len(table)} runs"
-    seconds = table["seconds"].sum()
-    return Card(name, _sweep_title(folder), relative(page, site), card_picture, seconds, failed)
+    picture = picture and relative(page.parent / picture, site)
+    name, seconds = f"{len(table)} runs", table["seconds"].sum()
+    return Card(name, _sweep_title(folder), relative(page, site), picture, seconds, failed)
 
 
 def _write_runs(
@@ -220,27 +214,15 @@ def _write_runs(
 ) -> dict[str, Path]:
     """Write pages of a sweep's executed notebooks; a run that was called directly has none."""
     failed_first = table.sort_values("error", ascending=False, kind="stable")
-    outputs = {
-        one.run: folder / one.run / f"{one.notebook}.ipynb" for one in failed_first.itertuples()
-    }
-    executed = {
-        run: path
-        for run, output in outputs.items()
-        for path in (output, failed_output(output))
-        if path.exists()
-    }
     back = [contents[0], next(link for link in contents if link[1] == sweep)]
-    return {
-        run: write_page(path, sweep.with_suffix("") / f"{run}.html", back)
-        for run, path in list(executed.items())[:RUN_PAGES]
-    }
-
-
-def _linked(table: str, pages: dict[str, str]) -> str:
-    """A table in HTML in which the names of runs are links to their pages."""
-    for run, page in pages.items():
-        table = table.replace(f"<td>{run}</td>", f'<td><a href="{page}">{run}</a></td>')
-    return table
+    pages: dict[str, Path] = {}
+    for one in failed_first.itertuples():
+        output = folder / one.run / f"{one.notebook}.ipynb"
+        executed = [path for path in (failed_output(output), output) if path.exists()]
+        if executed and len(pages) < RUN_PAGES:
+            page = sweep.with_suffix("") / f"{one.run}.html"
+            pages[one.run] = write_page(executed[0], page, back)
+    return pages
 
 
 def _sweep_figure(table: pd.DataFrame, varied: Sequence[str]) -> bytes | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rolloutlib.extras import needs
-from rolloutlib.files.complete import complete_file
+from rolloutlib.files.complete import write_text
 from rolloutlib.runs.notebook import Notebook
 
 with needs("notebooks"):
@@ -85,12 +85,6 @@ def links_from(page: Path, contents: Contents) -> list[dict[str, object]]:
 def relative(path: Path, folder: Path) -> str:
     """A link from a page in `folder`."""
     return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a page in one step, so that an interrupt leaves no half of it."""
-    with complete_file(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 class _PageRenderer(IPythonRenderer):

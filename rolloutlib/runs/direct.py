@@ -8,11 +8,15 @@ one that the notebook defines is called anew, as it may read this run's paramete
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from rolloutlib.runs.notebook import DIRECT, Notebook
 
-KEPT_LOADS = 4  # of each function: a worker may go from one checkpoint to another and back
+# Of each function: a worker may go from one checkpoint to another and back.
+KEPT_LOADS = 4
+
+# One memory for each function, however often it is imported.
+_kept = functools.cache(functools.lru_cache(maxsize=KEPT_LOADS))
 
 
 def call(notebook: Notebook, values: Mapping[str, object]) -> dict[str, object]:
@@ -29,8 +33,3 @@ def _keep_loads(namespace: dict[str, object]) -> None:
         kept = hasattr(value, "cache_info") or getattr(value, "__globals__", None) is namespace
         if name.startswith("load_") and callable(value) and not kept:
             namespace[name] = _kept(value)
-
-
-@functools.cache
-def _kept(load: Callable[..., object]) -> Callable[..., object]:
-    return functools.lru_cache(maxsize=KEPT_LOADS)(load)

@@ -6,6 +6,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rolloutlib.extras import needs
@@ -18,18 +19,13 @@ with needs("notebooks"):
     from traitlets.config import Config
 
 
-class _OwnKernel(AsyncKernelManager):
-    """A kernel of this very Python, whatever other kernels of the same name Jupyter finds."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict())
-
-
-def kernel_watched_by(position: "Position") -> type[_OwnKernel]:
+def kernel_watched_by(position: "Position") -> type[AsyncKernelManager]:
     """A class of kernels, as papermill takes one; each tells `position` where it is."""
 
-    class WatchedKernel(_OwnKernel):
+    class WatchedKernel(AsyncKernelManager):
+        # This very Python, whatever other kernels of the same name Jupyter finds.
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
         def __init__(self, **settings) -> None:
             super().__init__(**settings)
             position.kernel = self
@@ -38,12 +34,7 @@ def kernel_watched_by(position: "Position") -> type[_OwnKernel]:
 
 
 def peak_memory(process: int | str = "self") -> int | None:
-    """The most bytes of memory that a process has held so far; None where there is no /proc.
-
-    >>> peak = peak_memory()
-    >>> peak is None or peak > 1_000_000
-    True
-    """
+    """The most bytes of memory that a process has held so far; None where there is no /proc."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -59,17 +50,17 @@ def private_sockets() -> Iterator[Config]:
         yield Config(KernelManager={"transport": "ipc", "connection_file": f"{folder}/kernel.json"})
 
 
+@dataclass
 class Position:
     """How far a run has come, for whoever watches it and for the report when it fails."""
 
-    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
-        self.on_progress = on_progress
-        self.index = 0
-        self.cells_started = 0
-        self.cells = 0
-        self.kernel: _OwnKernel | None = None
-        self.peak_bytes: int | None = None
-        self.interrupted = False
+    on_progress: Callable[[int, int], None]
+    index: int = 0
+    cells_started: int = 0
+    cells: int = 0
+    kernel: AsyncKernelManager | None = None
+    peak_bytes: int | None = None
+    interrupted: bool = False
 
     def start(self, notebook: nbformat.NotebookNode) -> None:
         self.cells = sum(is_executed(cell) for cell in notebook.cells)

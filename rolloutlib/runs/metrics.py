@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rolloutlib.extras import needs
 
@@ -28,7 +29,8 @@ def report(**metrics: object) -> None:
         from IPython.display import display
 
     plain = plain_metrics(metrics)
-    shown = "\n".join(f"{name} = {_words(value)}" for name, value in plain.items())
+    words = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in plain.items()}
+    shown = "\n".join(f"{name} = {word}" for name, word in words.items())
     display({MIME_TYPE: plain, "text/plain": shown}, raw=True)
 
 
@@ -38,24 +40,11 @@ def plain_metrics(metrics: Mapping[str, object]) -> dict[str, Metric]:
 
 
 def _plain(name: str, value: object) -> Metric:
-    if hasattr(value, "item"):
-        try:
-            value = value.item()  # of NumPy and torch
-        except (ValueError, RuntimeError) as problem:
-            raise _no_metric(name, value) from problem
-    if isinstance(value, float) and not math.isfinite(value):
-        if math.isinf(value):
-            raise _no_metric(name, value)
+    with suppress(AttributeError, ValueError, RuntimeError):
+        value = value.item()  # of NumPy and torch
+    if isinstance(value, float) and math.isnan(value):
         return None
-    if value is not None and not isinstance(value, bool | int | float | str):
-        raise _no_metric(name, value)
+    if not isinstance(value, Metric) or value in (math.inf, -math.inf):
+        kind = type(value).__name__
+        raise ValueError(f"{name} must be one finite number, a word or a truth value, got {kind}")
     return value
-
-
-def _no_metric(name: str, value: object) -> ValueError:
-    kind = type(value).__name__
-    return ValueError(f"{name} must be one finite number, a word or a truth value, got {kind}")
-
-
-def _words(value: Metric) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,20 +4,21 @@ import ast
 import base64
 import functools
 import hashlib
-import io
 import json
 import re
 import textwrap
-import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rolloutlib.extras import needs
+from rolloutlib.runs.kinds import type_of
 from rolloutlib.runs.metrics import MIME_TYPE, Metric
 
 with needs("notebooks"):
     import nbformat
+    from IPython.core.inputtransformer2 import TransformerManager
 
 WRITTEN_PREFIXES = ("output_", "checkpoint_")
 MODEL_NAMES = ("model_id", "adapter_id")
@@ -30,12 +31,16 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One assignment in a notebook's `parameters` cell: `name: kind = default  # help`."""
+    """One assignment in a notebook's `parameters` cell: `name: kind = default`."""
 
     name: str
     kind: str
     default: object
-    help: str = ""
+
+    @property
+    def type(self) -> Any:
+        """What it allows; `x: str = None` allows None although it does not say so."""
+        return type_of(self.kind, self.default is None)
 
     @property
     def names_a_file(self) -> bool:
@@ -62,10 +67,11 @@ class Notebook:
         invalid: dict[str, Exception] = {}
         try:
             content = nbformat.read(path, as_version=4, capture_validation_error=invalid)
+            for problem in invalid.values():
+                raise problem
         except Exception as problem:  # nbformat raises whatever the broken content runs into
-            raise Refused(f"{path}: not a notebook: {sentence(problem)}") from problem
-        for problem in invalid.values():
-            raise Refused(f"{path}: not a notebook: {sentence(problem)}") from problem
+            reason = textwrap.shorten(str(problem), 200)  # some quote half the file
+            raise Refused(f"{path}: not a notebook: {reason}") from problem
         return cls(path, content)
 
     @classmethod
@@ -84,14 +90,12 @@ class Notebook:
 
         Raises `Refused` for a default that is not a literal, and for a cell that is not Python.
         """
-        found = self.tagged("parameters")[:1]
         try:
-            return {one.name: one for cell in found for one in _assigned(cell.source)}
-        except Refused as problem:
-            raise Refused(f"{self.path}: {problem}") from problem
+            cells = self.tagged("parameters")[:1]
+            return {one.name: one for cell in cells for one in _assigned(cell.source)}
         except (SyntaxError, ValueError) as problem:  # a zero byte is a ValueError
-            reason = f"its parameters cell is not Python: {problem}"
-            raise Refused(f"{self.path}: {reason}") from problem
+            broken = "" if isinstance(problem, Refused) else "its parameters cell is not Python: "
+            raise Refused(f"{self.path}: {broken}{problem}") from problem
 
     @functools.cached_property
     def digest(self) -> str:
@@ -113,115 +117,65 @@ class Notebook:
         return name
 
     @property
-    def papermill(self) -> dict[str, object]:
-        """What papermill noted when it executed the notebook."""
-        return self.content.metadata.get("papermill", {})
-
-    @property
     def title(self) -> str:
         """The first heading's words, or nothing."""
-        for cell in self.content.cells:
-            heading = cell.cell_type == "markdown" and re.search(r"^#+\s+(.+)$", cell.source, re.M)
-            if heading:
-                return re.sub(r"[*`$]", "", heading[1]).strip()
-        return ""
+        words = "\n".join(one.source for one in self.content.cells if one.cell_type == "markdown")
+        heading = re.search(r"^#+\s+(.+)$", words, re.M)
+        return re.sub(r"[*`$]", "", heading[1]).strip() if heading else ""
 
     @property
     def figure(self) -> bytes | None:
         """The PNG that stands for the notebook: of the cell tagged `card`, else the first."""
-        for cell in [*self.tagged("card"), *self.content.cells]:
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    return base64.b64decode(output.data["image/png"])
-        return None
+        found = _outputs([*self.tagged("card"), *self.content.cells], "image/png")
+        return next(map(base64.b64decode, found), None)
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """What the notebook reported when it was executed."""
-        found: dict[str, Metric] = {}
-        for cell in self.content.cells:
-            for output in cell.get("outputs", []):
-                found |= output.get("data", {}).get(MIME_TYPE, {})
-        return found
-
-
-def sentence(problem: Exception) -> str:
-    """An error's words on one line; those of parsers quote half the file."""
-    return textwrap.shorten(str(problem), 200)
+        found = _outputs(self.content.cells, MIME_TYPE)
+        return {name: metric for one in found for name, metric in one.items()}
 
 
 def hash_of(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _outputs(cells: Iterable[nbformat.NotebookNode], kind: str) -> Iterator[Any]:
+    """What the cells put out in one MIME type."""
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if kind in output.get("data", {}):
+                yield output.data[kind]
+
+
 def _assigned(source: str) -> Iterator[Parameter]:
     """The parameters that a cell assigns, in its order."""
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError:  # perhaps for a line such as `%matplotlib inline`
-        with needs("notebooks"):
-            from IPython.core.inputtransformer2 import TransformerManager
-
-        source = TransformerManager().transform_cell(source)
-        statements = ast.parse(source).body
-    comments = _comments(source)
-    for statement in statements:
+    python = TransformerManager().transform_cell(source)  # it knows lines such as `%matplotlib`
+    for statement in ast.parse(python).body:
         match statement:
+            case ast.AnnAssign(ast.Name(name), ast.Constant(str(quoted)), ast.expr() as value):
+                yield _parameter(name, value, quoted)
             case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
-                pairs, kind = [(name, value)], _words(annotation)
+                yield _parameter(name, value, ast.unparse(annotation))
             case ast.Assign(targets, value):
-                pairs, kind = [pair for target in targets for pair in _pairs(target, value)], ""
-            case _:
-                continue
-        for name, value in pairs:
-            default = _literal(name, value)
-            known = kind or ("Any" if default is None else type(default).__name__)
-            yield Parameter(name, known, default, _help(statement, comments))
+                for target in targets:
+                    yield from _unpacked(target, value)
 
 
-def _pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """Names and values of one assignment, also of `a, b = 1, 2`."""
+def _unpacked(target: ast.expr, value: ast.expr) -> Iterator[Parameter]:
+    """The parameters of one assignment without a type, also of `a, b = 1, 2`."""
     match target, value:
         case ast.Name(name), _:
-            yield name, value
+            yield _parameter(name, value)
         case ((ast.Tuple(targets) | ast.List(targets)), (ast.Tuple(values) | ast.List(values))):
             for pair in zip(targets, values, strict=False):
-                yield from _pairs(*pair)
+                yield from _unpacked(*pair)
 
 
-def _words(annotation: ast.expr) -> str:
-    """An annotation as text, without quotes around it."""
-    quoted = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
-    return annotation.value if quoted else ast.unparse(annotation)
-
-
-def _literal(name: str, value: ast.expr) -> object:
+def _parameter(name: str, value: ast.expr, kind: str = "") -> Parameter:
     try:
-        return ast.literal_eval(value)
+        default = ast.literal_eval(value)
     except (ValueError, TypeError) as problem:
         got = ast.unparse(value)
         raise Refused(f"{name}: the default must be a literal, got {got}") from problem
-
-
-def _comments(source: str) -> dict[int, tuple[str, bool]]:
-    """The comment on each line that has one, and whether it stands there alone."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    lines = source.split("\n")
-    return {
-        row: (token.string.strip("# "), lines[row - 1].lstrip().startswith("#"))
-        for token in tokens
-        if token.type == tokenize.COMMENT
-        for row in [token.start[0]]
-    }
-
-
-def _help(statement: ast.stmt, comments: dict[int, tuple[str, bool]]) -> str:
-    """The comment at the end of an assignment's last line, else those right above it."""
-    if statement.end_lineno in comments:
-        return comments[statement.end_lineno][0]
-    above: list[str] = []
-    row = statement.lineno - 1
-    while comments.get(row, ("", False))[1]:
-        above.insert(0, comments[row][0])
-        row -= 1
-    return " ".join(above)
+    return Parameter(name, kind or ("Any" if default is None else type(default).__name__), default)

@@ -4,24 +4,27 @@ import difflib
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rolloutlib.extras import needs
-from rolloutlib.runs.kinds import allows, is_known, kinds_of, name_of, value_of
-from rolloutlib.runs.notebook import MODEL_NAMES, Notebook, Parameter, Refused, sentence
+from rolloutlib.runs.kinds import alternatives, checked
+from rolloutlib.runs.notebook import MODEL_NAMES, Notebook, Parameter, Refused
 
 with needs("notebooks"):
     import yaml
 
 Declared = Mapping[str, Parameter]
+WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def read_assignments(declared: Declared, assignments: Iterable[Sequence[str]]) -> dict[str, object]:
     """Turn the command line's names and texts into values of the declared types.
 
-    A string stays the text it is; a list or dict is JSON or YAML. Of several types the first that
-    the text can be counts.
+    Where the type allows a string, it stays the text it is; a list or dict is JSON or YAML.
 
     Raises `Refused` for an unknown name or a text that is no value of the type.
 
@@ -29,7 +32,7 @@ def read_assignments(declared: Declared, assignments: Iterable[Sequence[str]]) -
     >>> read_assignments(declared, [("layers", "[1, 2]"), ("x", "007")])
     {'layers': [1, 2], 'x': '007'}
     """
-    return {name: _parsed(find(declared, name), text) for name, text in assignments}
+    return {name: parsed(find(declared, name), text) for name, text in assignments}
 
 
 def read_parameter_file(path: Path) -> dict[str, object]:
@@ -40,7 +43,8 @@ def read_parameter_file(path: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise Refused(f"{path}: cannot be read as YAML: {sentence(problem)}") from problem
+        reason = textwrap.shorten(str(problem), 200)
+        raise Refused(f"{path}: cannot be read as YAML: {reason}") from problem
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise Refused(f"{path}: expected a mapping of names to values, got {values!r}")
     return values
@@ -58,9 +62,9 @@ def check_parameters(
 
     Raises `Refused` for an unknown name, a wrong type, or a missing file.
     """
-    checked = check_values(notebook.parameters, given, folder)
+    values = check_values(notebook.parameters, given, folder)
     located_defaults(notebook.parameters, given, notebook.path.parent)
-    return checked
+    return values
 
 
 def located_defaults(declared: Declared, given: Iterable[str], home: Path) -> dict[str, object]:
@@ -76,11 +80,8 @@ def check_values(
     declared: Declared, given: Mapping[str, object], folder: Path
 ) -> dict[str, object]:
     """The given values as the notebook will receive them, by the rules of `check_parameters`."""
-    return {
-        name: _located(parameter, typed(parameter, value), folder)
-        for name, value in given.items()
-        for parameter in [find(declared, name)]
-    }
+    found = {name: find(declared, name) for name in given}
+    return {name: _located(p, typed(p, given[name]), folder) for name, p in found.items()}
 
 
 def find(declared: Declared, name: str) -> Parameter:
@@ -94,52 +95,31 @@ def find(declared: Declared, name: str) -> Parameter:
 
 def typed(parameter: Parameter, value: object) -> object:
     """A value as its annotation says. Raises `Refused` where the annotation does not allow it."""
-    for kind in _kinds(parameter):
-        if allows(kind, value) and is_json(value):  # YAML knows dates, which JSON does not
-            return float(value) if name_of(kind) == "float" else value
-    raise _wrong_type(parameter, value)
-
-
-def is_json(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    try:  # YAML knows dates, which JSON does not
+        return checked(parameter.type, value)
+    except (TypeError, ValueError) as problem:
+        raise _wrong_type(parameter, value) from problem
 
 
 def takes_words(parameter: Parameter) -> bool:
     """Whether a text is a value as it stands: no brackets are needed."""
-    return all(
-        name_of(kind) in ("str", "int", "float", "bool", "None", "Literal")
-        or _stays_text(parameter, kind)
-        for kind in _kinds(parameter)
-    )
+    if parameter.type is Any:  # not known here: the default shows what it takes
+        return isinstance(parameter.default, str)
+    return not alternatives(parameter.type) & {list, tuple, dict}
 
 
-def _kinds(parameter: Parameter) -> list:
-    """What the annotation allows; `x: str = None` allows None although it does not say so."""
-    nothing = kinds_of("None") if parameter.default is None else []
-    return [*kinds_of(parameter.kind), *nothing]
-
-
-def _stays_text(parameter: Parameter, kind: object) -> bool:
-    """An annotation that is not known here, with a text as the default, takes texts."""
-    return not is_known(kind) and isinstance(parameter.default, str)
-
-
-def _parsed(parameter: Parameter, text: str) -> object:
-    value: object = text
-    for kind in _kinds(parameter):
-        if _stays_text(parameter, kind):
-            return text
-        try:
-            value = value_of(kind, text)
-        except ValueError:
-            continue
-        if allows(kind, value):
-            return value
-    raise _wrong_type(parameter, value)
+def parsed(parameter: Parameter, text: str) -> object:
+    """The value that a text stands for. Raises `Refused` where it is none of the type."""
+    words, got = takes_words(parameter), text
+    readers = [str] if words or parameter.type is not Any else []
+    readers += [int, float, lambda text: WORDS[text.lower()]]
+    readers += [] if words else [json.loads, yaml.safe_load]
+    for read in readers:
+        with suppress(ValueError, KeyError, yaml.YAMLError):
+            value = read(text)
+            got = text if words else value
+            return typed(parameter, value)
+    raise _wrong_type(parameter, got)
 
 
 def _wrong_type(parameter: Parameter, value: object) -> Refused:
@@ -148,7 +128,8 @@ def _wrong_type(parameter: Parameter, value: object) -> Refused:
 
 def _located(parameter: Parameter, value: object, folder: Path) -> object:
     """Make the files that a parameter names absolute; they start at `folder`."""
-    if not parameter.names_a_file and parameter.name not in MODEL_NAMES:
+    is_model = parameter.name in MODEL_NAMES
+    if not parameter.names_a_file and not is_model:
         return value
     if not value:
         if parameter.default and parameter.name != "adapter_id":
@@ -157,16 +138,10 @@ def _located(parameter: Parameter, value: object, folder: Path) -> object:
     if not isinstance(value, str):
         raise Refused(f"{parameter.name} names one file: expected a text, got {value!r}")
     path = folder.absolute() / os.path.expanduser(value)
-    if parameter.name in MODEL_NAMES:
-        return _located_model(parameter, value, path)
+    if is_model and not path.is_dir():
+        if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", value):
+            return value  # `owner/name` or `name`, as on the hub
+        raise Refused(f"{parameter.name}: there is no folder {path}, and {value!r} is no hub name")
     if not parameter.is_written and not path.exists():
         raise Refused(f"{parameter.name}: there is no file or folder {path}")
     return os.path.normpath(path)
-
-
-def _located_model(parameter: Parameter, value: str, path: Path) -> str:
-    if path.is_dir():
-        return os.path.normpath(path)
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", value):
-        return value  # `owner/name` or `name`, as on the hub
-    raise Refused(f"{parameter.name}: there is no folder {path}, and {value!r} is no hub name")

@@ -2,14 +2,14 @@
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import rolloutlib
 from rolloutlib.runs import results
-from rolloutlib.runs.notebook import Notebook, Refused
-from rolloutlib.runs.parameters import check_values, is_json, located_defaults
+from rolloutlib.runs.notebook import Notebook, Refused, hash_of
+from rolloutlib.runs.parameters import check_values, located_defaults
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def plan(
 
     Raises `Refused`, with the first problems, where a set is not good; nothing is run then.
     """
-    make = _Planner(notebook, out, function)
+    planned_as = _planner(notebook, out.absolute(), function)
     planned: dict[str, PlannedRun] = {}
     problems = []
     for number, one in enumerate(sets, start=1):
         try:
-            run = make.run(one)
+            run = planned_as(one)
             planned[run.key] = run
         except Refused as problem:
             problems.append(f"set {number}: {problem}")
@@ -61,43 +61,35 @@ def plan(
     return list(planned.values())
 
 
-class _Planner:
-    """What all runs of one sweep have in common."""
+def _planner(
+    notebook: Notebook, out: Path, function: str
+) -> Callable[[Mapping[str, object]], PlannedRun]:
+    path, declared, folder = notebook.path.absolute(), notebook.parameters, Path.cwd()
+    taken = ", ".join(sorted(declared.keys() & results.own_columns()))
+    if taken:
+        raise Refused(f"{path}: {taken}: a sweep's table has this column itself")
+    for name, parameter in declared.items():
+        try:
+            hash_of(parameter.default)
+        except TypeError as problem:
+            raise Refused(f"{path}: {name}: a sweep's table cannot hold this default") from problem
+    written = {name for name, p in declared.items() if p.is_written and p.names_a_file}
+    # Most sets name the same parameters and the same files: look at each only once.
+    identify = functools.cache(results.identity)
+    defaults_beside = functools.cache(lambda *given: located_defaults(declared, given, path.parent))
 
-    def __init__(self, notebook: Notebook, out: Path, function: str) -> None:
-        self.path, self.out = notebook.path.absolute(), out.absolute()
-        self.function, self.digest = function, notebook.digest
-        self.declared = notebook.parameters
-        found = self.declared.values()
-        taken = sorted(self.declared.keys() & results.own_columns())
-        if taken:
-            names = ", ".join(taken)
-            raise Refused(f"{self.path}: {names}: a sweep's table has this column itself")
-        odd = [parameter.name for parameter in found if not is_json(parameter.default)]
-        if odd:
-            raise Refused(
-                f"{self.path}: {', '.join(odd)}: a sweep's table cannot hold this default"
-            )
-        self.folder = Path.cwd()
-        self.written = {p.name for p in found if p.is_written and p.names_a_file}
-        # Most sets name the same parameters and the same files: look at each only once.
-        self.identify = functools.cache(results.identity)
-        self.defaults_beside = functools.cache(self._defaults_beside)
-
-    def _defaults_beside(self, *given: str) -> dict[str, object]:
-        return located_defaults(self.declared, given, self.path.parent)
-
-    def run(self, one: Mapping[str, object]) -> PlannedRun:
-        given = check_values(self.declared, one, self.folder)
-        own = sorted(self.written & given.keys())
+    def planned_as(one: Mapping[str, object]) -> PlannedRun:
+        given = check_values(declared, one, folder)
+        own = ", ".join(sorted(written & given.keys()))
         if own:
-            raise Refused(f"{', '.join(own)}: each run of a sweep writes to its own folder")
-        both = self.defaults_beside(*given) | given
-        values = {name: both[name] for name in self.declared if name not in self.written}
-        key = results.run_key(self.digest, self.function, self.declared, values, self.identify)
-        folder = self.out / key
+            raise Refused(f"{own}: each run of a sweep writes to its own folder")
+        both = defaults_beside(*given) | given
+        values = {name: both[name] for name in declared if name not in written}
+        key = results.run_key(notebook.digest, function, declared, values, identify)
         # What a run writes stays with it: the folder, and the name that the default has.
-        for name in self.written:
+        for name in written:
             if both[name]:
-                given[name] = os.path.join(folder, os.path.basename(both[name]))
-        return PlannedRun(self.path, folder, given, values, self.function, self.digest)
+                given[name] = os.path.join(out / key, os.path.basename(both[name]))
+        return PlannedRun(path, out / key, given, values, function, notebook.digest)
+
+    return planned_as

@@ -2,8 +2,7 @@
 
 The folder of a run is named by a hash of all that decides its numbers. It holds the executed
 notebook, whatever the notebook wrote, and `metrics.json`, which is written last and in one step:
-a run is finished when that file is there, and not before. A run that dies leaves no such file; two
-that compute the same at once write the same numbers twice.
+a run is finished when that file is there, and not before.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ import pandas as pd
 
 import rolloutlib
 from rolloutlib.extras import needs
-from rolloutlib.files.complete import complete_file
+from rolloutlib.files.complete import complete_file, write_text
 from rolloutlib.runs.notebook import MODEL_NAMES, Parameter, hash_of
 
 with needs("notebooks"):
@@ -38,20 +37,15 @@ def run_key(
     values: Mapping[str, object],
     identify: Callable[[str, str], str],
 ) -> str:
-    """The name of a run: 16 hexadecimal digits.
+    """The name of a run: 16 hexadecimal digits that depend on all that decides its numbers.
 
-    They depend on the notebook's `digest`, the route to its numbers, the package's version, and
-    all `values`, defaults included. A file counts by its content and not by its place, a
-    checkpoint too; where the notebook writes to does not count.
-
-    identify: `identity`, or the same with a memory where many runs read the same files.
+    A file or checkpoint counts by its content and not by its place, as `identify` says: `identity`,
+    or the same with a memory where many runs read the same files.
     """
-    kept = {}
+    kept = dict(values)
     for name, value in values.items():
         if value and (declared[name].names_a_file or name in MODEL_NAMES):
             kept[name] = identify(str(value), str(values.get("revision", "main")))
-        else:
-            kept[name] = value
     return hash_of([digest, route, rolloutlib.__version__, kept])[:16]
 
 
@@ -67,10 +61,13 @@ def identity(name: str, revision: str = "main") -> str:
         return hash_of(_file_identity(path))
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
-        return hash_of(
-            [[file.relative_to(path).as_posix(), _file_identity(file)] for file in files]
-        )
-    return hash_of([name, _release(name, revision)])
+        return hash_of([[one.relative_to(path).as_posix(), _file_identity(one)] for one in files])
+    try:
+        release = version(name)
+    except PackageNotFoundError:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        release = Path(cached).parent.name if isinstance(cached, str) else ""
+    return hash_of([name, release])
 
 
 def is_finished(folder: Path) -> bool:
@@ -84,10 +81,10 @@ def write_result(folder: Path, record: Mapping[str, object]) -> None:
     Raises ValueError where a metric has the name of another column of the table.
     """
     taken = own_columns() | record["parameters"].keys()
-    clashes = sorted(taken & record["metrics"].keys())
+    clashes = ", ".join(sorted(taken & record["metrics"].keys()))
     if clashes:
-        raise ValueError(f"{', '.join(clashes)}: a metric must not have another column's name")
-    _write(folder / METRICS, record)
+        raise ValueError(f"{clashes}: a metric must not have another column's name")
+    write_text(folder / METRICS, json.dumps(record, indent=2) + "\n")
     (folder / FAILURE).unlink(missing_ok=True)
     for left in [*folder.glob("*.part.*"), *folder.glob("*.failed.*"), *folder.glob(".*.part*")]:
         left.unlink(missing_ok=True)
@@ -95,13 +92,12 @@ def write_result(folder: Path, record: Mapping[str, object]) -> None:
 
 def write_failure(folder: Path, record: Mapping[str, object]) -> None:
     """Keep why a run failed, beside its notebook with the cells that it executed."""
-    _write(folder / FAILURE, record)
+    write_text(folder / FAILURE, json.dumps(record, indent=2) + "\n")
 
 
 def write_traceback(folder: Path, text: str) -> None:
     """Keep where a run without a notebook failed."""
-    with complete_file(folder / "traceback.failed.txt") as part:
-        part.write_text(text, encoding="utf-8")
+    write_text(folder / "traceback.failed.txt", text)
 
 
 def own_columns() -> set[str]:
@@ -122,17 +118,17 @@ def collect(out: Path) -> pd.DataFrame:
     versions, and error, which is empty where the run finished. `attrs` says which columns are
     "parameters" and which "metrics". A value that is a list stands there as JSON.
     """
-    records = [record for folder in sorted(out.iterdir()) if (record := _record(folder))]
-    names = {
-        kind: list(dict.fromkeys(name for record in records for name in record[kind]))
+    read = [_read(folder / METRICS) or _read(folder / FAILURE) for folder in sorted(out.iterdir())]
+    records = [record for record in read if record]
+    parameters, metrics, versions = (
+        list({name: None for record in records for name in record[kind]})
         for kind in ("parameters", "metrics", "versions")
-    }
-    columns = ["run", "notebook", "route", *names["parameters"], *names["metrics"]]
-    columns += ["seconds", "peak_memory_mb", *names["versions"], "error"]
+    )
+    columns = ["run", "notebook", "route", *parameters, *metrics]
+    columns += ["seconds", "peak_memory_mb", *versions, "error"]
     columns = list(dict.fromkeys(columns))  # one notebook's metric may be another's parameter
-    table = pd.DataFrame([_row(record) for record in records], columns=columns)
-    table = table.apply(_one_kind)
-    table.attrs = {"parameters": names["parameters"], "metrics": names["metrics"]}
+    table = pd.DataFrame(map(_row, records), columns=columns).apply(_one_kind)
+    table.attrs = {"parameters": parameters, "metrics": metrics}
     return table
 
 
@@ -151,15 +147,6 @@ def write_table(out: Path) -> pd.DataFrame:
     return table
 
 
-def _release(name: str, revision: str) -> str:
-    """The release of a pip package, or of a checkpoint from the hub, that would be loaded."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        return Path(cached).parent.name if isinstance(cached, str) else ""
-
-
 def _file_identity(file: Path) -> object:
     status = file.stat()
     if status.st_size > LARGEST_READ:
@@ -175,23 +162,10 @@ def _read(path: Path) -> dict | None:
     return record if isinstance(record, dict) else None
 
 
-def _write(path: Path, record: Mapping[str, object]) -> None:
-    with complete_file(path) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _record(folder: Path) -> dict | None:
-    return _read(folder / METRICS) or _read(folder / FAILURE)
-
-
 def _row(record: Mapping[str, object]) -> dict[str, object]:
-    row = {name: record[name] for name in COLUMNS}
-    for kind in ("parameters", "metrics", "versions"):
-        row |= record[kind]
-    return {
-        name: json.dumps(value) if isinstance(value, list | dict) else value
-        for name, value in row.items()
-    }
+    row = record | record["parameters"] | record["metrics"] | record["versions"]
+    lists = {name: json.dumps(one) for name, one in row.items() if isinstance(one, list | dict)}
+    return row | lists
 
 
 def _one_kind(column: pd.Series) -> pd.Series:

@@ -1,15 +1,11 @@
 """Run a notebook by papermill, so that only a finished run looks finished.
 
-Two rules hold everywhere; `parameters.py` refuses what cannot work before a kernel starts.
-
-- A run writes to a `.part.ipynb` file beside its output and is renamed when it has succeeded. A run
-  that failed is kept as `.failed.ipynb`; an output finished earlier stays untouched.
-- The kernel works in the notebook's own folder, so that a default such as `../data/cat.png` means
-  the same here and in JupyterLab.
+A run writes to a `.part.ipynb` file beside its output and is renamed when it has succeeded. A run
+that failed is kept as `.failed.ipynb`; an output finished earlier stays untouched. The kernel works
+in the notebook's own folder, so that a default such as `../data/cat.png` means the same here and in
+JupyterLab.
 """
 
-import hashlib
-import json
 import logging
 import os
 import time
@@ -24,7 +20,7 @@ from typing import TextIO
 
 from rolloutlib.extras import needs
 from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by, private_sockets
-from rolloutlib.runs.notebook import Notebook
+from rolloutlib.runs.notebook import Notebook, hash_of
 
 with needs("notebooks"):
     import nbformat
@@ -67,15 +63,11 @@ class Run:
 def output_name(notebook: Path, parameters: Mapping[str, object]) -> str:
     """Name a run's output after its notebook and, where there are any, a hash of its parameters.
 
-    >>> output_name(Path("notebooks/02_llava.ipynb"), {})
-    '02_llava.ipynb'
     >>> output_name(Path("notebooks/02_llava.ipynb"), {"prompt": "What is this?"})
     '02_llava-924f9e12.ipynb'
     """
-    if not parameters:
-        return f"{notebook.stem}.ipynb"
-    canonical = json.dumps(parameters, sort_keys=True).encode()
-    return f"{notebook.stem}-{hashlib.sha256(canonical).hexdigest()[:8]}.ipynb"
+    mark = f"-{hash_of(parameters)[:8]}" if parameters else ""
+    return f"{notebook.stem}{mark}.ipynb"
 
 
 def failed_output(output: Path) -> Path:
@@ -97,7 +89,8 @@ def run_notebook(
     `timeout` is in seconds for all cells together. `prints` receives what the notebook prints.
     The `Run` that comes back says whether it finished; Ctrl-C is the only error that is raised.
     """
-    return _run(notebook, output, parameters, Position(on_progress), timeout, prints)
+    settings = {"parameters": dict(parameters), "stdout_file": prints}
+    return _run(notebook, output, Position(on_progress), timeout, **settings)
 
 
 def run_together(
@@ -114,121 +107,95 @@ def run_together(
 
     Ctrl-C, or closing the iterator, ends the kernels that are running and starts no more.
     """
-    tasks = list(tasks)
-    positions = [Position(partial(on_progress, notebook)) for notebook, _ in tasks]
     with ThreadPoolExecutor(jobs) as threads:
-        running = [
-            threads.submit(_run, notebook, output, {}, position, timeout, None)
-            for (notebook, output), position in zip(tasks, positions, strict=True)
-        ]
+        running = {}
+        for notebook, output in tasks:
+            position = Position(partial(on_progress, notebook))
+            running[threads.submit(_run, notebook, output, position, timeout)] = position
         try:
             for one in as_completed(running):
                 yield one.result()
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
-            for position in positions:
+            for position in running.values():
                 position.interrupt()
             raise
 
 
 def _run(
-    notebook: Path,
-    output: Path,
-    parameters: Mapping[str, object],
-    position: Position,
-    timeout: float | None,
-    prints: TextIO | None,
+    notebook: Path, output: Path, position: Position, timeout: float | None, **settings: object
 ) -> Run:
-    output = output.absolute()
+    """`settings` are those of papermill."""
     # The name is random so that two runs towards one output do not write into one file.
+    output, error, executed = output.absolute(), "", None
     part = output.with_name(f"{output.stem}.{uuid.uuid4().hex[:8]}.part.ipynb")
     started = time.monotonic()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _execute(notebook.absolute(), part, dict(parameters), position, timeout, prints)
-        executed = _finish(part, output)
-        return Run(notebook, output, time.monotonic() - started, "", position.peak_bytes, executed)
+        _execute(notebook.absolute(), part, position, timeout, **settings)
+        executed = _marked(part, output, position)
+        os.replace(part, output)
+        failed_output(output).unlink(missing_ok=True)
     except BaseException as problem:
-        error = _explain(problem, position, timeout)
-        failed, executed = failed_output(output), None
+        error, output = _explain(problem, position, timeout), failed_output(output)
         if part.exists():
             with suppress(OSError, ValueError):  # a full disk leaves half a file: keep that
-                executed = _mark_failed(part, failed, position, problem)
-            os.replace(part, failed)
+                executed = _marked(part, output, position, problem)
+            os.replace(part, output)
         if not isinstance(problem, Exception):
             raise
-        seconds = time.monotonic() - started
-        return Run(notebook, failed, seconds, error, position.peak_bytes, executed)
+    seconds = time.monotonic() - started
+    return Run(notebook, output, seconds, error, position.peak_bytes, executed)
 
 
 def _execute(
-    notebook: Path,
-    part: Path,
-    parameters: dict[str, object],
-    position: Position,
-    timeout: float | None,
-    prints: TextIO | None,
+    notebook: Path, part: Path, position: Position, timeout: float | None, **settings: object
 ) -> None:
+    # Papermill takes braces in a path for places of parameters.
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, part)]
     deadline = None if timeout is None else time.monotonic() + timeout
-    with private_sockets() as settings:
+    with private_sockets() as sockets:
         papermill.execute_notebook(
-            _literal(notebook),
-            _literal(part),
-            parameters,
+            *paths,
             kernel_name="python3",
             language="python",
             # Papermill's `cwd` would move this whole process, and other runs' threads with it.
             resources={"metadata": {"path": str(notebook.parent)}},
             progress_bar=False,
-            stdout_file=prints,
             start_timeout=KERNEL_START_SECONDS,
             iopub_timeout=OUTPUT_WAIT_SECONDS,
-            config=settings,
+            config=sockets,
             kernel_manager_class=kernel_watched_by(position),
             shell_timeout_interval=1,
             timeout_func=deadline and (lambda cell: max(deadline - time.monotonic(), 0.001)),
             on_notebook_start=position.start,
             on_cell_execute=position.enter,
             on_cell_executed=position.leave,
+            **settings,
         )
 
 
-def _literal(path: Path) -> str:
-    """A path in which papermill fills in nothing: to it, braces are places for parameters."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _finish(part: Path, output: Path) -> Notebook:
-    """Give a finished run its name, and remove what an earlier failure left.
-
-    Raises `StoppedEarly` when a cell was never reached.
-    """
-    notebook = nbformat.read(part, as_version=4)
-    if any(is_executed(cell) and cell.execution_count is None for cell in notebook.cells):
-        raise StoppedEarly("the notebook stopped before its last cell")
-    notebook.metadata.papermill.output_path = str(output)
-    nbformat.write(notebook, part)
-    os.replace(part, output)
-    failed_output(output).unlink(missing_ok=True)
-    return Notebook(output, notebook)
-
-
-def _mark_failed(part: Path, failed: Path, position: Position, problem: BaseException) -> Notebook:
-    """Say in the notebook itself where it stopped.
+def _marked(
+    part: Path, output: Path, position: Position, problem: BaseException | None = None
+) -> Notebook:
+    """Say in the notebook itself where it lies and, if it failed, where it stopped.
 
     Papermill does so for an exception in a cell; after a timeout, a lost kernel or an interrupt it
-    calls every cell completed.
+    calls every cell completed. Raises `StoppedEarly` when a cell was never reached.
     """
     notebook = nbformat.read(part, as_version=4)
-    notebook.metadata.papermill.output_path = str(failed)
-    if not isinstance(problem, PapermillExecutionError):
+    notebook.metadata.papermill.output_path = str(output)
+    reached = all(cell.execution_count for cell in notebook.cells if is_executed(cell))
+    if problem is None and not reached:
+        raise StoppedEarly("the notebook stopped before its last cell")
+    if problem is not None and not isinstance(problem, PapermillExecutionError):
         notebook.metadata.papermill.exception = True
         for cell in notebook.cells[position.index :]:
             cell.metadata.papermill.status = "pending"
         stopped_at = notebook.cells[position.index].metadata.papermill
         stopped_at.status, stopped_at.exception = "failed", True
     nbformat.write(notebook, part)
-    return Notebook(failed, notebook)
+    return Notebook(output, notebook)
 
 
 def _explain(problem: BaseException, position: Position, timeout: float | None) -> str:

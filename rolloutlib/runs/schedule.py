@@ -1,7 +1,6 @@
 """Run one notebook with many sets of parameters, on the cores here or on a cluster.
 
-Every set is checked before the first run starts. Then each run is one task of dask.distributed,
-which brings the workers, hands out the runs and gives a lost worker's run to another. A run that
+Each run is one task of dask.distributed, which gives a lost worker's run to another. A run that
 fails is a result like any other: the others go on, and it is not tried again.
 """
 
@@ -18,25 +17,20 @@ from rolloutlib.extras import needs
 from rolloutlib.runs import results
 from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.plan import PlannedRun, plan
-from rolloutlib.runs.worker import blank_record, execute
+from rolloutlib.runs.worker import execute, record_of
 
 with needs("sweeps"):
     import dask
     from dask.system import CPU_COUNT
-    from distributed import CancelledError, Client, Future, LocalCluster, Security, as_completed
+    from distributed import CancelledError, Client, LocalCluster, Security, as_completed
     from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
 CONNECT_SECONDS = 30
-
-LOCAL_SETTINGS = {
-    # Processes talk over TLS with keys of their own; their HTTP pages are switched off.
-    "distributed.scheduler.http.routes": [],
-    "distributed.worker.http.routes": [],
-    "distributed.nanny.http.routes": [],
-    # Workers import at the same time on a machine that may be busy.
-    "distributed.comm.timeouts.connect": "60s",
-}
+# Processes talk over TLS with keys of their own; their HTTP pages are switched off.
+LOCAL_SETTINGS = {f"distributed.{x}.http.routes": [] for x in ("scheduler", "worker", "nanny")}
+# Workers import at the same time on a machine that may be busy.
+LOCAL_SETTINGS["distributed.comm.timeouts.connect"] = "60s"
 
 
 @dataclass(frozen=True)
@@ -102,20 +96,26 @@ def sweep(
     if direct and timeout is not None:
         raise Refused("timeout: a function that runs directly has no kernel that could be stopped")
     planned = plan(notebook, sets, out, notebook.function if direct else "")
-    skipped = [run for run in planned if results.is_finished(run.folder)]
-    there = {run.key for run in skipped}
-    todo = [run for run in planned if run.key not in there]
+    skipped, todo = [], []
+    for run in planned:
+        (skipped if results.is_finished(run.folder) else todo).append(run)
     out.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
-    progress = _Estimate(len(skipped), len(todo))
-    on_progress(progress.after(failures, 0))
+    started = time.monotonic()
+
+    def show(ended: int) -> None:
+        """How far it is; the rest takes as long for each run as those that ended."""
+        failed, left = len(failures), len(todo) - ended
+        seconds = (time.monotonic() - started) / ended * left if ended else None
+        on_progress(Progress(ended - failed, failed, len(skipped), left, seconds))
+
+    show(0)
     try:
         if todo:
             with _client(scheduler, min(workers or CPU_COUNT, len(todo))) as client:
-                for number, (run, error) in enumerate(_outcomes(client, todo, timeout), start=1):
-                    if error:
-                        failures[run.key] = error
-                    on_progress(progress.after(failures, number))
+                for ended, (run, error) in enumerate(_outcomes(client, todo, timeout), start=1):
+                    failures |= {run.key: error} if error else {}
+                    show(ended)
     except BaseException:
         with suppress(OSError):  # a full disk may be what stopped the sweep
             results.write_table(out)
@@ -125,29 +125,13 @@ def sweep(
 
 def failure_table(done: Sweep) -> str:
     """The runs of a sweep that failed, as text: what was varied, and the error."""
-    failed = [run for run in done.planned if run.key in done.failures]
-    varied = [
-        name
-        for name in done.planned[0].values
-        if len({repr(run.values[name]) for run in done.planned}) > 1
-    ]
-    rows = [{"run": run.key, **{name: run.values[name] for name in varied}} for run in failed]
-    table = pd.DataFrame(rows).assign(error=[done.failures[run.key] for run in failed])
+    keys = [run.key for run in done.planned]
+    values = pd.DataFrame([run.values for run in done.planned], keys, dtype=object)
+    varied = [name for name in values if values[name].map(repr).nunique() > 1]
+    failed = values.loc[[key for key in keys if key in done.failures], varied]
+    table = failed.rename_axis("run").reset_index()
+    table["error"] = table["run"].map(done.failures)
     return table.to_string(index=False, max_colwidth=100)
-
-
-class _Estimate:
-    """How long the rest of a sweep takes, if it goes on as it went."""
-
-    def __init__(self, skipped: int, todo: int) -> None:
-        self.skipped, self.todo = skipped, todo
-        self.started = time.monotonic()
-
-    def after(self, failures: Mapping[str, str], number: int) -> Progress:
-        remaining = self.todo - number
-        seconds = (time.monotonic() - self.started) / number * remaining if number else None
-        failed = len(failures)
-        return Progress(number - failed, failed, self.skipped, remaining, seconds)
 
 
 @contextmanager
@@ -185,13 +169,14 @@ def _outcomes(
     """Each run as it ends, and its error if it failed."""
     # Names of their own: a scheduler that knew a name from an earlier sweep would not run it again.
     this = uuid.uuid4().hex[:8]
-    names = [f"{run.key}-{this}" for run in todo]
-    by_name = dict(zip(names, todo, strict=True))
-    futures = client.map(execute, todo, key=names, timeout_seconds=timeout, pure=False, retries=0)
+    runs = {f"{run.key}-{this}": run for run in todo}
+    futures = client.map(execute, todo, key=[*runs], timeout_seconds=timeout, pure=False, retries=0)
     for future in as_completed(futures, loop=client.loop):
-        run = by_name[future.key]
+        run = runs[future.key]
         try:
-            error = _error_of(future, run)
+            # Raises CancelledError where there is no scheduler to ask.
+            failed = future.status == "error"
+            error = _never_came_back(run, future.exception()) if failed else future.result()
         except (CommClosedError, CancelledError) as problem:
             raise SchedulerLost(
                 "the scheduler went away; what has finished stays, and the same sweep continues"
@@ -200,17 +185,11 @@ def _outcomes(
         future.release()
 
 
-def _error_of(future: Future, run: PlannedRun) -> str:
-    if future.status == "error":
-        return _never_came_back(run, future.exception())
-    return future.result()  # raises CancelledError where there is no scheduler to ask
-
-
 def _never_came_back(run: PlannedRun, problem: BaseException) -> str:
     """The error of a run that could not report one: its worker was lost, or could not read it."""
     error = f"{type(problem).__name__}: {problem}"
     if isinstance(problem, KilledWorker):
         error = "its worker was lost, and so were those that tried it again"
     with suppress(OSError):
-        results.write_failure(run.folder, blank_record(run) | {"error": error})
+        results.write_failure(run.folder, record_of(run, error=error))
     return error

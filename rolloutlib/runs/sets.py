@@ -8,15 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rolloutlib.extras import needs
+from rolloutlib.runs import parameters
 from rolloutlib.runs.notebook import Parameter, Refused
-from rolloutlib.runs.parameters import (
-    Declared,
-    find,
-    read_assignments,
-    read_parameter_file,
-    takes_words,
-    typed,
-)
+from rolloutlib.runs.parameters import Declared
 
 with needs("notebooks"):
     import yaml
@@ -55,12 +49,11 @@ def read_choices(declared: Declared, choices: Iterable[str]) -> dict[str, list[o
         name, equals, text = choice.partition("=")
         if not equals or name in grid:
             raise Refused(f"expected each name once as name=a,b,c, got {choice!r}")
-        parameter = find(declared, name)
-        if takes_words(parameter):
-            words = [(name, word) for word in _words(text)]
-            grid[name] = [read_assignments(declared, [one])[name] for one in words]
+        parameter = parameters.find(declared, name)
+        if parameters.takes_words(parameter):
+            grid[name] = [parameters.parsed(parameter, word) for word in _words(text)]
         else:
-            grid[name] = [typed(parameter, value) for value in _values(parameter, text)]
+            grid[name] = [parameters.typed(parameter, value) for value in _values(parameter, text)]
     return grid
 
 
@@ -78,14 +71,14 @@ def crossed(sets: Sequence[ParameterSet], grid: Mapping[str, Sequence[object]]) 
 
     Raises `Refused` where a name is in both.
     """
-    twice = sorted(grid.keys() & set().union(*sets))
+    twice = ", ".join(sorted(grid.keys() & set().union(*sets)))
     if twice:
-        raise Refused(f"{', '.join(twice)}: chosen both in the file and by --set")
+        raise Refused(f"{twice}: chosen both in the file and by --set")
     return [one | more for one in sets for more in combinations(grid)]
 
 
 def _read_grid(path: Path, _declared: Declared) -> list[ParameterSet]:
-    grid = read_parameter_file(path)
+    grid = parameters.read_parameter_file(path)
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise Refused(f"{path}: {name}: expected a list of values, got {values!r}")
@@ -98,24 +91,25 @@ def _read_csv(path: Path, declared: Declared) -> list[ParameterSet]:
         names, lines = table.fieldnames or [], list(table)
     except csv.Error as problem:
         raise Refused(f"{path}, line {table.line_num}: not CSV: {problem}") from problem
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
     if twice:
-        raise Refused(f"{path}: {', '.join(twice)}: named twice in the first line")
+        raise Refused(f"{path}: {twice}: named twice in the first line")
     if any("" in line for line in lines):
         raise Refused(f"{path}: a line has more cells than the first line has names")
-    return [read_assignments(declared, [cell for cell in x.items() if cell[1]]) for x in lines]
+    return [
+        parameters.read_assignments(declared, [cell for cell in x.items() if cell[1]])
+        for x in lines
+    ]
 
 
 def _read_lines(path: Path, _declared: Declared) -> list[ParameterSet]:
     sets = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
         try:
-            sets.append(json.loads(line))
+            sets += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as problem:
             raise Refused(f"{path}, line {number}: not JSON: {problem}") from problem
-        if not isinstance(sets[-1], dict):
+        if sets and not isinstance(sets[-1], dict):
             raise Refused(f"{path}, line {number}: expected a JSON object, got {line}")
     return sets
 

@@ -32,11 +32,13 @@ def execute(run: PlannedRun, timeout_seconds: float | None) -> str:
     with _ONE_AT_A_TIME:
         if results.is_finished(run.folder):
             return ""
-        _limit_threads()
-        record = blank_record(run)
+        with suppress(ValueError):  # not in a worker, but called by hand
+            # Those that were started here are limited already.
+            os.environ.setdefault("OMP_NUM_THREADS", str(get_worker().state.nthreads))
+        record = record_of(run)
         try:
             notebook = _unchanged(run)
-            record |= _call(run, notebook) if run.function else _run(run, timeout_seconds)
+            record = _call(run, notebook) if run.function else _run(run, timeout_seconds)
             if not record["error"]:
                 results.write_result(run.folder, record)
         except Exception as problem:  # such as a full disk
@@ -48,30 +50,32 @@ def execute(run: PlannedRun, timeout_seconds: float | None) -> str:
         return record["error"]
 
 
-def blank_record(run: PlannedRun) -> dict[str, object]:
+def record_of(
+    run: PlannedRun,
+    seconds: float = 0.0,
+    peak_bytes: int | None = None,
+    metrics: Mapping[str, object] | None = None,
+    error: str = "",
+) -> dict[str, object]:
+    """What `results` keeps of a run."""
     return {
         "run": run.key,
         "notebook": run.notebook.stem,
         "route": "direct" if run.function else "papermill",
         "parameters": run.values,
         "versions": results.versions(),
-        **_measured(0.0, None, {}, ""),
+        "seconds": round(seconds, 3),
+        "peak_memory_mb": None if peak_bytes is None else round(peak_bytes / 1e6, 1),
+        "metrics": metrics or {},
+        "error": error,
     }
-
-
-def _limit_threads() -> None:
-    """Limit a run to its worker's threads; workers that were started here are limited already."""
-    with suppress(ValueError):  # not in a worker, but called by hand
-        os.environ.setdefault("OMP_NUM_THREADS", str(get_worker().state.nthreads))
 
 
 def _unchanged(run: PlannedRun) -> Notebook:
     """The notebook as it was when the sweep was planned. Raises RuntimeError where it is not."""
     if run.version != rolloutlib.__version__:
-        raise RuntimeError(
-            f"the sweep was planned with rolloutlib {run.version}, this worker has "
-            f"{rolloutlib.__version__}"
-        )
+        planned = f"the sweep was planned with rolloutlib {run.version}"
+        raise RuntimeError(f"{planned}, this worker has {rolloutlib.__version__}")
     notebook = Notebook.read(run.notebook)
     if run.digest != notebook.digest:
         raise RuntimeError("the notebook was changed after the sweep was planned")
@@ -82,7 +86,7 @@ def _run(run: PlannedRun, timeout: float | None) -> dict[str, object]:
     output = run.folder / run.notebook.name
     done = run_notebook(run.notebook, output, run.given, timeout=timeout)
     metrics = done.executed.metrics if done.ok else {}
-    return _measured(done.seconds, done.peak_bytes, metrics, done.error)
+    return record_of(run, done.seconds, done.peak_bytes, metrics, done.error)
 
 
 def _call(run: PlannedRun, notebook: Notebook) -> dict[str, object]:
@@ -96,15 +100,4 @@ def _call(run: PlannedRun, notebook: Notebook) -> dict[str, object]:
     except Exception as problem:
         error = f"{type(problem).__name__}: {problem}"
         results.write_traceback(run.folder, traceback.format_exc())
-    return _measured(time.monotonic() - started, peak_memory(), metrics, error)
-
-
-def _measured(
-    seconds: float, peak_bytes: int | None, metrics: Mapping[str, object], error: str
-) -> dict[str, object]:
-    return {
-        "seconds": round(seconds, 3),
-        "peak_memory_mb": None if peak_bytes is None else round(peak_bytes / 1e6, 1),
-        "metrics": metrics,
-        "error": error,
-    }
+    return record_of(run, time.monotonic() - started, peak_memory(), metrics, error)

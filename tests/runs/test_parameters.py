@@ -133,7 +133,7 @@ def test_file_to_be_written_need_not_exist(notebook, tmp_path):
         ("typing.Optional[int]", "007", 7),
         ("Optional[int]", "None", None),
         ("Union[int, str]", "auto", "auto"),
-        ("int | str", "12", 12),
+        ("int | str", "12", "12"),
         ("float | None", "1", 1.0),
         ("list[int] | None", "[1, 2]", [1, 2]),
         ("list[int] | None", "null", None),
