@@ -157,6 +157,7 @@ def _execute(
     with private_sockets() as sockets:
         papermill.execute_notebook(
             *paths,
+            settings.pop("parameters", None),
             kernel_name="python3",
             language="python",
             # Papermill's `cwd` would move this whole process, and other runs' threads with it.
