@@ -1,11 +1,10 @@
-"""The kernel of one run: its Python, its sockets, and how far it has come."""
+"""The kernel of one run: its Python, its memory, and how far it has come."""
 
 import os
 import re
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ with needs("notebooks"):
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    from traitlets.config import Config
 
 
 def kernel_watched_by(position: "Position") -> type[AsyncKernelManager]:
@@ -41,13 +39,6 @@ def peak_memory(process: int | str = "self") -> int | None:
         return None
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)
     return 1024 * int(found[1]) if found else None
-
-
-@contextmanager
-def private_sockets() -> Iterator[Config]:
-    """Kernel settings that open no TCP port: sockets in a folder of their own."""
-    with tempfile.TemporaryDirectory(prefix="rollout-") as folder:
-        yield Config(KernelManager={"transport": "ipc", "connection_file": f"{folder}/kernel.json"})
 
 
 @dataclass

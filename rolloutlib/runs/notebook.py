@@ -20,7 +20,6 @@ with needs("notebooks"):
     import nbformat
     from IPython.core.inputtransformer2 import TransformerManager
 
-WRITTEN_PREFIXES = ("output_", "checkpoint_")
 MODEL_NAMES = ("model_id", "adapter_id")
 DIRECT = "direct"  # the tag and the key in the metadata of a notebook that can be called directly
 
@@ -48,7 +47,7 @@ class Parameter:
 
     @property
     def is_written(self) -> bool:
-        return self.name.startswith(WRITTEN_PREFIXES)
+        return self.name.startswith(("output_", "checkpoint_"))
 
 
 @dataclass(frozen=True, eq=False)

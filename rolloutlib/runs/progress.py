@@ -3,13 +3,14 @@
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
 LOG_EVERY_SECONDS = 10
 
 
-class ProgressBar:
+class ProgressBar(AbstractContextManager):
     """Steps done, of cells, runs or notebooks; `show` may be called from several threads."""
 
     def __init__(self, name: str, unit: str) -> None:
@@ -17,9 +18,6 @@ class ProgressBar:
         self.bar = tqdm(desc=name, unit=unit, leave=False, disable=not sys.stderr.isatty())
         self.last_line = time.monotonic()
         self.one_at_a_time = threading.Lock()
-
-    def __enter__(self) -> "ProgressBar":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()

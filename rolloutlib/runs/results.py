@@ -120,12 +120,12 @@ def collect(out: Path) -> pd.DataFrame:
     """
     read = [_read(folder / METRICS) or _read(folder / FAILURE) for folder in sorted(out.iterdir())]
     records = [record for record in read if record]
-    parameters, metrics, versions = (
+    parameters, metrics, packages = (
         list({name: None for record in records for name in record[kind]})
         for kind in ("parameters", "metrics", "versions")
     )
     columns = ["run", "notebook", "route", *parameters, *metrics]
-    columns += ["seconds", "peak_memory_mb", *versions, "error"]
+    columns += ["seconds", "peak_memory_mb", *packages, "error"]
     columns = list(dict.fromkeys(columns))  # one notebook's metric may be another's parameter
     table = pd.DataFrame(map(_row, records), columns=columns).apply(_one_kind)
     table.attrs = {"parameters": parameters, "metrics": metrics}

@@ -8,6 +8,7 @@ JupyterLab.
 
 import logging
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rolloutlib.extras import needs
-from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by, private_sockets
+from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by
 from rolloutlib.runs.notebook import Notebook, hash_of
 
 with needs("notebooks"):
@@ -27,6 +28,7 @@ with needs("notebooks"):
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
 KERNEL_START_SECONDS = 120
 # A cell's last outputs may come late on a busy machine; nbclient's own 4 seconds are too few.
@@ -154,9 +156,12 @@ def _execute(
     # Papermill takes braces in a path for places of parameters.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, part)]
     deadline = None if timeout is None else time.monotonic() + timeout
-    with private_sockets() as sockets:
+    with tempfile.TemporaryDirectory(prefix="rollout-") as folder:
+        # Sockets in a folder of their own: no TCP port is opened.
+        sockets = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         papermill.execute_notebook(
             *paths,
+            settings.pop("parameters", None),
             kernel_name="python3",
             language="python",
             # Papermill's `cwd` would move this whole process, and other runs' threads with it.
@@ -164,7 +169,7 @@ def _execute(
             progress_bar=False,
             start_timeout=KERNEL_START_SECONDS,
             iopub_timeout=OUTPUT_WAIT_SECONDS,
-            config=sockets,
+            config=Config(KernelManager=sockets),
             kernel_manager_class=kernel_watched_by(position),
             shell_timeout_interval=1,
             timeout_func=deadline and (lambda cell: max(deadline - time.monotonic(), 0.001)),
