@@ -90,9 +90,8 @@ class Patches:
         self, relevance: Float[torch.Tensor, "row token"], length: int
     ) -> Float[torch.Tensor, "row length"]:
         """Spread each image token's relevance over the outputs it was merged from."""
-        shares = relevance[..., None] / self.merged.shape[1]
         outputs = relevance.new_zeros(len(relevance), length)
-        outputs[:, self.merged] = shares.expand(-1, -1, self.merged.shape[1])
+        outputs[:, self.merged] = relevance[..., None] / self.merged.shape[1]
         return outputs
 
     def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
@@ -146,11 +145,9 @@ def on_grid(
     relevance: Float[Array, "*row key"], positions: Int[torch.Tensor, " token"], view: View
 ) -> Float[Array, "*row_and_grid"]:
     """The relevance of these positions, in the shape of the view's grid."""
-    last = int(positions.max())
-    if relevance.shape[-1] <= last:
-        raise ValueError(
-            f"expected relevance over at least {last + 1} keys, got {relevance.shape[-1]}"
-        )
+    needed, keys = int(positions.max()) + 1, relevance.shape[-1]
+    if keys < needed:
+        raise ValueError(f"expected relevance over at least {needed} keys, got {keys}")
     chosen = relevance[..., positions.to(getattr(relevance, "device", "cpu"))]
     return chosen.reshape(*relevance.shape[:-1], *view.grid)
 
@@ -174,9 +171,8 @@ def image_tokens(
             f"expected {sum(counts)} image tokens in the prompt for the grid {grids}, "
             f"got {len(positions)}"
         )
+    every = zip(pictures, views, positions.split(counts), patches, strict=True)
     return [
         ImageTokens(picture, view, part[view.leading :], behind)
-        for picture, view, part, behind in zip(
-            pictures, views, positions.split(counts), patches, strict=True
-        )
+        for picture, view, part, behind in every
     ]

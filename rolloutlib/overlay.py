@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
@@ -60,25 +60,19 @@ def undo_crop(pixels: Heatmap, view: View) -> Float[np.ndarray, "resized_height 
 
 def undo_resize(pixels: Heatmap, view: View) -> Float[np.ndarray, "picture_height picture_width"]:
     """Resize the map to the size of the original picture, by nearest neighbour."""
-    centres = [
-        (np.arange(length) + 0.5) * now / length
-        for length, now in zip(view.picture, pixels.shape, strict=True)
-    ]
-    return _sample(pixels, *centres)
+    sides = zip(view.picture, pixels.shape, strict=True)
+    return _sample(pixels, *((np.arange(n) + 0.5) * now / n for n, now in sides))
 
 
 def _sample(
     pixels: Heatmap, ys: Float[np.ndarray, " rows"], xs: Float[np.ndarray, " columns"]
 ) -> Float[np.ndarray, "rows columns"]:
     """The values at these points, in pixels from the top left corner; NaN outside."""
-    rows, columns = np.floor(ys).astype(int), np.floor(xs).astype(int)
-    inside = _within(rows, pixels.shape[0])[:, None] & _within(columns, pixels.shape[1])[None, :]
-    near = np.ix_(rows.clip(0, pixels.shape[0] - 1), columns.clip(0, pixels.shape[1] - 1))
-    return np.where(inside, pixels[near], np.nan)
-
-
-def _within(index: np.ndarray, size: int) -> Bool[np.ndarray, " n"]:
-    return (index >= 0) & (index < size)
+    places = np.ix_(np.floor(ys).astype(int), np.floor(xs).astype(int))
+    (rows, columns), (height, width) = places, pixels.shape
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    near = pixels[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    return np.where(inside, near, np.nan)
 
 
 def to_picture(
@@ -116,8 +110,7 @@ def _blurred(values: Float[np.ndarray, "height width"], sigma: float) -> np.ndar
     small = (max(width // step, 1), max(height // step, 1))
     coarse = np.asarray(Image.fromarray(values).resize(small, Image.Resampling.BOX))
     smooth = gaussian_filter(coarse, sigma / step, mode="constant")
-    fine = Image.fromarray(smooth).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(fine)
+    return np.asarray(Image.fromarray(smooth).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heatmap:

@@ -19,6 +19,7 @@ from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.overlay import colour
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
+PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
 LABEL_PITCH = 1.35 / 72  # inches from one token label to the next, per point of font size
 
 
@@ -55,15 +56,10 @@ def plot_matrices(
     points = 9 if len(tokens) <= 20 else 7
     side = max(2.4, LABEL_PITCH * points * len(tokens))
     margin = 0.7 + 0.6 * points / 72 * max(len(token) for token in tokens)
-    lines, columns = _balanced(len(arrays), min(columns, max(1, int(PAGE_WIDTH // side))))
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(side * columns + margin + 1.2, (side + margin) * lines),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    lines = -(-len(arrays) // min(columns, max(1, int(PAGE_WIDTH // side))))
+    columns = -(-len(arrays) // lines)  # lines as full as possible
+    size = (side * columns + margin + 1.2, (side + margin) * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, **PANELS)
     norm = PowerNorm(gamma, vmin=0, vmax=max(array.max() for array in arrays))
     for axis, array, name in zip(axes.flat, arrays, titles, strict=False):
         _draw_matrix(axis, array, tokens, norm, points)
@@ -77,12 +73,6 @@ def plot_matrices(
         figure.suptitle(title)
     figure.draw_without_rendering()  # square panels find their places in a second layout
     return figure
-
-
-def _balanced(count: int, most: int) -> tuple[int, int]:
-    """Lines and columns for `count` panels: at most `most` columns, lines as full as possible."""
-    lines = -(-count // most)
-    return lines, -(-count // lines)
 
 
 def _one_matrix(matrix: Array, tokens: int) -> np.ndarray:
@@ -135,7 +125,7 @@ def plot_pictures(
     shapes = [np.shape(picture)[:2] for picture in pictures]
     widest = max(columns_ / rows for rows, columns_ in shapes)
     size = (min(height * widest, 6) * columns, (height + 0.4) * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(lines, columns, figsize=size, **PANELS)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
@@ -160,20 +150,16 @@ def plot_layers(
     figure, axis = plt.subplots(figsize=(width, width * rows / columns + 0.6), layout="constrained")
     axis.imshow(picture)
     axis.set_axis_off()
-    handles = [
-        tuple(Patch(facecolor=shade, linewidth=0) for shade in _shades(paint))
-        for paint in legend.values()
-    ]
+    handles = []
+    for paint in legend.values():
+        named = isinstance(paint, str)
+        shades = (
+            colour(np.linspace(0.1, 1, 6)[None], paint)[0] if named else [np.divide(paint, 255)]
+        )
+        handles.append(tuple(Patch(facecolor=shade, linewidth=0) for shade in shades))
     touching = {tuple: HandlerTuple(ndivide=None, pad=0)}
     figure.legend(handles, list(legend), handler_map=touching, loc="outside lower center", ncols=2)
     return figure
-
-
-def _shades(paint: str | tuple[int, int, int]) -> list[np.ndarray]:
-    """A few colours from low to high."""
-    if isinstance(paint, str):
-        return list(colour(np.linspace(0.1, 1, 6)[None], paint)[0])
-    return [np.divide(paint, 255)]
 
 
 def plot_scores(
@@ -184,14 +170,8 @@ def plot_scores(
     scores: score → map → (mean, low, high), in [0, 1].  chance: score → that of a random map.
     """
     maps = max(map(len, scores.values()))
-    figure, axes = plt.subplots(
-        1,
-        len(scores),
-        figsize=(PAGE_WIDTH, max(2.8, 0.6 + 0.24 * maps)),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
+    size = (PAGE_WIDTH, max(2.8, 0.6 + 0.24 * maps))
+    figure, axes = plt.subplots(1, len(scores), figsize=size, sharey=True, **PANELS)
     for axis, (name, by_map) in zip(axes[0], scores.items(), strict=True):
         mean, low, high = np.array(list(by_map.values())).T
         axis.errorbar(mean, list(by_map), xerr=[mean - low, high - mean], fmt="o", capsize=4)

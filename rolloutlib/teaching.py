@@ -34,8 +34,7 @@ class AttentionRollout:
     ):
         require_share("discard_ratio", discard_ratio, below_one=True)
         require_fusion(head_fusion)
-        self.discard_ratio = discard_ratio
-        self.head_fusion = head_fusion
+        self.discard_ratio, self.head_fusion = discard_ratio, head_fusion
         self.include_residual = include_residual
 
     @property
@@ -81,12 +80,9 @@ class AttentionRollout:
             raise ValueError(f"layer_idx must be in [{-count}, {count - 1}], got {layer_idx}")
         chosen = attention_layers[layer_idx]
         single = rollout([chosen], head_fusion=self.head_fusion, residual=0)
-        return plot_matrices(
-            [single, self.compute_rollout(attention_layers)],
-            tokens,
-            [f"Layer {layer_idx % count} alone", "Rollout of all layers"],
-            label="Attention",
-        )
+        both = [single, self.compute_rollout(attention_layers)]
+        titles = [f"Layer {layer_idx % count} alone", "Rollout of all layers"]
+        return plot_matrices(both, tokens, titles, label="Attention")
 
     def visualize_evolution(
         self,
@@ -105,12 +101,9 @@ class AttentionRollout:
             layers_to_show = sorted({*range(0, count, step), count - 1})
         if not layers_to_show or not all(0 <= number < count for number in layers_to_show):
             raise ValueError(f"layers_to_show must be in [0, {count - 1}], got {layers_to_show}")
-        return plot_matrices(
-            [products[number] for number in layers_to_show],
-            tokens,
-            [f"After layer {number}" for number in layers_to_show],
-            columns=3,
-        )
+        shown = [products[number] for number in layers_to_show]
+        titles = [f"After layer {number}" for number in layers_to_show]
+        return plot_matrices(shown, tokens, titles, columns=3)
 
 
 def compare_discard_ratios(
@@ -119,11 +112,8 @@ def compare_discard_ratios(
     ratios: Sequence[float] = (0.0, 0.1, 0.3, 0.5),
 ) -> Figure:
     """Draw the rollout with each of these discard ratios, on one colour scale."""
-    return plot_matrices(
-        [AttentionRollout(discard_ratio=r).compute_rollout(attention_layers) for r in ratios],
-        tokens,
-        [f"Discard ratio {ratio}" for ratio in ratios],
-    )
+    rollouts = [AttentionRollout(ratio).compute_rollout(attention_layers) for ratio in ratios]
+    return plot_matrices(rollouts, tokens, [f"Discard ratio {ratio}" for ratio in ratios])
 
 
 def compare_head_fusion(attention_layers: Layers, tokens: Sequence[str]) -> Figure:
@@ -132,12 +122,7 @@ def compare_head_fusion(attention_layers: Layers, tokens: Sequence[str]) -> Figu
     On one colour scale, which follows the square root: a minimum keeps little but the diagonal,
     and on a linear scale it would leave the other panels dark.
     """
-    return plot_matrices(
-        [
-            AttentionRollout(head_fusion=how).compute_rollout(attention_layers)
-            for how in HEAD_FUSIONS
-        ],
-        tokens,
-        [f"Head fusion: {how}" for how in HEAD_FUSIONS],
-        gamma=0.5,
-    )
+    each = [AttentionRollout(head_fusion=how) for how in HEAD_FUSIONS]
+    rollouts = [fused.compute_rollout(attention_layers) for fused in each]
+    titles = [f"Head fusion: {how}" for how in HEAD_FUSIONS]
+    return plot_matrices(rollouts, tokens, titles, gamma=0.5)

@@ -133,10 +133,8 @@ def _require_one_reading(shape: tuple[int, ...]) -> None:
 def _instance(refiner_id: int | None, shape: tuple[int, ...], axis: int) -> int:
     """The number of an instance, checked against the axis of instances."""
     if refiner_id is None or not 0 <= refiner_id < shape[axis]:
-        raise ValueError(
-            f"expected refiner_id in [0, {shape[axis] - 1}] for attention of shape {tuple(shape)}, "
-            f"got {refiner_id}"
-        )
+        needed = f"refiner_id in [0, {shape[axis] - 1}] for attention of shape {tuple(shape)}"
+        raise ValueError(f"expected {needed}, got {refiner_id}")
     return refiner_id
 
 

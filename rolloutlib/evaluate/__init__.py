@@ -8,23 +8,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
-        "perturbation": [
-            "Curves",
-            "curve_area",
-            "local_mean",
-            "perturbation_curves",
-            "removal_ranks",
-            "replace",
-        ],
+        "perturbation": (
+            "Curves curve_area local_mean perturbation_curves removal_ranks replace"
+        ).split(),
         "randomisation": ["attention_blocks", "shuffled_blocks", "shuffled_weights"],
-        "scores": [
-            "average_precision",
-            "mass_in_region",
-            "mass_over_area",
-            "mean_interval",
-            "pointing_game",
-            "region_auc",
-            "region_shares",
-        ],
+        "scores": (
+            "average_precision mass_in_region mass_over_area mean_interval pointing_game "
+            "region_auc region_shares"
+        ).split(),
     },
 )

@@ -84,9 +84,8 @@ class Method:
 
     def applies(self, evidence: Evidence) -> bool:
         """Whether the model has what the method needs."""
-        return (self.behind is None or len(evidence.tower) > 0) and (
-            not self.causal or evidence.causal
-        )
+        reaches = self.behind is None or len(evidence.tower) > 0
+        return reaches and (not self.causal or evidence.causal)
 
     def heatmap(self, evidence: Evidence) -> Float[np.ndarray, "*grid"]:
         """The map of the answer: the mean over the rows that answered.
@@ -225,9 +224,7 @@ METHODS: dict[str, Method] = {
     "attention received": Method(received),
     "gradient rollout": Method(gradient_weighted),
     "rollout to patches": Method(rolled(), rolled_behind()),
-    "receptive field to patches": Method(
-        rolled(receptive_field=True), rolled_behind(), causal=True
-    ),
+    "receptive field to patches": Method(rolled(receptive_field=True), rolled_behind(), True),
     "later first layer to patches": Method(rolled(start=0.5), rolled_behind()),
     "strongest heads to patches": Method(
         rolled(**STRONGEST), rolled_behind(residual=STRONGEST["residual"])

@@ -45,9 +45,7 @@ def removal_ranks(
     """
     flat = heatmap.ravel()
     order = np.lexsort((np.random.default_rng(seed).random(flat.size), -flat))
-    ranks = np.empty(flat.size, dtype=np.int64)
-    ranks[order] = np.arange(flat.size)
-    return ranks.reshape(heatmap.shape)
+    return order.argsort().reshape(heatmap.shape)
 
 
 def perturbation_curves(

@@ -66,7 +66,8 @@ def read_frames(
                     if number == stop:
                         return
                     if number >= start and (number - start) % stride == 0:
-                        yield _upright(frame)
+                        pixels = frame.to_ndarray(format="rgb24")
+                        yield np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
         except av.FFmpegError as error:
             raise ValueError(f"{path}: is damaged after frame {number}: {error}") from error
         # A file that was trimmed without re-encoding keeps frames that no player shows.
@@ -89,11 +90,6 @@ def _stream(container: av.container.InputContainer, path: str | Path) -> av.Vide
     if not container.streams.video:
         raise ValueError(f"expected a video, got {path} without a video stream")
     return container.streams.video[0]
-
-
-def _upright(frame: av.VideoFrame) -> Frame:
-    pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
 
 
 def write_clip(path: str | Path, frames: Iterable[Frame], rate: Fraction | float) -> Path:

@@ -43,10 +43,8 @@ def dump_path(folder: str | Path, video: str, frames: Sequence[int], layer: int)
     >>> dump_path("dumps", "7", (0, 30), 2).name
     'video_7_frames0-30_refiner_temporal_layer_2_attn.npz'
     """
-    first, last = frames
-    return Path(
-        folder, f"video_{video}_frames{first}-{last}_refiner_temporal_layer_{layer}_attn.npz"
-    )
+    stretch = "{}-{}".format(*frames)
+    return Path(folder, f"video_{video}_frames{stretch}_refiner_temporal_layer_{layer}_attn.npz")
 
 
 def write_dump(
@@ -101,11 +99,10 @@ def read_dump(folder: str | Path, video: str, frames: Sequence[int] | None = Non
         )
     paths = [numbered[number] for number in range(len(numbered))]
     layers = [read_array(path, KEY) for path in paths]
+    shape = layers[0].shape
     for path, layer in zip(paths, layers, strict=True):
-        if layer.shape != layers[0].shape:
-            raise ValueError(
-                f"{path}: expected shape {layers[0].shape} as in layer 0, got {layer.shape}"
-            )
+        if layer.shape != shape:
+            raise ValueError(f"{path}: expected shape {shape} as in layer 0, got {layer.shape}")
     return Dump(video, stretch, layers, _read_meta(_meta_path(paths[0])))
 
 
@@ -139,9 +136,8 @@ def _read_meta(path: Path) -> dict:
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
-        raise ValueError(
-            f"{path}: expected JSON, got {path.stat().st_size} bytes: {error}"
-        ) from error
+        size = path.stat().st_size
+        raise ValueError(f"{path}: expected JSON, got {size} bytes: {error}") from error
 
 
 def read_array(path: str | Path, key: str) -> np.ndarray:
@@ -157,10 +153,8 @@ def read_array(path: str | Path, key: str) -> np.ndarray:
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path}: expected arrays of numbers, got {size} bytes: {error}"
-        ) from error
+        got = f"{path.stat().st_size} bytes"
+        raise ValueError(f"{path}: expected arrays of numbers, got {got}: {error}") from error
     if array is None:
         raise ValueError(f"{path}: expected the key {key!r}, got {', '.join(names) or 'none'}")
     if array.dtype.kind != "f" or array.size == 0 or not (np.isfinite(array) & (array >= 0)).all():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import numpy as np
@@ -16,9 +17,6 @@ from rolloutlib.tiny.screens import ICONS, KINDS, Box, Screen
 from rolloutlib.tiny.tokenizers import ALL_LABELS, LETTERS
 
 SPOT_UNIT = 0.1  # of the picture; centres and sizes are learned in this unit
-
-
-# --- what each patch of a screen shows ------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class ElementLabels:
 def join_labels(labels: Iterable[ElementLabels]) -> ElementLabels:
     """Labels of several screens one after the other."""
     columns = zip(*(vars(label).values() for label in labels), strict=True)
-    return ElementLabels(*(torch.cat(column) for column in columns))
+    return ElementLabels(*map(torch.cat, columns))
 
 
 def element_labels(screen: Screen, grid: tuple[int, int]) -> ElementLabels:
@@ -62,62 +60,44 @@ def element_labels(screen: Screen, grid: tuple[int, int]) -> ElementLabels:
     An element, if more than a sixth of the patch is inside its box; an icon, if more than a fifth
     of the icon is in the patch; a letter, if more than two fifths of it are. In merge order.
     """
-    patches = _Patches(screen.picture.size, grid)
-    labels = {name: np.full(patches.count, -100) for name in ElementHeads.FAR if name != "spot"}
-    labels["kind"][:] = len(KINDS)
-    labels["mark"] = np.full(patches.count, len(ICONS))
-    spot = np.zeros((patches.count, 4), np.float32)
-    letters = np.zeros((patches.count, len(LETTERS)), np.float32)
-    covered = np.full(patches.count, 1 / 6)
+    (width, height), count = screen.picture.size, prod(grid)
+    kind, mark = np.full(count, len(KINDS)), np.full(count, len(ICONS))
+    colour, icon, label, row, column = np.full((5, count), -100)
+    spot, letters = (np.zeros((count, n), np.float32) for n in (4, len(LETTERS)))
+    unit = np.array(screen.picture.size) * SPOT_UNIT
+    covered = np.full(count, 1 / 6)
+
+    def inside(box: Box) -> Float[np.ndarray, " patch"]:
+        left, top, right, bottom = box
+        return _overlap(box, screen.picture.size, grid) / ((right - left) * (bottom - top))
+
     for element in screen.elements:
-        cover = patches.overlap(element.box) / patches.area
+        cover = _overlap(element.box, screen.picture.size, grid) / (width * height / count)
         shown = cover > covered
         covered = np.maximum(covered, cover)
-        labels["kind"][shown] = KINDS.index(element.kind)
-        labels["colour"][shown] = list(COLOURS).index(element.colour)
-        labels["icon"][shown] = (*ICONS, "").index(element.icon)
-        labels["label"][shown] = ALL_LABELS.index(element.label)
-        labels["row"][shown], labels["column"][shown] = element.row, element.column
-        spot[shown] = patches.spot(element.box)
+        kind[shown] = KINDS.index(element.kind)
+        colour[shown] = list(COLOURS).index(element.colour)
+        icon[shown] = (*ICONS, "").index(element.icon)
+        label[shown] = ALL_LABELS.index(element.label)
+        row[shown], column[shown] = element.row, element.column
+        start, end = np.reshape(element.box, (2, 2))
+        spot[shown] = [*(start + end) / 2 / unit, *(end - start) / unit]
         for box, letter in zip(element.letters, element.label, strict=True):
-            letters[patches.inside(box) > 0.4, LETTERS.index(letter)] = 1
+            letters[inside(box) > 0.4, LETTERS.index(letter)] = 1
         if element.icon_box is not None:
-            labels["mark"][patches.inside(element.icon_box) > 0.2] = ICONS.index(element.icon)
+            mark[inside(element.icon_box) > 0.2] = ICONS.index(element.icon)
     order = merge_order(grid, 2)
-    tensors = {name: torch.from_numpy(values)[order] for name, values in labels.items()}
-    return ElementLabels(
-        **tensors, spot=torch.from_numpy(spot)[order], letters=torch.from_numpy(letters)[order]
-    )
+    labels = (kind, colour, icon, label, row, column, spot, mark, letters)
+    return ElementLabels(*(torch.from_numpy(values)[order] for values in labels))
 
 
-class _Patches:
-    """The patches of a picture in raster order, as boxes in its own pixels."""
-
-    def __init__(self, size: tuple[int, int], grid: tuple[int, int]):
-        (self.width, self.height), (rows, columns) = size, grid
-        self.count = rows * columns
-        self.ys = np.arange(rows + 1) * self.height / rows
-        self.xs = np.arange(columns + 1) * self.width / columns
-        self.area = self.width * self.height / self.count
-
-    def overlap(self, box: Box) -> np.ndarray:
-        """How many pixels of the box are in each patch."""
-        left, top, right, bottom = box
-        wide = np.minimum(self.xs[1:], right) - np.maximum(self.xs[:-1], left)
-        high = np.minimum(self.ys[1:], bottom) - np.maximum(self.ys[:-1], top)
-        return np.outer(high.clip(0), wide.clip(0)).ravel()
-
-    def inside(self, box: Box) -> np.ndarray:
-        """The share of the box that is in each patch."""
-        left, top, right, bottom = box
-        return self.overlap(box) / ((right - left) * (bottom - top))
-
-    def spot(self, box: Box) -> list[float]:
-        """Centre x and y, width and height, in SPOT_UNIT of the picture."""
-        left, top, right, bottom = box
-        across, down = self.width * SPOT_UNIT, self.height * SPOT_UNIT
-        centre = [(left + right) / 2 / across, (top + bottom) / 2 / down]
-        return [*centre, (right - left) / across, (bottom - top) / down]
+def _overlap(box: Box, size: tuple[int, int], grid: tuple[int, int]) -> Float[np.ndarray, " patch"]:
+    """How many pixels of the box are in each patch of a picture, in raster order."""
+    (left, top, right, bottom), (width, height), (rows, columns) = box, size, grid
+    ys, xs = np.arange(rows + 1) * height / rows, np.arange(columns + 1) * width / columns
+    wide = np.minimum(xs[1:], right) - np.maximum(xs[:-1], left)
+    high = np.minimum(ys[1:], bottom) - np.maximum(ys[:-1], top)
+    return np.outer(high.clip(0), wide.clip(0)).ravel()
 
 
 class ElementHeads(nn.Module):

@@ -33,13 +33,13 @@ class PatchLabels:
 
     def take(self, index: Callable[[torch.Tensor], torch.Tensor]) -> "PatchLabels":
         """The same labels with every tensor indexed in the same way."""
-        return PatchLabels(*(index(tensor) for tensor in vars(self).values()))
+        return PatchLabels(*map(index, vars(self).values()))
 
 
 def stack_labels(labels: Iterable[PatchLabels]) -> PatchLabels:
     """Stack the labels of single scenes into those of a batch."""
     columns = zip(*(vars(label).values() for label in labels), strict=True)
-    return PatchLabels(*(torch.stack(column) for column in columns))
+    return PatchLabels(*map(torch.stack, columns))
 
 
 def patch_labels(scene: Scene, patch: int) -> PatchLabels:
@@ -50,27 +50,22 @@ def patch_labels(scene: Scene, patch: int) -> PatchLabels:
     width, height = scene.picture.size
     rows, columns = -(-height // patch), -(-width // patch)
     beyond = ((0, rows * patch - height), (0, columns * patch - width))
-    ys, xs = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    centres = (np.stack([xs, ys], -1).reshape(-1, 2) + 0.5) * patch
+    ys, xs = np.indices((rows, columns)).reshape(2, -1)
+    centres = (np.stack([xs, ys], -1) + 0.5) * patch
     count = rows * columns
-    classes = {name: np.full(count, -1) for name in ("row", "column")}
-    classes |= {"shape": np.full(count, len(SHAPES)), "colour": np.full(count, len(COLOURS))}
-    offset = np.zeros((count, 2), np.float32)
-    silhouette = np.zeros((count, SILHOUETTE**2), np.float32)
+    shape, colour = np.full(count, len(SHAPES)), np.full(count, len(COLOURS))
+    row, column = np.full((2, count), -1)
+    offset, silhouette = (np.zeros((count, n), np.float32) for n in (2, SILHOUETTE**2))
     for thing in scene.objects:
         tiles = np.pad(thing.mask, beyond).reshape(rows, patch, columns, patch)
         shown = tiles.mean((1, 3)).ravel() > 1 / 6
-        classes["shape"][shown] = SHAPES.index(thing.shape)
-        classes["colour"][shown] = list(COLOURS).index(thing.colour)
-        classes["row"][shown], classes["column"][shown] = thing.row, thing.column
-        middle, outline = _outline(thing.mask)
+        shape[shown] = SHAPES.index(thing.shape)
+        colour[shown] = list(COLOURS).index(thing.colour)
+        row[shown], column[shown] = thing.row, thing.column
+        middle, silhouette[shown] = _outline(thing.mask)
         offset[shown] = (middle - centres[shown]) / OFFSET_UNIT
-        silhouette[shown] = outline
-    return PatchLabels(
-        **{name: torch.from_numpy(values) for name, values in classes.items()},
-        offset=torch.from_numpy(offset),
-        silhouette=torch.from_numpy(silhouette),
-    )
+    labels = (shape, colour, row, column, offset, silhouette)
+    return PatchLabels(*map(torch.from_numpy, labels))
 
 
 def _outline(mask: Bool[np.ndarray, "height width"]) -> tuple[np.ndarray, np.ndarray]:

@@ -79,10 +79,8 @@ class TemporalRefiner(PreTrainedModel):
         )
         self.colour = nn.Linear(width, config.colours)
         self.centre = nn.Linear(width, 2)
-        where = sine_cosine_positions(tuple(config.grid), width)
-        when = sine_cosine_positions((config.frames, 1), width)
-        self.register_buffer("where", where)
-        self.register_buffer("when", when)
+        self.register_buffer("where", sine_cosine_positions(tuple(config.grid), width))
+        self.register_buffer("when", sine_cosine_positions((config.frames, 1), width))
         self.post_init()
 
     def forward(

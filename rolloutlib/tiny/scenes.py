@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from rolloutlib.files.pictures import load_picture
@@ -30,45 +31,36 @@ COLUMNS = ("left", "centre", "right")
 KINDS = ("colour", "shape", "where", "colour at", "shape at", "there")
 PHOTOS = {
     "train": (
-        "brick.png",
-        "camera.png",
-        "china.jpg",
-        "clock.png",
-        "flower.jpg",
-        "grace_hopper.jpg",
-        "grass.png",
-        "gravel.png",
-        "hubble.jpg",
-        "retina.jpg",
+        "brick.png camera.png china.jpg clock.png flower.jpg grace_hopper.jpg grass.png gravel.png "
+        "hubble.jpg retina.jpg"
+    ).split(),
+    "test": "astronaut.jpg chelsea.png coffee.png rocket.jpg".split(),
+}
+# (height, width) of the pictures that the small Fuyu is trained on, and of those it is tested on.
+FUYU_SIZES = {
+    "seen": (
+        *((390, 510), (420, 420), (450, 400), (480, 480)),
+        *((400, 480), (510, 390), (435, 525), (465, 445)),
     ),
-    "test": ("astronaut.jpg", "chelsea.png", "coffee.png", "rocket.jpg"),
+    "unseen": ((405, 450), (450, 510), (500, 430), (430, 390)),
 }
 SHARPNESS = 4  # shapes are drawn this many times larger and then reduced, for smooth edges
 
 
-def _regular(points: int, start: float = -np.pi / 2) -> Float[np.ndarray, "{points} 2"]:
-    angles = start + np.arange(points) * 2 * np.pi / points
+def _regular(points: int) -> Float[np.ndarray, "{points} 2"]:
+    angles = np.arange(points) * 2 * np.pi / points - np.pi / 2
     return np.stack([np.cos(angles), np.sin(angles)], -1)
 
 
-def _star() -> Float[np.ndarray, "10 2"]:
-    return _regular(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
-
-
-def _cross() -> Float[np.ndarray, "12 2"]:
-    arm = 0.34
-    corner = [(arm, arm), (1.0, arm), (1.0, -arm)]  # one arm; the others are rotated copies
-    turns = [np.linalg.matrix_power([[0, -1], [1, 0]], quarter) for quarter in range(4)]
-    return np.concatenate([np.array(corner) @ turn for turn in turns])
-
-
+_ARM = np.array([(0.34, 0.34), (1.0, 0.34), (1.0, -0.34)])  # of a cross
+_TURNS = [np.linalg.matrix_power([[0, -1], [1, 0]], quarter) for quarter in range(4)]
 # Outlines in a circle of radius 1, first the outer one, then holes.
 OUTLINES: dict[str, list[np.ndarray]] = {
     "circle": [0.9 * _regular(60)],
     "square": [_regular(4)],
     "triangle": [_regular(3)],
-    "star": [_star()],
-    "cross": [_cross()],
+    "star": [_regular(10) * np.tile([[1.0], [0.42]], (5, 1))],
+    "cross": [np.concatenate([_ARM @ turn for turn in _TURNS])],
     "ring": [_regular(60), 0.55 * _regular(60)],
 }
 SHAPES = tuple(OUTLINES)
@@ -221,22 +213,31 @@ def draw_shape(
     rng: np.random.Generator, shape: str, cell: tuple[int, int], size: tuple[int, int]
 ) -> Float[np.ndarray, "height width"]:
     """How much of each pixel a shape covers, in [0, 1]; it is drawn at random inside its cell."""
-    cells = np.array([size[1], size[0]]) / 3
+    cells = np.array(size[::-1]) / 3
     radius = min(cells) * rng.uniform(0.31, 0.46)
-    slack = cells / 2 - radius
-    centre = (np.array(cell[::-1]) + 0.5) * cells + rng.uniform(-1, 1, 2) * slack
+    slack = rng.uniform(-1, 1, 2) * (cells / 2 - radius)
+    centre = (np.array(cell[::-1]) + 0.5) * cells + slack
     turn = rng.uniform(0, 2 * np.pi)
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     corner = np.floor(centre - radius).astype(int)
-    side = int(np.ceil(2 * radius)) + 1
-    large = Image.new("L", (side * SHARPNESS, side * SHARPNESS))
-    draw = ImageDraw.Draw(large)
+    cover = Image.new("L", size[::-1])
+    cover.paste(draw_outlines(shape, radius, turn, centre, corner), tuple(corner))
+    return np.asarray(cover) / 255
+
+
+def draw_outlines(
+    shape: str, radius: float, turn: float, centre: ArrayLike, corner: ArrayLike = 0
+) -> Image.Image:
+    """A square just large enough for a shape, from `corner` on: how much of each pixel it covers.
+
+    centre and corner: (x, y) in pixels, or one number for both.  turn: in radians.
+    """
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    side = SHARPNESS * (int(2 * radius) + 2)
+    large = Image.new("L", (side, side))
     for outline, fill in zip(OUTLINES[shape], (255, 0), strict=False):
         points = (outline @ rotation * radius + centre - corner) * SHARPNESS
-        draw.polygon([tuple(point) for point in points], fill=fill)
-    cover = Image.new("L", (size[1], size[0]))
-    cover.paste(large.reduce(SHARPNESS), tuple(corner))
-    return np.asarray(cover) / 255
+        ImageDraw.Draw(large).polygon([*map(tuple, points)], fill=fill)
+    return large.reduce(SHARPNESS)
 
 
 def questions(rng: np.random.Generator, objects: Sequence[SceneObject]) -> Iterator[Question]:
@@ -245,17 +246,15 @@ def questions(rng: np.random.Generator, objects: Sequence[SceneObject]) -> Itera
     Also, for each object, one question about something that is not there.
     """
     for thing in objects:
-        pair, region = f"{thing.colour} {thing.shape}", thing.mask
-        if sum(other.shape == thing.shape for other in objects) == 1:
-            yield Question("colour", f"what colour is the {thing.shape}?", thing.colour, region)
-        if sum(other.colour == thing.colour for other in objects) == 1:
-            text = f"what shape is the {thing.colour} object?"
-            yield Question("shape", text, thing.shape, region)
-        yield Question("where", f"where is the {pair}?", thing.place, region)
-        text = f"what colour is at the {thing.place}?"
-        yield Question("colour at", text, thing.colour, region)
-        yield Question("shape at", f"what shape is at the {thing.place}?", thing.shape, region)
-        yield Question("there", is_there(pair), "yes", region)
+        colour, shape, place, region = thing.colour, thing.shape, thing.place, thing.mask
+        if sum(other.shape == shape for other in objects) == 1:
+            yield Question("colour", f"what colour is the {shape}?", colour, region)
+        if sum(other.colour == colour for other in objects) == 1:
+            yield Question("shape", f"what shape is the {colour} object?", shape, region)
+        yield Question("where", f"where is the {colour} {shape}?", place, region)
+        yield Question("colour at", f"what colour is at the {place}?", colour, region)
+        yield Question("shape at", f"what shape is at the {place}?", shape, region)
+        yield Question("there", is_there(f"{colour} {shape}"), "yes", region)
     nowhere = np.zeros_like(objects[0].mask)
     for colour, shape in absent_looks(rng, objects):
         yield Question("there", is_there(f"{colour} {shape}"), "no", nowhere)
@@ -276,19 +275,3 @@ def absent_looks(rng: np.random.Generator, objects: Sequence[SceneObject]) -> li
     nearness = [(colour in colours) + (shape in shapes) for colour, shape in absent]
     order = np.argsort(rng.random(len(absent)) - 0.4 * np.array(nearness))
     return [absent[index] for index in order[: len(objects)]]
-
-
-# (height, width) of the pictures that the small Fuyu is trained on, and of those it is tested on.
-FUYU_SIZES = {
-    "seen": (
-        (390, 510),
-        (420, 420),
-        (450, 400),
-        (480, 480),
-        (400, 480),
-        (510, 390),
-        (435, 525),
-        (465, 445),
-    ),
-    "unseen": ((405, 450), (450, 510), (500, 430), (430, 390)),
-}

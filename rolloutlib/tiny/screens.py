@@ -8,13 +8,21 @@ scored against the element that was asked for.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw, ImageFont
 
-from rolloutlib.tiny.scenes import COLOURS, COLUMNS, OUTLINES, ROWS, SHAPES, Question, choose_looks
+from rolloutlib.tiny.scenes import (
+    COLOURS,
+    SHAPES,
+    Question,
+    SceneObject,
+    choose_looks,
+    draw_outlines,
+)
 
 LABELS: dict[str, tuple[str, ...]] = {
     "button": ("save", "open", "send", "help", "copy", "print", "play", "edit"),
@@ -41,7 +49,6 @@ Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 UNIT = 8  # pixels; edges of elements are multiples of it, as in most design systems
 FONT_SIZE = 15
-SHARPNESS = 4  # outlines are drawn this many times larger and then reduced, for smooth edges
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,7 @@ class Element:
     letters: tuple[Box, ...]
     icon_box: Box | None
 
-    @property
-    def place(self) -> str:
-        """The cell in words, such as "top left"."""
-        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+    place = SceneObject.place
 
 
 @dataclass(frozen=True)
@@ -142,17 +146,16 @@ def make_screen(
     if min(size) < 288:
         raise ValueError(f"a screen must be at least 288 pixels high and wide, got {size}")
     theme = str(rng.choice(list(THEMES)))
-    greys = {part: int(rng.integers(*span)) for part, span in THEMES[theme].items()}
-    picture = Image.new("RGB", size[::-1], (greys["ground"],) * 3)
+    greys = {part: (int(rng.integers(*span)),) * 3 for part, span in THEMES[theme].items()}
+    picture = Image.new("RGB", size[::-1], greys["ground"])
     cells = [divmod(int(cell), 3) for cell in rng.permutation(9)]
     count = int(rng.integers(fewest, most + 1))
     for cell in cells[count - 1 :: 2]:
-        _draw_card(rng, picture, cell, greys)
-    things = []
-    for cell, look in zip(cells, _choose_looks(rng, count), strict=False):
-        things.append(_draw_element(rng, picture, cell, look, greys))
-    instructions = tuple(_instructions(things, size))
-    return Screen(picture, theme, tuple(things), instructions, tuple(_questions(things, size)))
+        _draw_card(rng, picture, cell, greys["card"])
+    looks = zip(cells, _choose_looks(rng, count), strict=False)
+    things = tuple(_draw_element(rng, picture, cell, look, greys) for cell, look in looks)
+    instructions, questions = _instructions(things, size), _questions(things, size)
+    return Screen(picture, theme, things, tuple(instructions), tuple(questions))
 
 
 def number_near(part: float) -> int:
@@ -179,9 +182,6 @@ def is_inside(point: tuple[int, int], box: Box, size: tuple[int, int]) -> bool:
     x, y = ((at + 0.5) / 1000 * length for at, length in zip(point, size[::-1], strict=True))
     left, top, right, bottom = box
     return left <= x < right and top <= y < bottom
-
-
-# --- what can be said about the elements ----------------------------------------------------
 
 
 class Look(NamedTuple):
@@ -211,24 +211,20 @@ def phrases(element: Element, elements: Sequence[Element]) -> dict[str, str]:
     """
     kind, colour, icon = element.kind, element.colour, element.icon
     named = {
-        "colour and icon": (f"{colour} {icon} {kind}", ("kind", "colour", "icon")),
-        "icon": (f"{icon} {kind}", ("kind", "icon")),
-        "colour": (f"{colour} {kind}", ("kind", "colour")),
-        "kind": (kind, ("kind",)),
-        "place": (f"{kind} at the {element.place}", ("kind", "place")),
-        "label": (f'{kind} "{element.label}"', ("kind", "label")),
+        "colour and icon": (f"{colour} {icon} {kind}", attrgetter("kind", "colour", "icon")),
+        "icon": (f"{icon} {kind}", attrgetter("kind", "icon")),
+        "colour": (f"{colour} {kind}", attrgetter("kind", "colour")),
+        "kind": (kind, attrgetter("kind")),
+        "place": (f"{kind} at the {element.place}", attrgetter("kind", "place")),
+        "label": (f'{kind} "{element.label}"', attrgetter("kind", "label")),
     }
     if not icon:
         del named["colour and icon"], named["icon"]
     return {
         by: text
-        for by, (text, parts) in named.items()
-        if sum(_alike(element, other, parts) for other in elements) == 1
+        for by, (text, told) in named.items()
+        if [told(other) for other in elements].count(told(element)) == 1
     }
-
-
-def _alike(one: Element, other: Element, parts: Sequence[str]) -> bool:
-    return all(getattr(one, part) == getattr(other, part) for part in parts)
 
 
 def _centre(element: Element, size: tuple[int, int]) -> tuple[float, float]:
@@ -243,8 +239,7 @@ def _instructions(elements: Sequence[Element], size: tuple[int, int]) -> Iterato
         answer = f"({number_near(x)}, {number_near(y)})"
         point = int(x * 1000), int(y * 1000)
         for by, text in phrases(element, elements).items():
-            region = element.mask
-            yield Instruction(by, f"click the {text}", answer, region, element, point)
+            yield Instruction(by, f"click the {text}", answer, element.mask, element, point)
 
 
 def _questions(elements: Sequence[Element], size: tuple[int, int]) -> Iterator[Question]:
@@ -265,11 +260,7 @@ def _questions(elements: Sequence[Element], size: tuple[int, int]) -> Iterator[Q
             for kind, text, answer in asked:
                 if told.get(kind, kind) not in by:
                     yield Question(kind, text.format(phrase), answer, element.mask)
-        text = f"what is at the {element.place}?"
-        yield Question("kind", text, element.kind, element.mask)
-
-
-# --- drawing --------------------------------------------------------------------------------
+        yield Question("kind", f"what is at the {element.place}?", element.kind, element.mask)
 
 
 def _cell_box(cell: tuple[int, int], size: tuple[int, int]) -> Box:
@@ -279,13 +270,13 @@ def _cell_box(cell: tuple[int, int], size: tuple[int, int]) -> Box:
 
 
 def _draw_card(
-    rng: np.random.Generator, picture: Image.Image, cell: tuple[int, int], greys: dict[str, int]
+    rng: np.random.Generator, picture: Image.Image, cell: tuple[int, int], grey: Colour
 ) -> None:
     """A panel behind a cell; no instruction asks for it."""
     left, top, right, bottom = _cell_box(cell, picture.size)
     margin = int(rng.integers(2, 6))
     box = (left + margin, top + margin, right - margin, bottom - margin)
-    ImageDraw.Draw(picture).rounded_rectangle(box, 6, fill=(greys["card"],) * 3)
+    ImageDraw.Draw(picture).rounded_rectangle(box, 6, fill=grey)
 
 
 def _draw_element(
@@ -293,7 +284,7 @@ def _draw_element(
     picture: Image.Image,
     cell: tuple[int, int],
     look: Look,
-    greys: dict[str, int],
+    greys: dict[str, Colour],
 ) -> Element:
     """Draw an element somewhere in its cell, and return what was drawn."""
     font = ImageFont.load_default(FONT_SIZE)
@@ -303,15 +294,9 @@ def _draw_element(
     x = UNIT * int(rng.integers(left // UNIT + 1, (right - width) // UNIT + 1))
     y = UNIT * int(rng.integers(top // UNIT + 1, (bottom - height) // UNIT + 1))
     box = (x, y, x + width, y + height)
-    red, green, blue = np.clip(np.add(COLOURS[look.colour], rng.integers(-10, 11, 3)), 0, 255)
-    pen = Pen(
-        draw=ImageDraw.Draw(picture),
-        font=font,
-        paint=(int(red), int(green), int(blue)),
-        face=(greys["face"],) * 3,
-        card=(greys["card"],) * 3,
-        ink=(greys["ink"],) * 3,
-    )
+    paint = np.clip(np.add(COLOURS[look.colour], rng.integers(-10, 11, 3)), 0, 255).tolist()
+    greys = [greys[part] for part in ("face", "card", "ink")]
+    pen = Pen(ImageDraw.Draw(picture), font, tuple(paint), *greys)
     cover = Image.new("L", picture.size)
     _rounded(ImageDraw.Draw(cover), box, fill=255)
     at, icon_box = DRAWN[look.kind](rng, pen, box, look)
@@ -368,14 +353,9 @@ def _draw_button(rng: np.random.Generator, pen: Pen, box: Box, look: Look) -> Dr
 
 def _draw_icon(pen: Pen, icon: str, centre: tuple[int, int], radius: float) -> Box:
     side = int(2 * radius) + 2
-    cover = Image.new("L", (side * SHARPNESS, side * SHARPNESS))
     turn = np.pi / 4 if icon == "square" else 0.0  # outlines are for scenes, which turn them
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    for outline, fill in zip(OUTLINES[icon], (255, 0), strict=False):
-        points = (outline @ rotation * radius + side / 2) * SHARPNESS
-        ImageDraw.Draw(cover).polygon([tuple(point) for point in points], fill=fill)
     left, top = centre[0] - side // 2, centre[1] - side // 2
-    pen.draw.bitmap((left, top), cover.reduce(SHARPNESS), fill=pen.paint)
+    pen.draw.bitmap((left, top), draw_outlines(icon, radius, turn, side / 2), fill=pen.paint)
     return left, top, left + side, top + side
 
 

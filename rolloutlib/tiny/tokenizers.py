@@ -1,5 +1,7 @@
 """Tokenizers with few words, one for each small checkpoint."""
 
+from collections.abc import Iterable
+
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -8,21 +10,7 @@ from rolloutlib.tiny.screens import ICONS, KINDS, LABELS, NUMBERS
 
 SPECIAL = ("<pad>", "<unk>", "</s>", "<image>")
 PROMPT = ("user", "assistant", ":", "?")
-QUESTION = (
-    "what",
-    "where",
-    "is",
-    "the",
-    "there",
-    "a",
-    "an",
-    "object",
-    "at",
-    "colour",
-    "shape",
-    "yes",
-    "no",
-)
+QUESTION = "what where is the there a an object at colour shape yes no".split()
 NAMES = (*COLOURS, *SHAPES, *ROWS, *COLUMNS)
 VOCABULARY = (*SPECIAL, *PROMPT, *QUESTION, *NAMES)
 # What Fuyu's processor writes: picture, end of a row, end of the picture, start of the answer.
@@ -35,17 +23,36 @@ def scene_tokenizer() -> PreTrainedTokenizerFast:
     >>> scene_tokenizer().tokenize("What colour is the star?")
     ['what', 'colour', 'is', 'the', 'star', '?']
     """
-    numbers = {word: number for number, word in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    return _tokenizer(
+        VOCABULARY,
+        normalizers.Lowercase(),
+        pre_tokenizers.Whitespace(),
         pad_token="<pad>",
-        unk_token="<unk>",
         eos_token="</s>",
         additional_special_tokens=["<image>"],
+    )
+
+
+def _tokenizer(
+    words: Iterable[str],
+    normalizer: normalizers.Normalizer,
+    pre_tokenizer: pre_tokenizers.PreTokenizer | str,
+    decoder: decoders.Decoder | None = None,
+    **special_tokens,
+) -> PreTrainedTokenizerFast:
+    """One token for each of the words.  pre_tokenizer: or the pattern of what a token is."""
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    if isinstance(pre_tokenizer, str):
+        pre_tokenizer = pre_tokenizers.Split(Regex(pre_tokenizer), "removed", invert=True)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    if decoder is not None:
+        tokenizer.decoder = decoder
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
         padding_side="left",  # so that a batch of prompts ends where its answers begin
+        **special_tokens,
     )
 
 
@@ -55,41 +62,26 @@ def fuyu_tokenizer() -> PreTrainedTokenizerFast:
     >>> fuyu_tokenizer().tokenize("|SPEAKER||NEWLINE|Where is it?\\n<0x04>")
     ['▁', '|SPEAKER|', '|NEWLINE|', 'where', 'is', '<unk>', '?', '\\n', '<0x04>']
     """
-    numbers = {word: number for number, word in enumerate((*FUYU_SPECIAL, *QUESTION, *NAMES))}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    signs = ("|SPEAKER|", "|NEWLINE|")
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Lowercase()]
-        + [normalizers.Replace(sign.lower(), sign) for sign in signs]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r"▁|\|\w+\||<0x04>|\n|[^\W▁_]+|[^\w\s]"), behavior="removed", invert=True
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    signs = [normalizers.Replace(sign.lower(), sign) for sign in ("|SPEAKER|", "|NEWLINE|")]
+    return _tokenizer(
+        (*FUYU_SPECIAL, *QUESTION, *NAMES),
+        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Lowercase(), *signs]),
+        r"▁|\|\w+\||<0x04>|\n|[^\W▁_]+|[^\w\s]",
         pad_token="<pad>",
-        unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        padding_side="left",
     )
 
 
 # Qwen's own special tokens, and the words of questions and instructions about screens.
 SCREEN_SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+    "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> "
+    "<|video_pad|>"
+).split()
 SCREEN_WORDS = (
-    *("user", "assistant", "system", "?", '"', "(", ")", ","),
-    *("click", "what", "where", "how", "is", "does", "say", "far", "down", "the", "at", "on"),
-    *("colour", "icon"),
-)
+    'user assistant system ? " ( ) , click what where how is does say far down the at on colour '
+    "icon"
+).split()
 ALL_LABELS = tuple(label for labels in LABELS.values() for label in labels)
 SCREEN_NAMES = (*" ".join(KINDS).split(), *COLOURS, *ICONS, *ROWS, *COLUMNS, *ALL_LABELS)
 LETTERS = tuple(sorted(set("".join(ALL_LABELS))))
@@ -115,21 +107,13 @@ def screen_tokenizer() -> PreTrainedTokenizerFast:
     '(412, 100)'
     """
     words = (*SCREEN_SPECIAL, "<unk>", *SCREEN_WORDS, *SCREEN_NAMES, *map(str, NUMBERS))
-    numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.WordPiece(), decoders.Fuse()]
-        + [decoders.Replace(*pair) for pair in (("( ", "("), (" )", ")"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    tighten = [decoders.Replace(*pair) for pair in (("( ", "("), (" )", ")"))]
+    return _tokenizer(
+        words,
+        normalizers.Lowercase(),
+        r"\w+|[^\w\s]",
+        decoders.Sequence([decoders.WordPiece(), decoders.Fuse(), *tighten]),
         pad_token="<|endoftext|>",
-        unk_token="<unk>",
         eos_token="<|im_end|>",
-        additional_special_tokens=list(SCREEN_SPECIAL[1:]),
-        padding_side="left",  # so that a batch of prompts ends where its answers begin
+        additional_special_tokens=SCREEN_SPECIAL[1:],
     )

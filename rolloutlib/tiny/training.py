@@ -16,8 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixi
 
 from rolloutlib.tiny.scenes import Question
 
-# --- one training loop ----------------------------------------------------------------------
-
 
 def train(
     loss_at: Callable[[int], torch.Tensor],
@@ -31,7 +29,8 @@ def train(
     """Minimise `loss_at(step)` over the parameters of `module` that require a gradient.
 
     Matrices inside blocks (whose path contains `block`) are trained by Muon, all others by AdamW;
-    the learning rate rises to `peak`, then falls along a cosine. Returns the loss of every step.
+    the learning rate rises to `peak` in 5 % of the steps, then falls along a cosine. Returns the
+    loss of every step.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if block in name and p.ndim == 2]
@@ -42,26 +41,19 @@ def train(
     losses = []
     with tqdm(range(steps), desc=title, mininterval=5, ncols=80) as progress:
         for step in progress:
-            rate = peak * _rate(step / steps)
+            done = step / steps
+            share = min(done / 0.05, 1.0) * (0.02 + 0.98 * (1 + np.cos(np.pi * done)) / 2)
             loss = loss_at(step)
             loss.backward()
             nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = peak * share
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(loss.item())
             progress.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", refresh=False)
     return losses
-
-
-def _rate(done: float) -> float:
-    """The share of the peak rate after this share of the steps: up in 5 %, then a cosine down."""
-    return min(done / 0.05, 1.0) * (0.02 + 0.98 * (1 + np.cos(np.pi * done)) / 2)
-
-
-# --- questions packed behind one picture ----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -98,11 +90,9 @@ def pack_questions(
 
 def block_mask(prefix: int, questions: int, length: int) -> Bool[torch.Tensor, "1 1 token token"]:
     """What may attend to what: every question to the prefix and itself, not to other questions."""
-    owner = torch.cat(
-        [torch.full((prefix,), -1), torch.arange(questions).repeat_interleave(length)]
-    )
+    owner = torch.arange(-prefix, questions * length) // length  # below 0 in the prefix
     causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
-    return (causal & ((owner == -1) | (owner == owner[:, None])))[None, None]
+    return (causal & ((owner < 0) | (owner == owner[:, None])))[None, None]
 
 
 def packed_positions(
@@ -151,9 +141,6 @@ def _chat_prompt(processor: ProcessorMixin, question: str) -> str:
     return processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
-
-
-# --- saving ---------------------------------------------------------------------------------
 
 
 def save_checkpoint(

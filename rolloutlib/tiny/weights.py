@@ -21,11 +21,9 @@ def sine_cosine_positions(
 @torch.no_grad()
 def look_for_the_same(query: nn.Linear, key: nn.Linear, heads: int) -> None:
     """Start attention as "same content, same place": a head's queries and keys are equal."""
-    for block in range(heads):
-        rows = slice(block * query.out_features // heads, (block + 1) * query.out_features // heads)
-        projection = torch.empty_like(query.weight[rows])
+    for projection in query.weight.chunk(heads):
         nn.init.orthogonal_(projection)
-        query.weight[rows], key.weight[rows] = projection, projection
+    key.weight.copy_(query.weight)
 
 
 @torch.no_grad()
@@ -63,11 +61,8 @@ def cosine_basis(fine: int, coarse: int, side: int = 16) -> Float[torch.Tensor, 
     at = (torch.arange(side) + 0.5) / side
     waves = torch.cos(torch.pi * torch.arange(side)[:, None] * at) * (2 / side) ** 0.5
     waves[0] /= 2**0.5
-    return torch.cat(
-        [
-            torch.einsum("uy,vx,oc->ouvcyx", waves[:count], waves[:count], part)
-            .flatten(3)
-            .flatten(0, 2)
-            for count, part in ((fine, colours[:1]), (coarse, colours[1:]))
-        ]
-    )
+    parts = [
+        torch.einsum("uy,vx,oc->ouvcyx", waves[:count], waves[:count], part)
+        for count, part in ((fine, colours[:1]), (coarse, colours[1:]))
+    ]
+    return torch.cat([part.reshape(-1, 3 * side**2) for part in parts])
