@@ -121,12 +121,14 @@ class Explorer(ipywidgets.VBox):
         self._small = [_at_most(picture, longest) for picture in pictures]
         self._compute = panels if callable(panels) else lambda settings: panels
         settings = settings or Settings()
+        # 256 colours each, as red, green, blue and opacity.
+        shades = {name: mpl.colormaps[name](np.arange(256)) * 255 for name in COLOURS}
         self.maps = MapView(
             pictures=list(map(_sent, self._small, views, labels)),
             words=list(words),
             prompt=prompt,
             title=title,
-            palettes={name: _palette(name) for name in COLOURS},
+            palettes={name: s.round().astype(np.uint8).tobytes() for name, s in shades.items()},
             status=STILL if depth else "",
             **({"together": len(pictures) > 1} | look),
         )
@@ -311,8 +313,3 @@ def _sent(picture: Image.Image, view: View, label: str) -> dict[str, object]:
         "grid": list(view.grid),
         "box": (np.r_[boxes[0, :2], boxes[-1, 2:]] / [width, height, width, height]).tolist(),
     }
-
-
-def _palette(name: str) -> bytes:
-    """256 colours as red, green, blue and opacity."""
-    return (mpl.colormaps[name](np.arange(256)) * 255).round().astype(np.uint8).tobytes()

@@ -61,18 +61,9 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
         raise ValueError("expected gradients to be on while recording, got torch.no_grad()")
 
 
-def _open_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
+def _open_attention(module, query, key, value, attention_mask, **how):
     """Compute the attention explicitly and note it in every active recording."""
-    call = attention_call(module, query, key, attention_mask, scaling, is_causal, **kwargs)
+    call = attention_call(module, query, key, attention_mask, **how)
     attention = call.probabilities()
     if torch.is_grad_enabled() and not attention.requires_grad:
         attention.requires_grad_()  # the first layer of a model whose weights are frozen
@@ -103,15 +94,12 @@ def weigh_by_gradient(
         allow_unused=True,
         materialize_grads=True,
     )
-    return [
-        WeightedLayer(layer.name, _weighted(layer, gradient))
-        for layer, gradient in zip(layers, gradients, strict=True)
-    ]
-
-
-def _weighted(layer: DifferentiableLayer, gradient: torch.Tensor) -> torch.Tensor:
-    positive = (layer.attention.detach() * gradient).clamp(min=0)
-    return positive.reshape(-1, layer.heads, *positive.shape[-2:]).mean(1)
+    weighted = []
+    for layer, gradient in zip(layers, gradients, strict=True):
+        positive = (layer.attention.detach() * gradient).clamp(min=0)
+        by_head = positive.reshape(-1, layer.heads, *positive.shape[-2:])
+        weighted.append(WeightedLayer(layer.name, by_head.mean(1)))
+    return weighted
 
 
 def gradient_rollout(

@@ -33,7 +33,9 @@ def noted_by(interface: str, model: torch.nn.Module, note: Note) -> Iterator[Non
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
         raise ValueError(f"expected a model in eval mode, got {training[0]} in training mode")
-    configs = _attention_configs(model)
+    # Every distinct object that tells a part of the model how to attend.
+    given = (getattr(module, "config", None) for module in model.modules())
+    configs = list({id(c): c for c in given if isinstance(c, PreTrainedConfig)}.values())
     implementations = [config._attn_implementation_internal for config in configs]
     token = active.set((*active.get(), note))
     try:
@@ -45,12 +47,6 @@ def noted_by(interface: str, model: torch.nn.Module, note: Note) -> Iterator[Non
         for config, implementation in zip(configs, implementations, strict=True):
             config._attn_implementation_internal = implementation
         active.reset(token)
-
-
-def _attention_configs(model: torch.nn.Module) -> list[PreTrainedConfig]:
-    """Every distinct configuration object that tells a part of the model how to attend."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    return list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
 
 
 @contextmanager
@@ -92,37 +88,17 @@ def _note_weights(module: torch.nn.MultiheadAttention, note: Callable, hooks: Ex
     hooks.callback(hook.remove)
 
 
-def _recording_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
+def _recording_attention(module, query, key, value, attention_mask, **how):
     """Note the call in every active recording; the stock SDPA function computes the output.
 
     That function cannot cap scores: if they are capped, the noted probabilities compute the output.
     """
-    call = attention_call(
-        module, query.detach(), key.detach(), attention_mask, scaling, is_causal, **kwargs
-    )
+    call = attention_call(module, query.detach(), key.detach(), attention_mask, **how)
     if call.softcap is not None:
         output = gather(call.probabilities(), value), None
     else:
         with _FlashKernel() as kernel:
-            output = sdpa_attention_forward(
-                module,
-                query,
-                key,
-                value,
-                attention_mask,
-                scaling=scaling,
-                is_causal=is_causal,
-                **kwargs,
-            )
+            output = sdpa_attention_forward(module, query, key, value, attention_mask, **how)
         if attention_mask is None:
             call = replace(call, logsumexp=kernel.logsumexp)
     for note in active.get():
@@ -147,8 +123,8 @@ def attention_call(
     query: torch.Tensor,
     key: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float | None,
-    is_causal: bool | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
     **kwargs,
 ) -> Call:
     """The parts of a call of transformers' attention interface that determine its probabilities."""

@@ -32,9 +32,7 @@ class Continued(NamedTuple):
     logsumexp: Float[torch.Tensor, "batch head query"] | None
 
 
-def one_pass(
-    calls: list[Layer | Continued],
-) -> Layer:
+def one_pass(calls: list[Layer | Continued]) -> Layer:
     """Join these calls of one module into a layer: one call, a call and those that continued it,
     or the blocks of one pass.
 

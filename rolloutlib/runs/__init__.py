@@ -1,24 +1,12 @@
 """One notebook run by papermill, or many of them on Dask."""
 
+import pkgutil
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=[
-        "direct",
-        "kernel",
-        "kinds",
-        "metrics",
-        "notebook",
-        "parameters",
-        "plan",
-        "progress",
-        "results",
-        "run",
-        "schedule",
-        "sets",
-        "worker",
-    ],
+    submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
         "metrics": ["report"],
         "notebook": ["Notebook", "Refused"],
