@@ -36,6 +36,9 @@ OUTPUT_WAIT_SECONDS = 120
 
 # What papermill says of a lost kernel, a run's error says better, and it knows fewer parameters.
 logging.getLogger("papermill").setLevel(logging.CRITICAL)
+# Its own way to files changes the folder of this whole process, to one that overlapping runs share
+# and that may be gone; absolute paths need none.
+papermill.iorw.papermill_io.register("/", papermill.iorw.LocalHandler())
 
 
 class StoppedEarly(RuntimeError):

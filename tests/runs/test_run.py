@@ -1,5 +1,6 @@
 """What one run leaves behind; most of these tests start a kernel."""
 
+import papermill
 import pytest
 from small_notebooks import left_in, statuses, write_notebook
 
@@ -52,3 +53,17 @@ def test_run_brings_what_it_wrote(tmp_path):
     run = run_notebook(path, tmp_path / "half.ipynb", {})
     assert run.executed.path == run.output and run.executed.metrics == {"x": 1}
     assert run.executed.content == Notebook.read(run.output).content
+
+
+def test_a_folder_that_another_run_left_behind_is_not_entered(tmp_path):
+    """Papermill keeps one working folder for all runs of a process; overlapping ones mix it up."""
+    notebook = write_notebook(
+        tmp_path, "look", "1 + 1", "from pathlib import Path; Path.cwd().name"
+    )
+    everyones, gone = papermill.iorw.papermill_io.get_handler("local"), str(tmp_path / "gone")
+    run = run_notebook(
+        notebook, tmp_path / "out.ipynb", {}, on_progress=lambda *_: everyones.cwd(gone)
+    )
+    everyones.cwd(None)
+    assert run.ok, run.error
+    assert run.executed.content.cells[-1].outputs[0].data["text/plain"] == "'notebooks'"
