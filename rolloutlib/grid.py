@@ -167,10 +167,8 @@ def image_tokens(
     counts = [view.leading + prod(view.grid) for view in views]
     if len(positions) != sum(counts):
         grids = ", ".join(times(view.grid) for view in views)
-        raise ValueError(
-            f"expected {sum(counts)} image tokens in the prompt for the grid {grids}, "
-            f"got {len(positions)}"
-        )
+        wanted = f"{sum(counts)} image tokens in the prompt for the grid {grids}"
+        raise ValueError(f"expected {wanted}, got {len(positions)}")
     every = zip(pictures, views, positions.split(counts), patches, strict=True)
     return [
         ImageTokens(picture, view, part[view.leading :], behind)

@@ -13,16 +13,14 @@ from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.complete import complete_file
 from rolloutlib.grid import View
 
-
-def _register_faint(name: str, low: tuple[float, float, float], high: tuple[float, float, float]):
-    """Colours from `low` to `high` whose opacity grows with the value, for maps of one colour."""
-    ends = [(*low, 0.0), (*high, 1.0)]
-    mpl.colormaps.register(mpl.colors.LinearSegmentedColormap.from_list(name, ends), force=True)
-
-
-# As in the attention visualizer for Qwen3-VL: edges in cyan, decisions from red to yellow.
-_register_faint("cyan", (0, 200 / 255, 1), (0, 1, 1))
-_register_faint("red", (1, 0, 0), (1, 180 / 255, 0))
+# Maps of one colour, whose opacity grows with the value. As in the attention visualizer for
+# Qwen3-VL: edges in cyan, decisions from red to yellow.
+_FAINT = {
+    "cyan": [(0, 200 / 255, 1, 0.0), (0, 1, 1, 1.0)],
+    "red": [(1, 0, 0, 0.0), (1, 180 / 255, 0, 1.0)],
+}
+for _name, _ends in _FAINT.items():
+    mpl.colormaps.register(mpl.colors.LinearSegmentedColormap.from_list(_name, _ends), force=True)
 TARGET, MARKER = (0, 200, 0), (0x1E, 0x3A, 0x5F)  # a click's cross-hair and its point
 
 FLAT = 2e-5  # relative contrast that may be mere rounding: nothing to see

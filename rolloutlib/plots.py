@@ -64,10 +64,8 @@ def plot_matrices(
     for axis, array, name in zip(axes.flat, arrays, titles, strict=False):
         _draw_matrix(axis, array, tokens, norm, points)
         axis.set(title=name, xlabel=axis_labels[0])
-    for axis in axes.flat[len(arrays) :]:
-        axis.set_visible(False)
-    for axis in axes[:, 0]:
-        axis.set_ylabel(axis_labels[1])
+    plt.setp(axes.flat[len(arrays) :], visible=False)
+    plt.setp(axes[:, 0], ylabel=axis_labels[1])
     figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label, shrink=0.7)
     if title:
         figure.suptitle(title)
@@ -79,9 +77,8 @@ def _one_matrix(matrix: Array, tokens: int) -> np.ndarray:
     array = as_numpy(matrix)
     array = array[0] if array.ndim == 3 and len(array) == 1 else array
     if array.shape != (tokens, tokens):
-        raise ValueError(
-            f"expected one matrix of {tokens} x {tokens} for {tokens} tokens, got {array.shape}"
-        )
+        wanted = f"one matrix of {tokens} x {tokens} for {tokens} tokens"
+        raise ValueError(f"expected {wanted}, got {array.shape}")
     return array
 
 
@@ -150,12 +147,9 @@ def plot_layers(
     figure, axis = plt.subplots(figsize=(width, width * rows / columns + 0.6), layout="constrained")
     axis.imshow(picture)
     axis.set_axis_off()
-    handles = []
+    handles, ramp = [], np.linspace(0.1, 1, 6)[None]
     for paint in legend.values():
-        named = isinstance(paint, str)
-        shades = (
-            colour(np.linspace(0.1, 1, 6)[None], paint)[0] if named else [np.divide(paint, 255)]
-        )
+        shades = colour(ramp, paint)[0] if isinstance(paint, str) else [np.divide(paint, 255)]
         handles.append(tuple(Patch(facecolor=shade, linewidth=0) for shade in shades))
     touching = {tuple: HandlerTuple(ndivide=None, pad=0)}
     figure.legend(handles, list(legend), handler_map=touching, loc="outside lower center", ncols=2)

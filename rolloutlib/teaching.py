@@ -12,6 +12,7 @@ from rolloutlib.algorithm.composition import rollout, rollout_by_layer
 from rolloutlib.plots import plot_matrices
 
 Layers = Sequence[Array]
+Rollout = Float[Array, "*batch query key"]
 
 
 class AttentionRollout:
@@ -45,19 +46,17 @@ class AttentionRollout:
             "residual": 0.5 if self.include_residual else 0.0,
         }
 
-    def compute_rollout(self, attention_layers: Layers) -> Float[Array, "*batch query key"]:
+    def compute_rollout(self, attention_layers: Layers) -> Rollout:
         """The rollout of all layers: see `rolloutlib.rollout`. A batch stays a batch."""
         return rollout(attention_layers, **self._settings)
 
-    def compute_rollout_by_layer(
-        self, attention_layers: Layers
-    ) -> list[Float[Array, "*batch query key"]]:
+    def compute_rollout_by_layer(self, attention_layers: Layers) -> list[Rollout]:
         """The rollout after each layer: see `rolloutlib.rollout_by_layer`."""
         return rollout_by_layer(attention_layers, **self._settings)
 
     def visualize(
         self,
-        rollout: Float[Array, "*batch query key"],
+        rollout: Rollout,
         tokens: Sequence[str],
         title: str = "Attention Rollout",
         save_path: str | Path | None = None,

@@ -9,7 +9,7 @@ same scores as the pixels would.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -85,18 +85,14 @@ def region_shares(region: Bool[np.ndarray, "height width"], view: View) -> Float
     >>> region_shares(np.array([[0, 0, 0, 1], [0, 0, 0, 1]], dtype=bool), view)
     array([[0. , 0.5]])
     """
-    left, top, right, bottom = (_first_pixel(side) for side in view.boxes().T)
+    # The first pixels whose centres lie at or beyond each side.
+    left, top, right, bottom = np.ceil(view.boxes().T - 0.5).astype(int)
     corners = np.pad(region.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     y0, y1 = (side.clip(0, region.shape[0]) for side in (top, bottom))
     x0, x1 = (side.clip(0, region.shape[1]) for side in (left, right))
     inside = corners[y1, x1] - corners[y0, x1] - corners[y1, x0] + corners[y0, x0]
     area = (bottom - top) * (right - left)
     return (inside / np.maximum(area, 1)).reshape(view.grid[-2:])
-
-
-def _first_pixel(side: Float[np.ndarray, " token"]) -> Int[np.ndarray, " token"]:
-    """The first pixel whose centre lies at or beyond a rectangle's side."""
-    return np.ceil(side - 0.5).astype(int)
 
 
 def _seen(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:

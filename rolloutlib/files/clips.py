@@ -42,8 +42,8 @@ def read_clip(path: str | Path, start: int = 0, stop: int | None = None, stride:
 
 def frame_rate(path: str | Path) -> Fraction:
     """Frames per second, on average. Raises as `read_clip` does."""
-    with _opened(Path(path)) as container:
-        return _stream(container, path).average_rate or Fraction(25)
+    with _opened(path) as container:
+        return container.streams.video[0].average_rate or Fraction(25)
 
 
 def read_frames(
@@ -56,8 +56,8 @@ def read_frames(
             f"got {start}, {stop}, {stride}"
         )
     number, cut_off = -1, 0
-    with _opened(Path(path)) as container:
-        stream = _stream(container, path)
+    with _opened(path) as container:
+        stream = container.streams.video[0]
         try:
             for packet in container.demux(stream):
                 cut_off += packet.is_discard
@@ -76,20 +76,18 @@ def read_frames(
         raise ValueError(f"{path}: expected {max(promised, start + 1)} frames, got {number + 1}")
 
 
-def _opened(path: Path) -> av.container.InputContainer:
-    if not path.is_file():
+def _opened(path: str | Path) -> av.container.InputContainer:
+    if not Path(path).is_file():
         raise FileNotFoundError(f"expected a video at {path}, got no such file")
     try:
-        return av.open(str(path))
+        container = av.open(str(path))
     except (av.FFmpegError, ValueError) as error:
-        size = path.stat().st_size
+        size = Path(path).stat().st_size
         raise ValueError(f"expected a video, got {path} ({size} bytes): {error}") from error
-
-
-def _stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
     if not container.streams.video:
+        container.close()
         raise ValueError(f"expected a video, got {path} without a video stream")
-    return container.streams.video[0]
+    return container
 
 
 def write_clip(path: str | Path, frames: Iterable[Frame], rate: Fraction | float) -> Path:
@@ -110,14 +108,14 @@ def write_clip(path: str | Path, frames: Iterable[Frame], rate: Fraction | float
 
 
 def _of_one_size(frames: Iterable[Frame]) -> Iterator[Frame]:
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise ValueError("expected at least one frame, got none")
-    for frame in chain([first], frames):
-        if frame.shape != first.shape:
-            raise ValueError(f"expected frames of shape {first.shape}, got {frame.shape}")
+    shape = None
+    for frame in frames:
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            raise ValueError(f"expected frames of shape {shape}, got {frame.shape}")
         yield frame
+    if shape is None:
+        raise ValueError("expected at least one frame, got none")
 
 
 def _write_mp4(path: Path, frames: Iterator[Frame], rate: Fraction) -> None:

@@ -69,7 +69,8 @@ def write_dump(
     with ExitStack() as files:  # all or none: layers of two runs do not make one rollout
         for number, (path, layer) in enumerate(zip(paths, layers, strict=True)):
             array = as_numpy(layer)
-            _save(files.enter_context(complete_file(path)), {KEY: array})
+            file = files.enter_context(files.enter_context(complete_file(path)).open("wb"))
+            np.savez_compressed(file, **{KEY: array})
             about = {"video_id": video, "layer": number, "shape": list(array.shape), **(meta or {})}
             part = files.enter_context(complete_file(_meta_path(path)))
             part.write_text(json.dumps(about, indent=2) + "\n")
@@ -93,10 +94,8 @@ def read_dump(folder: str | Path, video: str, frames: Sequence[int] | None = Non
     stretch = _one_stretch(found, frames, f"video {video} in {folder}")
     numbered = found[stretch]
     if sorted(numbered) != list(range(len(numbered))):
-        raise ValueError(
-            f"expected layers 0 to {max(numbered)} of video {video} in {folder}, "
-            f"got only {sorted(numbered)}"
-        )
+        wanted = f"layers 0 to {max(numbered)} of video {video} in {folder}"
+        raise ValueError(f"expected {wanted}, got only {sorted(numbered)}")
     paths = [numbered[number] for number in range(len(numbered))]
     layers = [read_array(path, KEY) for path in paths]
     shape = layers[0].shape
@@ -168,11 +167,6 @@ def read_array(path: str | Path, key: str) -> np.ndarray:
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> Path:
     """Write arrays to a compressed `.npz` file, which appears only when it is complete."""
     path = Path(path)
-    with complete_file(path) as part:
-        _save(part, arrays)
-    return path
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
+    with complete_file(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)
+    return path

@@ -74,9 +74,9 @@ def _outline(mask: Bool[np.ndarray, "height width"]) -> tuple[np.ndarray, np.nda
     middle = np.array([xs.mean(), ys.mean()]) + 0.5
     reach = max(np.ptp(xs), np.ptp(ys)) / 2 + 1
     steps = (np.arange(SILHOUETTE) + 0.5) / SILHOUETTE * 2 - 1
-    at_x = (middle[0] + steps * reach).astype(int).clip(0, mask.shape[1] - 1)
-    at_y = (middle[1] + steps * reach).astype(int).clip(0, mask.shape[0] - 1)
-    return middle, mask[np.ix_(at_y, at_x)].ravel()
+    at_x, at_y = (middle[:, None] + steps * reach).astype(int)
+    height, width = mask.shape
+    return middle, mask[np.ix_(at_y.clip(0, height - 1), at_x.clip(0, width - 1))].ravel()
 
 
 def once_half_seen(labels: PatchLabels) -> PatchLabels:

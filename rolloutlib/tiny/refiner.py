@@ -59,7 +59,7 @@ class TemporalRefiner(PreTrainedModel):
 
     def __init__(self, config: RefinerConfig):
         super().__init__(config)
-        width, depth = config.width, config.depth
+        width, wide, depth = config.width, config.feed_forward, config.depth
         self.observation = nn.Linear(config.colours, width)
         self.patches = nn.Conv2d(3, width, config.patch, config.patch)
         self.time_attention = _attentions(config)
@@ -67,11 +67,7 @@ class TemporalRefiner(PreTrainedModel):
         self.object_attention = _attentions(config)
         self.cross_attention = _attentions(config)
         self.feed_forward = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(width, config.feed_forward),
-                nn.ReLU(),
-                nn.Linear(config.feed_forward, width),
-            )
+            nn.Sequential(nn.Linear(width, wide), nn.ReLU(), nn.Linear(wide, width))
             for _ in range(depth)
         )
         self.norms = nn.ModuleList(
@@ -129,8 +125,6 @@ def _attentions(config: RefinerConfig) -> nn.ModuleList:
 
 
 def _short_convolution(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv1d(width, width, 5, padding="same", padding_mode="replicate"),
-        nn.ReLU(),
-        nn.Conv1d(width, width, 3, padding="same", padding_mode="replicate"),
-    )
+    ends = {"padding": "same", "padding_mode": "replicate"}
+    first, second = (nn.Conv1d(width, width, reach, **ends) for reach in (5, 3))
+    return nn.Sequential(first, nn.ReLU(), second)

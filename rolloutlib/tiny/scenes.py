@@ -220,11 +220,11 @@ def draw_shape(
     turn = rng.uniform(0, 2 * np.pi)
     corner = np.floor(centre - radius).astype(int)
     cover = Image.new("L", size[::-1])
-    cover.paste(draw_outlines(shape, radius, turn, centre, corner), tuple(corner))
+    cover.paste(draw_cover(shape, radius, turn, centre, corner), tuple(corner))
     return np.asarray(cover) / 255
 
 
-def draw_outlines(
+def draw_cover(
     shape: str, radius: float, turn: float, centre: ArrayLike, corner: ArrayLike = 0
 ) -> Image.Image:
     """A square just large enough for a shape, from `corner` on: how much of each pixel it covers.

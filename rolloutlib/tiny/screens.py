@@ -7,7 +7,7 @@ scored against the element that was asked for.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -15,14 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw, ImageFont
 
-from rolloutlib.tiny.scenes import (
-    COLOURS,
-    SHAPES,
-    Question,
-    SceneObject,
-    choose_looks,
-    draw_outlines,
-)
+from rolloutlib.tiny.scenes import COLOURS, SHAPES, Question, SceneObject, choose_looks, draw_cover
 
 LABELS: dict[str, tuple[str, ...]] = {
     "button": ("save", "open", "send", "help", "copy", "print", "play", "edit"),
@@ -116,10 +109,7 @@ def make_screens(
     if not sizes:
         raise ValueError("expected at least one size, got none")
     rng = np.random.default_rng(seed)
-    return [
-        make_screen(rng, size=sizes[number % len(sizes)], elements=elements)
-        for number in range(count)
-    ]
+    return [make_screen(rng, size=size, elements=elements) for size in islice(cycle(sizes), count)]
 
 
 def make_screen(
@@ -198,8 +188,7 @@ def _choose_looks(rng: np.random.Generator, count: int) -> Iterator[Look]:
     kinds = rng.choice(KINDS, count, p=[0.5, 0.16, 0.17, 0.17])
     labels = {kind: iter(rng.permutation(names)) for kind, names in LABELS.items()}
     for kind, (colour, icon) in zip(kinds, choose_looks(rng, count), strict=True):
-        shown = icon if kind == "button" else ""
-        yield Look(str(kind), colour, shown, str(next(labels[str(kind)])))
+        yield Look(str(kind), colour, icon if kind == "button" else "", str(next(labels[kind])))
 
 
 def phrases(element: Element, elements: Sequence[Element]) -> dict[str, str]:
@@ -252,13 +241,12 @@ def _questions(elements: Sequence[Element], size: tuple[int, int]) -> Iterator[Q
             ("label", "what does the {} say?", element.label),
             ("right", "how far right is the {}?", right),
             ("down", "how far down is the {}?", down),
+            ("icon", "what icon is on the {}?", element.icon),
         ]
-        if element.icon:
-            asked.append(("icon", "what icon is on the {}?", element.icon))
         told = {"where": "place"}
         for by, phrase in phrases(element, elements).items():
             for kind, text, answer in asked:
-                if told.get(kind, kind) not in by:
+                if answer and told.get(kind, kind) not in by:
                     yield Question(kind, text.format(phrase), answer, element.mask)
         yield Question("kind", f"what is at the {element.place}?", element.kind, element.mask)
 
@@ -300,8 +288,7 @@ def _draw_element(
     cover = Image.new("L", picture.size)
     _rounded(ImageDraw.Draw(cover), box, fill=255)
     at, icon_box = DRAWN[look.kind](rng, pen, box, look)
-    letters = pen.write(at, look.label)
-    return Element(*look, *cell, box, np.asarray(cover) > 0, letters, icon_box)
+    return Element(*look, *cell, box, np.asarray(cover) > 0, pen.write(at, look.label), icon_box)
 
 
 @dataclass(frozen=True)
@@ -347,16 +334,12 @@ def _draw_button(rng: np.random.Generator, pen: Pen, box: Box, look: Look) -> Dr
     left, top, _, bottom = box
     middle = (top + bottom) // 2
     _rounded(pen.draw, box, fill=pen.face)
-    icon_box = _draw_icon(pen, look.icon, (left + 18, middle), rng.uniform(11, 13))
-    return (left + 36, middle), icon_box
-
-
-def _draw_icon(pen: Pen, icon: str, centre: tuple[int, int], radius: float) -> Box:
+    radius = rng.uniform(11, 13)
     side = int(2 * radius) + 2
-    turn = np.pi / 4 if icon == "square" else 0.0  # outlines are for scenes, which turn them
-    left, top = centre[0] - side // 2, centre[1] - side // 2
-    pen.draw.bitmap((left, top), draw_outlines(icon, radius, turn, side / 2), fill=pen.paint)
-    return left, top, left + side, top + side
+    x, y = left + 18 - side // 2, middle - side // 2
+    turn = np.pi / 4 if look.icon == "square" else 0.0  # outlines are for scenes, which turn them
+    pen.draw.bitmap((x, y), draw_cover(look.icon, radius, turn, side / 2), fill=pen.paint)
+    return (left + 36, middle), (x, y, x + side, y + side)
 
 
 def _draw_field(rng: np.random.Generator, pen: Pen, box: Box, look: Look) -> Drawn:

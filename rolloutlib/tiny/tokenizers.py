@@ -23,37 +23,29 @@ def scene_tokenizer() -> PreTrainedTokenizerFast:
     >>> scene_tokenizer().tokenize("What colour is the star?")
     ['what', 'colour', 'is', 'the', 'star', '?']
     """
-    return _tokenizer(
-        VOCABULARY,
-        normalizers.Lowercase(),
-        pre_tokenizers.Whitespace(),
-        pad_token="<pad>",
-        eos_token="</s>",
-        additional_special_tokens=["<image>"],
-    )
+    special = {"additional_special_tokens": ["<image>"]}
+    return _tokenizer(VOCABULARY, pre_tokenizers.Whitespace(), **special)
 
 
 def _tokenizer(
     words: Iterable[str],
-    normalizer: normalizers.Normalizer,
-    pre_tokenizer: pre_tokenizers.PreTokenizer | str,
-    decoder: decoders.Decoder | None = None,
+    pre_tokenizer: pre_tokenizers.PreTokenizer,
+    normalizer: normalizers.Normalizer | None = None,
     **special_tokens,
 ) -> PreTrainedTokenizerFast:
-    """One token for each of the words.  pre_tokenizer: or the pattern of what a token is."""
+    """One token for each word; texts are put in lower case by default, and padded on the left."""
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    if isinstance(pre_tokenizer, str):
-        pre_tokenizer = pre_tokenizers.Split(Regex(pre_tokenizer), "removed", invert=True)
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
-    if decoder is not None:
-        tokenizer.decoder = decoder
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        padding_side="left",  # so that a batch of prompts ends where its answers begin
-        **special_tokens,
-    )
+    tokenizer.normalizer = normalizer or normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizer
+    # A batch of prompts ends where its answers begin.
+    settings = {"pad_token": "<pad>", "eos_token": "</s>", "padding_side": "left"} | special_tokens
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **settings)
+
+
+def _only(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Splits a text into what the pattern fits, and drops the rest."""
+    return pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
 
 
 def fuyu_tokenizer() -> PreTrainedTokenizerFast:
@@ -65,11 +57,9 @@ def fuyu_tokenizer() -> PreTrainedTokenizerFast:
     signs = [normalizers.Replace(sign.lower(), sign) for sign in ("|SPEAKER|", "|NEWLINE|")]
     return _tokenizer(
         (*FUYU_SPECIAL, *QUESTION, *NAMES),
+        _only(r"▁|\|\w+\||<0x04>|\n|[^\W▁_]+|[^\w\s]"),
         normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Lowercase(), *signs]),
-        r"▁|\|\w+\||<0x04>|\n|[^\W▁_]+|[^\w\s]",
-        pad_token="<pad>",
         bos_token="<s>",
-        eos_token="</s>",
     )
 
 
@@ -107,13 +97,10 @@ def screen_tokenizer() -> PreTrainedTokenizerFast:
     '(412, 100)'
     """
     words = (*SCREEN_SPECIAL, "<unk>", *SCREEN_WORDS, *SCREEN_NAMES, *map(str, NUMBERS))
+    pad, *others = SCREEN_SPECIAL
+    special = {"pad_token": pad, "eos_token": "<|im_end|>", "additional_special_tokens": others}
+    tokenizer = _tokenizer(words, _only(r"\w+|[^\w\s]"), **special)
     tighten = [decoders.Replace(*pair) for pair in (("( ", "("), (" )", ")"))]
-    return _tokenizer(
-        words,
-        normalizers.Lowercase(),
-        r"\w+|[^\w\s]",
-        decoders.Sequence([decoders.WordPiece(), decoders.Fuse(), *tighten]),
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=SCREEN_SPECIAL[1:],
-    )
+    steps = [decoders.WordPiece(), decoders.Fuse(), *tighten]
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer

@@ -91,8 +91,7 @@ def _background(rng: np.random.Generator, clips: int, frames: int) -> np.ndarray
     ys, xs = np.linspace(0, 1, SIZE[0])[:, None], np.linspace(0, 1, SIZE[1])
     down, right, level = rng.uniform([-0.2, -0.2, 0.4], [0.2, 0.2, 0.6], (clips, 3)).T
     slope = level[:, None, None] + down[:, None, None] * ys + right[:, None, None] * xs
-    shape = (clips, frames, 3, *SIZE)
-    grain = rng.standard_normal(shape, dtype=np.float32) * 0.03
+    grain = rng.standard_normal((clips, frames, 3, *SIZE), dtype=np.float32) * 0.03
     return (slope[:, None, None].astype(np.float32) + grain).clip(0, 1)
 
 

@@ -128,19 +128,16 @@ def generate_answers(
     answers = []
     for first in tqdm(range(0, len(asked), batch_size), desc="ask", mininterval=5, ncols=80):
         pictures, questions = zip(*asked[first : first + batch_size], strict=True)
-        prompts = [_chat_prompt(processor, question) for question in questions]
+        prompts = []
+        for question in questions:
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            turns = [{"role": "user", "content": content}]
+            prompts.append(processor.apply_chat_template(turns, add_generation_prompt=True))
         inputs = processor(images=list(pictures), text=prompts, padding=True, return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = ids[:, inputs["input_ids"].shape[1] :]
         answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
     return answers
-
-
-def _chat_prompt(processor: ProcessorMixin, question: str) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
 
 
 def save_checkpoint(
