@@ -146,9 +146,13 @@ def sweep(
 def run_all(folder: Path, out: Path, jobs: int | None, timeout: float | None) -> int:
     """Run every notebook in a folder, with its defaults."""
     notebooks = _notebooks(folder, out)
-    refused = [run for notebook in notebooks if (run := _refused(notebook))]
-    for run in refused:
-        _report(run)
+    refused = []
+    for notebook in notebooks:
+        try:
+            runs.check_parameters(runs.Notebook.read(notebook), {}, Path.cwd())
+        except runs.Refused as problem:
+            refused.append(runs.Run(notebook, notebook, 0.0, f"refused: {problem}"))
+            _report(refused[-1])
     left = sorted({*notebooks} - {run.notebook for run in refused})
     tasks = [(notebook, out / notebook.relative_to(folder)) for notebook in left]
     _check_outputs([output for _, output in tasks], notebooks)
@@ -223,15 +227,6 @@ def _notebooks(folder: Path, out: Path) -> list[Path]:
     if not found:
         raise runs.Refused(f"{folder}: there is no notebook in this folder")
     return sorted(found)
-
-
-def _refused(notebook: Path) -> "runs.Run | None":
-    """A run that says why a notebook would be refused; the others go on."""
-    try:
-        runs.check_parameters(runs.Notebook.read(notebook), {}, Path.cwd())
-    except runs.Refused as problem:
-        return runs.Run(notebook, notebook, 0.0, f"refused: {problem}")
-    return None
 
 
 def _finish(run: "runs.Run") -> None:

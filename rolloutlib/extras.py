@@ -6,9 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Inside the block, importing a package that is not installed names the extra to install.
-
-    Raises ImportError.
+    """Inside the block, a package that is not installed is an ImportError that names its extra.
 
     >>> with needs("video"):
     ...     import a_package_that_is_missing

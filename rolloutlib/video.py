@@ -36,7 +36,7 @@ def spatial_rollout(
 
 
 def _with_frames(layer: Array | Layer) -> Array | Layer:
-    if not hasattr(layer, "fused") and layer.ndim != 4:
+    if not isinstance(layer, Layer) and layer.ndim != 4:
         raise ValueError(f"expected layers [frame head token token], got {tuple(layer.shape)}")
     return layer
 

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from rolloutlib.algorithm.arrays import Array, as_tensor, positions, vanishing_flushed
 from rolloutlib.algorithm.layers import (
     Layer,
-    ReceivingLayer,
     answer_like,
     layers_from,
     row_tiles,
@@ -177,7 +176,7 @@ def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch 
 @vanishing_flushed()
 def _received(layer: Layer) -> Float[torch.Tensor, "batch key"]:
     """The sum over queries of one layer's attention, averaged over heads."""
-    if isinstance(layer, ReceivingLayer):
+    if hasattr(layer, "received"):  # a recorded layer does without whole rows in memory
         return layer.received()
     parts = (layer.fused(rows, "mean") for rows in row_tiles(layer))
     return sum(whole_rows(part, layer).sum(1) for part in parts)

@@ -30,14 +30,6 @@ class Layer(Protocol):
         """
 
 
-@runtime_checkable
-class ReceivingLayer(Layer, Protocol):
-    """A layer that can sum what each key receives without holding whole rows in memory."""
-
-    def received(self) -> Float[torch.Tensor, "batch key"]:
-        """The sum over queries of the attention, averaged over heads."""
-
-
 class DenseLayer:
     """A layer whose attention is one array: `[query key]`, `[head query key]` or with a batch."""
 

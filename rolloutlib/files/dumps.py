@@ -20,7 +20,7 @@ import numpy as np
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.complete import complete_file
 
-KEY = "attention_weights"
+KEY, META = "attention_weights", ".meta.json"
 NAME = re.compile(
     r"video_(?P<video>.+)_frames(?P<first>\d+)-(?P<last>\d+)"
     r"_refiner_temporal_layer_(?P<layer>\d+)_attn\.npz"
@@ -72,12 +72,12 @@ def write_dump(
             file = files.enter_context(files.enter_context(complete_file(path)).open("wb"))
             np.savez_compressed(file, **{KEY: array})
             about = {"video_id": video, "layer": number, "shape": list(array.shape), **(meta or {})}
-            part = files.enter_context(complete_file(_meta_path(path)))
+            part = files.enter_context(complete_file(path.with_suffix(META)))
             part.write_text(json.dumps(about, indent=2) + "\n")
     there = _layers_found(Path(folder), video)[tuple(frames)]
     for number in there.keys() - set(range(len(layers))):
         there[number].unlink()
-        _meta_path(there[number]).unlink(missing_ok=True)
+        there[number].with_suffix(META).unlink(missing_ok=True)
     return paths
 
 
@@ -102,7 +102,7 @@ def read_dump(folder: str | Path, video: str, frames: Sequence[int] | None = Non
     for path, layer in zip(paths, layers, strict=True):
         if layer.shape != shape:
             raise ValueError(f"{path}: expected shape {shape} as in layer 0, got {layer.shape}")
-    return Dump(video, stretch, layers, _read_meta(_meta_path(paths[0])))
+    return Dump(video, stretch, layers, _read_meta(paths[0].with_suffix(META)))
 
 
 def _layers_found(folder: Path, video: str) -> dict[tuple[int, int], dict[int, Path]]:
@@ -125,10 +125,6 @@ def _one_stretch(found: Mapping, frames: Sequence[int] | None, what: str) -> tup
         return tuple(frames)
     listed = ", ".join(f"{first}-{last}" for first, last in found)
     raise ValueError(f"expected frames to be one of {listed} for {what}, got {frames}")
-
-
-def _meta_path(path: Path) -> Path:
-    return path.with_suffix(".meta.json")
 
 
 def _read_meta(path: Path) -> dict:

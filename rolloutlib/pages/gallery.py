@@ -6,8 +6,8 @@ dark colours.
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -30,8 +30,7 @@ RUN_PAGES = 50  # of a sweep, as each takes a second and some megabytes
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """What the index shows of one page; links are relative to the index."""
 
     name: str
@@ -40,10 +39,6 @@ class Card:
     picture: str
     seconds: float
     error: str
-
-    @property
-    def ok(self) -> bool:
-        return not self.error
 
 
 def write_site(

@@ -24,12 +24,8 @@ def call(notebook: Notebook, values: Mapping[str, object]) -> dict[str, object]:
     namespace: dict[str, object] = {"__name__": notebook.path.stem, **values}
     for cell in notebook.tagged(DIRECT):
         exec(compile(cell.source, f"<{notebook.path.name}>", "exec"), namespace)
-        _keep_loads(namespace)
+        for name, value in namespace.items():
+            kept = hasattr(value, "cache_info") or getattr(value, "__globals__", None) is namespace
+            if name.startswith("load_") and callable(value) and not kept:
+                namespace[name] = _kept(value)
     return namespace[notebook.function]()
-
-
-def _keep_loads(namespace: dict[str, object]) -> None:
-    for name, value in namespace.items():
-        kept = hasattr(value, "cache_info") or getattr(value, "__globals__", None) is namespace
-        if name.startswith("load_") and callable(value) and not kept:
-            namespace[name] = _kept(value)

@@ -76,7 +76,11 @@ def test_a_new_answer_takes_the_place_of_the_old(panel):
 @pytest.mark.parametrize(
     ("content", "prompt", "said"),
     [
-        (b"words", QUESTION, "not be answered: expected a picture, got notes.txt (5 bytes): of no"),
+        (
+            b"words",
+            QUESTION,
+            "not be answered: expected a picture, got notes.txt (5 bytes): not in",
+        ),
         (None, QUESTION, "The picture is missing."),
         (picture(), " ", "The question is missing."),
     ],
