@@ -106,9 +106,7 @@ class AttentionRollout:
 
 
 def compare_discard_ratios(
-    attention_layers: Layers,
-    tokens: Sequence[str],
-    ratios: Sequence[float] = (0.0, 0.1, 0.3, 0.5),
+    attention_layers: Layers, tokens: Sequence[str], ratios: Sequence[float] = (0.0, 0.1, 0.3, 0.5)
 ) -> Figure:
     """Draw the rollout with each of these discard ratios, on one colour scale."""
     rollouts = [AttentionRollout(ratio).compute_rollout(attention_layers) for ratio in ratios]

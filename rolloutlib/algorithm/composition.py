@@ -6,13 +6,7 @@ import torch
 from jaxtyping import Float
 
 from rolloutlib.algorithm.arrays import Array, as_tensor, positions, vanishing_flushed
-from rolloutlib.algorithm.layers import (
-    Layer,
-    answer_like,
-    layers_from,
-    row_tiles,
-    whole_rows,
-)
+from rolloutlib.algorithm.layers import Layer, answer_like, layers_from, row_tiles, whole_rows
 from rolloutlib.algorithm.transition import Settings, Transition
 
 

@@ -10,11 +10,7 @@ from jaxtyping import Bool, Float
 
 from rolloutlib.algorithm.arrays import vanishing_flushed, working_dtype
 from rolloutlib.algorithm.layers import Layer
-from rolloutlib.recording.kinds import (
-    DifferentiableLayer,
-    FusedLayer,
-    RecordedBlocks,
-)
+from rolloutlib.recording.kinds import DifferentiableLayer, FusedLayer, RecordedBlocks
 from rolloutlib.recording.recorded import RecordedLayer
 
 PART = 128  # rows of fused attention that are stored together, with every key that one of them sees
