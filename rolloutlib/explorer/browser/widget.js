@@ -1,5 +1,5 @@
-// Where did each word look? Drawn here, in the browser, from maps that came once: no kernel between
-// the pointer and the picture. `widget.py` says what the model's traits hold.
+// Draws where each word looked, in the browser, from maps that were sent once: pointing needs no
+// kernel. `widget.py` says what the model's traits hold.
 //
 // All parts share one view of the model: what is shown, what is pointed at, and the elements.
 
