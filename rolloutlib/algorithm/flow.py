@@ -51,9 +51,7 @@ def attention_flow(
     return answer_like(layer, flows)
 
 
-def _flows(
-    capacities: Float[np.ndarray, "layer query query"],
-) -> Float[np.ndarray, "query query"]:
+def _flows(capacities: Float[np.ndarray, "layer query query"]) -> Float[np.ndarray, "query query"]:
     """The maximum flow from every output to every input of one layered graph."""
     depth, size, _ = capacities.shape
     graph = np.zeros(((depth + 1) * size,) * 2, dtype=np.int32)

@@ -8,10 +8,7 @@ import torch
 from jaxtyping import Float
 
 from rolloutlib.algorithm.arrays import Array, as_tensor, consecutive
-from rolloutlib.algorithm.attention import (
-    merge_heads,
-    require_attention,
-)
+from rolloutlib.algorithm.attention import merge_heads, require_attention
 
 CHUNK = 192  # query rows per step, at least: enough for fast products
 ENTRIES = 600_000  # or more rows, up to this many entries: 2.4 MB in float32

@@ -7,12 +7,7 @@ import torch
 from jaxtyping import Float
 
 from rolloutlib.algorithm.arrays import consecutive, vanishing_flushed
-from rolloutlib.algorithm.attention import (
-    clear_lowest,
-    mix_identity,
-    require_fusion,
-    require_share,
-)
+from rolloutlib.algorithm.attention import clear_lowest, mix_identity, require_fusion, require_share
 from rolloutlib.algorithm.layers import Layer, joined, row_tiles, without_unseen
 
 

@@ -36,11 +36,7 @@ class AskPanel(ipywidgets.VBox):
         self.ask.on_click(self._answer)
         asked = [self.picture, self.prompt, self.longest, self.ask]
         super().__init__(
-            [
-                ipywidgets.HBox(asked, layout={"flex_flow": "row wrap"}),
-                self.status,
-                self.explored,
-            ]
+            [ipywidgets.HBox(asked, layout={"flex_flow": "row wrap"}), self.status, self.explored]
         )
 
     def _answer(self, _button) -> None:

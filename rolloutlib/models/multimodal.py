@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from transformers import (
-    BatchFeature,
-    ProcessorMixin,
-)
+from transformers import BatchFeature, ProcessorMixin
 
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import ImageTokens, image_tokens

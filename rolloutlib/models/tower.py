@@ -18,11 +18,7 @@ Parts = Recording | Mapping[str, Sequence[Array | Layer]]
 
 
 def heatmaps(
-    recording: Parts,
-    answer: Answer,
-    *,
-    to_patches: bool = True,
-    **settings,
+    recording: Parts, answer: Answer, *, to_patches: bool = True, **settings
 ) -> Float[torch.Tensor, "*token_and_grid"]:
     """Show where the model looked for each token of its answer.
 
@@ -57,10 +53,7 @@ def on_picture(
 
 
 def through_tower(
-    recording: Parts,
-    image: ImageTokens,
-    relevance: Float[torch.Tensor, "*row key"],
-    **settings,
+    recording: Parts, image: ImageTokens, relevance: Float[torch.Tensor, "*row key"], **settings
 ) -> Float[torch.Tensor, "*row_and_grid"]:
     """Carry the relevance of image tokens through the vision tower to its patches.
 

@@ -20,10 +20,7 @@ from transformers import PreTrainedConfig
 from rolloutlib.algorithm.attention import require_fusion
 from rolloutlib.algorithm.layers import Layer
 from rolloutlib.recording.interface import INTERFACE, noted_by, weights_noted
-from rolloutlib.recording.kinds import (
-    FusedLayer,
-    RecordedWeights,
-)
+from rolloutlib.recording.kinds import FusedLayer, RecordedWeights
 from rolloutlib.recording.passes import (
     Continued,
     continued,

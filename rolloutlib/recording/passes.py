@@ -10,11 +10,7 @@ from jaxtyping import Bool, Float
 
 from rolloutlib.algorithm.arrays import vanishing_flushed, working_dtype
 from rolloutlib.algorithm.layers import Layer
-from rolloutlib.recording.kinds import (
-    DifferentiableLayer,
-    FusedLayer,
-    RecordedBlocks,
-)
+from rolloutlib.recording.kinds import DifferentiableLayer, FusedLayer, RecordedBlocks
 from rolloutlib.recording.recorded import RecordedLayer
 
 PART = 128  # rows of fused attention that are stored together, with every key that one of them sees
@@ -32,9 +28,7 @@ class Continued(NamedTuple):
     logsumexp: Float[torch.Tensor, "batch head query"] | None
 
 
-def one_pass(
-    calls: list[Layer | Continued],
-) -> Layer:
+def one_pass(calls: list[Layer | Continued]) -> Layer:
     """Join these calls of one module into a layer: one call, a call and those that continued it,
     or the blocks of one pass.
 

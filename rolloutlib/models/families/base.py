@@ -16,10 +16,7 @@ class Family(Protocol):
     prompt_template: ClassVar[str]  # for checkpoints without a chat template; {prompt} is the text
 
     def views(
-        self,
-        processor: ProcessorMixin,
-        inputs: BatchFeature,
-        pictures: list[Image.Image],
+        self, processor: ProcessorMixin, inputs: BatchFeature, pictures: list[Image.Image]
     ) -> list[View]:
         """What the model saw of each picture, as reported by the processor, never guessed.
 

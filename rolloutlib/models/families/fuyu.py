@@ -18,10 +18,7 @@ class Fuyu:
     prompt_template = "{prompt}\n"  # the processor puts the picture first and closes the prompt
 
     def views(
-        self,
-        processor: FuyuProcessor,
-        inputs: BatchFeature,
-        pictures: list[Image.Image],
+        self, processor: FuyuProcessor, inputs: BatchFeature, pictures: list[Image.Image]
     ) -> list[View]:
         """One view for each picture, from the sizes that the image processor reports."""
         return [self._view(processor.image_processor, picture) for picture in pictures]

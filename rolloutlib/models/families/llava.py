@@ -20,10 +20,7 @@ class Llava:
     prompt_template = "USER: <image>\n{prompt} ASSISTANT:"
 
     def views(
-        self,
-        processor: LlavaProcessor,
-        inputs: BatchFeature,
-        pictures: list[Image.Image],
+        self, processor: LlavaProcessor, inputs: BatchFeature, pictures: list[Image.Image]
     ) -> list[View]:
         """One view for each picture, from the settings of the image processor."""
         window = tuple(inputs["pixel_values"].shape[-2:])

@@ -24,10 +24,7 @@ class Qwen3VL:
     )
 
     def views(
-        self,
-        processor: Qwen3VLProcessor,
-        inputs: BatchFeature,
-        pictures: list[Image.Image],
+        self, processor: Qwen3VLProcessor, inputs: BatchFeature, pictures: list[Image.Image]
     ) -> list[View]:
         """One view for each picture, or one for a video, from the grids that the processor made.
 
