@@ -33,24 +33,19 @@ def noted_by(interface: str, model: torch.nn.Module, note: Note) -> Iterator[Non
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
         raise ValueError(f"expected a model in eval mode, got {training[0]} in training mode")
-    configs = _attention_configs(model)
-    implementations = [config._attn_implementation_internal for config in configs]
+    configs = (getattr(module, "config", None) for module in model.modules())
+    distinct = {id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values()
+    before = [(config, config._attn_implementation_internal) for config in distinct]
     token = active.set((*active.get(), note))
     try:
         # The public setter would give every part the same implementation, even if they differ.
-        for config in configs:
+        for config, _ in before:
             config._attn_implementation_internal = interface
         yield
     finally:
-        for config, implementation in zip(configs, implementations, strict=True):
+        for config, implementation in before:
             config._attn_implementation_internal = implementation
         active.reset(token)
-
-
-def _attention_configs(model: torch.nn.Module) -> list[PreTrainedConfig]:
-    """Every distinct configuration object that tells a part of the model how to attend."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    return list({id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values())
 
 
 @contextmanager
@@ -92,37 +87,17 @@ def _note_weights(module: torch.nn.MultiheadAttention, note: Callable, hooks: Ex
     hooks.callback(hook.remove)
 
 
-def _recording_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
+def _recording_attention(module, query, key, value, attention_mask, **how):
     """Note the call in every active recording; the stock SDPA function computes the output.
 
     That function cannot cap scores: if they are capped, the noted probabilities compute the output.
     """
-    call = attention_call(
-        module, query.detach(), key.detach(), attention_mask, scaling, is_causal, **kwargs
-    )
+    call = attention_call(module, query.detach(), key.detach(), attention_mask, **how)
     if call.softcap is not None:
         output = gather(call.probabilities(), value), None
     else:
         with _FlashKernel() as kernel:
-            output = sdpa_attention_forward(
-                module,
-                query,
-                key,
-                value,
-                attention_mask,
-                scaling=scaling,
-                is_causal=is_causal,
-                **kwargs,
-            )
+            output = sdpa_attention_forward(module, query, key, value, attention_mask, **how)
         if attention_mask is None:
             call = replace(call, logsumexp=kernel.logsumexp)
     for note in active.get():
@@ -147,12 +122,14 @@ def attention_call(
     query: torch.Tensor,
     key: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float | None,
-    is_causal: bool | None,
-    **kwargs,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    **others,
 ) -> Call:
     """The parts of a call of transformers' attention interface that determine its probabilities."""
-    unsupported = [n for n in ("position_bias", "s_aux") if kwargs.get(n) is not None]
+    unsupported = [n for n in ("position_bias", "s_aux") if others.get(n) is not None]
     if unsupported:
         raise NotImplementedError(
             f"{type(module).__name__} attends with {unsupported[0]}, which recording cannot "
@@ -167,7 +144,7 @@ def attention_call(
         mask=None if attention_mask is None else attention_mask.detach(),
         causal=causal,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        softcap=kwargs.get("softcap"),
+        softcap=softcap,
     )
 
 
