@@ -50,17 +50,14 @@ def frame_pixels(
     top, left = ((side - least) // 2 for side, least in zip(resized, size, strict=True))
     small = [Image.fromarray(f).resize(resized[::-1], Image.Resampling.BICUBIC) for f in frames]
     cut = [np.asarray(f)[top : top + height, left : left + width] for f in small]
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in _normalisation(model))
+    normalisation = MEAN, DEVIATION
+    if Path(model.name_or_path).parent != cache():
+        processor = AutoImageProcessor.from_pretrained(model.name_or_path)
+        normalisation = processor.image_mean, processor.image_std
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in normalisation)
     pixels = (torch.from_numpy(np.stack(cut)).movedim(-1, 1) / 255 - mean) / deviation
     grid = height // patch, width // patch
     return pixels.to(model.dtype), View(full, resized, (top, left), size, patch, grid)
-
-
-def _normalisation(model: PreTrainedModel) -> tuple[Sequence[float], Sequence[float]]:
-    if Path(model.name_or_path).parent == cache():
-        return MEAN, DEVIATION
-    processor = AutoImageProcessor.from_pretrained(model.name_or_path)
-    return processor.image_mean, processor.image_std
 
 
 @torch.no_grad()
