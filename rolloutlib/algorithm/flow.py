@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.linalg import block_diag
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 
@@ -54,13 +55,10 @@ def attention_flow(
 def _flows(capacities: Float[np.ndarray, "layer query query"]) -> Float[np.ndarray, "query query"]:
     """The maximum flow from every output to every input of one layered graph."""
     depth, size, _ = capacities.shape
-    graph = np.zeros(((depth + 1) * size,) * 2, dtype=np.int32)
-    for number, layer in enumerate(capacities):
-        outputs, inputs = size * (number + 1), size * number
-        block = np.rint(np.minimum(layer, 1) * UNITS)
-        graph[outputs : outputs + size, inputs : inputs + size] = block
+    # Nodes are numbered from the inputs up; each block leads from a layer's outputs to its inputs.
+    blocks = np.rint(np.minimum(capacities, 1) * UNITS).astype(np.int32)
+    graph = np.pad(block_diag(*blocks), ((size, 0), (0, size)))
     graph, last = csr_array(graph), depth * size
-    flows = [
-        [maximum_flow(graph, last + i, j).flow_value for j in range(size)] for i in range(size)
-    ]
+    every = range(size)
+    flows = [[maximum_flow(graph, last + i, j).flow_value for j in every] for i in every]
     return np.array(flows) / UNITS

@@ -47,10 +47,10 @@ def explore(
 ) -> Explorer:
     """Explore where the model looked for each word of its answer, and of the question.
 
-    Replays the answer, computes the language model's rollout, and shows the row that predicted each
-    generated word, and the row of each word of the prompt. A word before the picture drew nothing
-    from it. Rows are scaled to sum to 1. The time steps of a video are pictures along a time
-    slider, each shown by its first frame.
+    Replays the answer and shows the language model's rollout: the row that predicted each generated
+    word, and the row of each word of the prompt; one before the picture drew nothing from it. Rows
+    are scaled to sum to 1. The time steps of a video are pictures along a time slider, each shown
+    by its first frame.
 
     to_patches: carry each map through the vision tower, as `through_tower` does, with the same
     residual.
@@ -72,16 +72,8 @@ def explore(
             on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)
         return {"": {"": Heatmaps(on_pictures, relevance.cpu()[:, words.positions])}}
 
-    return Explorer(
-        pictures,
-        views,
-        words.texts,
-        panels,
-        depth=len(layers),
-        settings=first,
-        prompt=words.prompt,
-        **({"labels": labels} | look),
-    )
+    shown = {"depth": len(layers), "settings": first, "prompt": words.prompt, "labels": labels}
+    return Explorer(pictures, views, words.texts, panels, **(shown | look))
 
 
 def explore_clip(
@@ -99,11 +91,9 @@ def explore_clip(
     scale, so no matrix compares the frames.
     """
     shares = normalize_rows(relevance.reshape(len(relevance), -1)).reshape(relevance.shape)
-    maps = Heatmaps(list(shares.swapaxes(0, 1)))
-    labels = [f"frame {number}" for number in range(len(frames))]
-    return Explorer(
-        frames, [view] * len(frames), words, {"": {"": maps}}, **({"labels": labels} | look)
-    )
+    panels = {"": {"": Heatmaps(list(shares.swapaxes(0, 1)))}}
+    look = {"labels": [f"frame {number}" for number in range(len(frames))]} | look
+    return Explorer(frames, [view] * len(frames), words, panels, **look)
 
 
 def words_of(answer: Answer) -> Words:

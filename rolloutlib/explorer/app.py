@@ -35,8 +35,8 @@ class AskPanel(ipywidgets.VBox):
         self.explored = ipywidgets.VBox()
         self.ask.on_click(self._answer)
         asked = [self.picture, self.prompt, self.longest, self.ask]
-        first = ipywidgets.HBox(asked, layout={"flex_flow": "row wrap"})
-        super().__init__([first, self.status, self.explored])
+        row = ipywidgets.HBox(asked, layout={"flex_flow": "row wrap"})
+        super().__init__([row, self.status, self.explored])
 
     def _answer(self, _button) -> None:
         if not self.picture.value or not self.prompt.value.strip():

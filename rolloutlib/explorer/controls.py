@@ -51,19 +51,14 @@ class RolloutPanel(ipywidgets.VBox):
         super().__init__([*controls, self.figure])
 
     def _redraw(self, _change=None) -> None:
-        figure = self._draw(
-            self.question.value,
-            layers=self.layers.value,
-            head_fusion=self.head_fusion.value,
-            residual=self.residual.value,
-            discard_ratio=self.discard_ratio.value,
-        )
-        self.figure.value = png_of(figure)
+        names = ("layers", "head_fusion", "residual", "discard_ratio")
+        chosen = {name: getattr(self, name).value for name in names}
+        self.figure.value = png_of(self._draw(self.question.value, **chosen))
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
         """The live view, and a picture for programs that cannot show it."""
-        still = {"image/png": base64.b64encode(self.figure.value).decode()}
-        return super()._repr_mimebundle_(**kwargs) | still
+        picture = base64.b64encode(self.figure.value).decode()
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": picture}
 
 
 def share_slider(name: str, value: float, *, highest: float) -> ipywidgets.FloatSlider:
@@ -77,18 +72,12 @@ def controls(depth: int, first: Settings) -> dict[str, ipywidgets.Widget]:
     """The controls of the rollout itself, set to `first`; disabled until a kernel answers."""
     highest = max(0.95, first.discard_ratio)
     controls = {
-        "start_layer": ipywidgets.IntSlider(
-            description="first layer", value=first.start_layer, max=depth - 1, **LATE
-        ),
-        "head_fusion": ipywidgets.Dropdown(
-            description="heads", options=HEAD_FUSIONS, value=first.head_fusion
-        ),
+        "start_layer": ipywidgets.IntSlider(max=depth - 1, description="first layer", **LATE),
+        "head_fusion": ipywidgets.Dropdown(options=HEAD_FUSIONS, description="heads"),
         "residual": share_slider("residual", first.residual, highest=1.0),
         "discard_ratio": share_slider("discard", first.discard_ratio, highest=highest),
-        "receptive_field": ipywidgets.Checkbox(
-            description="receptive field", value=first.receptive_field, indent=False
-        ),
+        "receptive_field": ipywidgets.Checkbox(description="receptive field", indent=False),
     }
-    for control in controls.values():
-        control.disabled = True
+    for name, control in controls.items():
+        control.value, control.disabled = getattr(first, name), True
     return controls

@@ -33,11 +33,10 @@ class Heatmaps:
         Raises ValueError for maps of a different number of words, negative or not finite.
         """
         parts = [as_tensor(part).flatten(1).cpu().double().numpy() for part in self.on_pictures]
-        count = len(parts[0])
-        blank = np.zeros((count, words))
+        blank = np.zeros((len(parts[0]), words))
         parts.append(blank if self.on_words is None else np.asarray(self.on_words, dtype=float))
-        if count not in (1, words) or any(len(part) != count for part in parts):
-            got = [len(part) for part in parts]
+        got = [len(part) for part in parts]
+        if got[0] not in (1, words) or len(set(got)) > 1:
             raise ValueError(f"expected maps for {words} words, or one for all, got {got}")
         rows = np.concatenate(parts, 1)
         if not (np.isfinite(rows).all() and (rows >= 0).all()):
@@ -55,10 +54,6 @@ class Mark:
 
 Sheets = Mapping[str, Heatmaps | Mark]  # what lies over one picture, switched on and off by name
 Panels = Mapping[str, Sheets]  # pictures side by side, such as with an adapter and without
-
-
-def peaks(rows: Float[np.ndarray, "word relevance"]) -> list[float]:
-    return rows.max(1).tolist()
 
 
 def codes(rows: Float[np.ndarray, "word relevance"]) -> bytes:

@@ -1,8 +1,7 @@
-"""Point at a word and see where the model looked: in a notebook, or on a page of its own.
+"""The explorer: the maps of all words are sent to the browser once, as bytes.
 
-The maps of all words are sent to the browser once, as bytes; then pointing, pinning and colouring
-happen there (`browser/`), with or without a kernel. Only what changes the rollout itself is
-computed in Python.
+Pointing, pinning and colouring then happen there (`browser/`), with or without a kernel; only what
+changes the rollout itself is computed in Python.
 """
 
 import base64
@@ -21,7 +20,7 @@ from PIL import Image
 from rolloutlib.algorithm.transition import Settings
 from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.explorer.controls import controls
-from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes, peaks
+from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 from rolloutlib.grid import View
@@ -118,7 +117,9 @@ class Explorer(ipywidgets.VBox):
             )
         self._pictures, self._views = list(pictures), list(views)
         longest = LONGEST_ALONE if len(pictures) == 1 else LONGEST_OF_SEVERAL
-        self._small = [_at_most(picture, longest) for picture in pictures]
+        self._small = [picture.convert("RGB") for picture in pictures]
+        for small in self._small:
+            small.thumbnail((longest, longest))
         self._compute = panels if callable(panels) else lambda settings: panels
         settings = settings or Settings()
         # 256 colours each, as red, green, blue and opacity.
@@ -202,21 +203,18 @@ class Explorer(ipywidgets.VBox):
         self, panel: str, number: int, picture: Image.Image
     ) -> UInt8[np.ndarray, "height width 3"]:
         """One picture with everything that lies on it."""
-        view = replace(self._views[number], picture=(picture.height, picture.width))
-        marks = []
-        for name, sheet in self._panels[panel].items():
-            if name in self.maps.hidden:
-                continue
+        view = replace(self._views[number], picture=picture.size[::-1])
+        sheets = self._panels[panel].items()
+        shown = [(name, sheet) for name, sheet in sheets if name not in self.maps.hidden]
+        for name, sheet in sorted(shown, key=lambda one: isinstance(one[1], Mark)):  # marks on top
             if isinstance(sheet, Mark):
-                marks.append(sheet)
-                continue
-            scaled = self._scaled(self._rows[panel, name], number, view)
-            coloured = colour(scaled, sheet.colours or self.maps.colours)
-            picture = Image.fromarray(blend(picture, coloured, self.maps.opacity))
-        for mark in marks:
-            point = mark.x * picture.width, mark.y * picture.height
-            cross = crosshair((picture.height, picture.width), point)
-            picture = Image.fromarray(blend(picture, cross, opacity=1))
+                point = sheet.x * picture.width, sheet.y * picture.height
+                layer, opacity = crosshair(view.picture, point), 1
+            else:
+                scaled = self._scaled(self._rows[panel, name], number, view)
+                layer = colour(scaled, sheet.colours or self.maps.colours)
+                opacity = self.maps.opacity
+            picture = Image.fromarray(blend(picture, layer, opacity))
         return np.asarray(picture.convert("RGB"))
 
     def _scaled(
@@ -264,7 +262,8 @@ class Explorer(ipywidgets.VBox):
         sheet = self._panels[panel][name]
         if isinstance(sheet, Mark):
             return {"name": name, "point": [sheet.x, sheet.y], "peaks": []}
-        return {"name": name, "colours": sheet.colours, "peaks": peaks(self._rows[panel, name])}
+        peaks = self._rows[panel, name].max(1).tolist()
+        return {"name": name, "colours": sheet.colours, "peaks": peaks}
 
     def _recompute(self, _change) -> None:
         self.maps.status, self.maps.busy = "Computing in the kernel …", True
@@ -287,22 +286,13 @@ class Explorer(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs) -> dict[str, object]:
         """The live view, and a picture for programs that cannot show it."""
-        picture = png_of(self._figure(self._small))
-        still = {"image/png": base64.b64encode(picture).decode()}
-        return super()._repr_mimebundle_(**kwargs) | still
-
-
-def _at_most(picture: Image.Image, longest: int) -> Image.Image:
-    small = picture.convert("RGB")
-    small.thumbnail((longest, longest))
-    return small
+        picture = base64.b64encode(png_of(self._figure(self._small))).decode()
+        return super()._repr_mimebundle_(**kwargs) | {"image/png": picture}
 
 
 def _sent(picture: Image.Image, view: View, label: str) -> dict[str, object]:
     """A picture as sent to the browser, with the grid and where on the picture it lies."""
-    boxes = view.boxes()
-    height, width = view.picture
-    file = io.BytesIO()
+    boxes, (height, width), file = view.boxes(), view.picture, io.BytesIO()
     picture.save(file, "jpeg", quality=90)
     return {
         "data": file.getvalue(),

@@ -51,7 +51,7 @@ def read_click(answer: Answer) -> Click:
     decode = answer.model.processor.tokenizer.decode
     texts = [decode(generated[: n + 1]) for n in range(len(generated))]
     ends, text = [len(part) for part in texts], texts[-1]
-    found = next((m for m in (re.search(way, text) for way in POINTS) if m), None)
+    found = next(filter(None, (re.search(way, text) for way in POINTS)), None)
     if found is None:
         every = list(range(len(generated)))
         message = f"no point in the answer {answer.text!r}: expected x and y, such as (412, 96)"

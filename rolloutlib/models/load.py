@@ -78,24 +78,17 @@ def load_model(
     for another model; FileNotFoundError if a folder, a download or its safetensors are
     unavailable.
     """
-    source = str(name_or_path)
+    source, how = str(name_or_path), {"revision": revision, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, **how)
         if config.model_type not in FAMILIES:
             raise ValueError(
                 f"expected a checkpoint of {', '.join(FAMILIES)}, got model_type "
                 f"{config.model_type!r} in {source}"
             )
-        processor = AutoProcessor.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
+        processor = AutoProcessor.from_pretrained(source, **how)
         model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            device_map=device_map,
-            use_safetensors=True,
-            trust_remote_code=False,
+            source, dtype=dtype, device_map=device_map, use_safetensors=True, **how
         )
     except (OSError, SafetensorError) as error:
         raise FileNotFoundError(

@@ -158,8 +158,7 @@ class MultimodalModel:
     ) -> tuple[Recording, Float[torch.Tensor, " generated"]]:
         """Record the attention of an answer in a form through which gradients flow.
 
-        The same replay pass as in `record`, and the logits of the generated tokens, whose
-        gradients can then be computed.
+        The same replay pass as in `record`, and the logits of the generated tokens.
         """
         kept = len(answer.tokens) + 1
         with record_gradients(self.model) as recording:
@@ -185,8 +184,7 @@ class MultimodalModel:
     @staticmethod
     def _replayed(answer: Answer, inputs: BatchFeature) -> dict[str, torch.Tensor]:
         """The inputs of one pass over the prompt and the answer that was given."""
-        inputs = dict(inputs)
-        inputs["input_ids"] = answer.sequence[None]
+        inputs = dict(inputs, input_ids=answer.sequence[None])
         for name, value in PER_TOKEN.items():
             if name in inputs:
                 extra = len(answer.sequence) - inputs[name].shape[1]
@@ -204,9 +202,7 @@ class MultimodalModel:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Inside the block, the model computes as if it had no adapter.
-
-        An answer that was given with the adapter can be recorded without it, token by token.
+        """Inside the block, the model computes as if it had no adapter, also in replays of answers.
 
         Raises ValueError if the model has none.
         """

@@ -1,7 +1,6 @@
 """The gallery: a page for each executed notebook and each sweep, and a card for every page.
 
-The site opens from the disk and makes no request to a network. It follows the reader's light or
-dark colours.
+The site opens from the disk and makes no request to a network.
 """
 
 import io
@@ -52,19 +51,16 @@ def write_site(
 
     place: where the page of an executed notebook goes; beside it by default.
     """
-    contents = [("All notebooks", site / "index.html")]
+    index = site / "index.html"
+    contents = [("All notebooks", index)]
     contents += [(_title(run), place(run.output)) for run in runs if run.executed]
     contents += [(_sweep_title(folder), _sweep_page(folder, site)) for folder in sweeps]
     cards = [_write_run(run, place(run.output), site, contents) for run in runs]
     cards += [_write_sweep(folder, site, contents) for folder in sweeps]
-    index = site / "index.html"
-    reference = site / "reference" / "index.html"  # `make gallery` writes it first
-    text = PAGES.get_template("index.html.j2").render(
-        title="Notebooks",
-        cards=cards,
-        reference=relative(reference, site) if reference.exists() else "",
-    )
-    write_text(index, text)
+    reference = "reference/index.html"  # `make gallery` writes it first
+    found = reference if (site / reference).exists() else ""
+    page = PAGES.get_template("index.html.j2")
+    write_text(index, page.render(title="Notebooks", cards=cards, reference=found))
     return index
 
 
@@ -93,12 +89,11 @@ def build_site(found: Sequence[Run], outputs: Path, site: Path) -> Path:
     sweeps = sorted(path.parent for path in outputs.glob("sweeps/*/results.parquet"))
     if not found and not sweeps:
         raise Refused(f"{outputs}: no notebook was executed here yet")
-    return write_site(
-        found,
-        site,
-        place=lambda executed: page_of(site / executed.relative_to(outputs)),
-        sweeps=sweeps,
-    )
+
+    def place(executed: Path) -> Path:
+        return page_of(site / executed.relative_to(outputs))
+
+    return write_site(found, site, place=place, sweeps=sweeps)
 
 
 def run_of(executed: Path) -> Run:
@@ -142,12 +137,13 @@ def _write_small(figure: bytes, path: Path) -> None:
 
 
 def _write_run(run: Run, page: Path, site: Path, contents: Contents) -> Card:
-    name, seconds, error = run.notebook.stem, run.seconds, run.error
-    if run.executed is None:  # it was refused, or could not be written
-        return Card(name, name, "", "", seconds, error)
-    write_page(run.executed, page, contents)
-    picture = _thumbnail(run.executed.figure, page, site)
-    return Card(name, _title(run), relative(page, site), picture, seconds, error)
+    name = title = run.notebook.stem
+    link = picture = ""
+    if run.executed:  # else it was refused, or could not be written
+        write_page(run.executed, page, contents)
+        picture = _thumbnail(run.executed.figure, page, site)
+        title, link = _title(run), relative(page, site)
+    return Card(name, title, link, picture, run.seconds, run.error)
 
 
 def _title(run: Run) -> str:
@@ -177,20 +173,20 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
     table = pd.read_parquet(folder / "results.parquet")
     done = table["error"] == ""
     varied = varied_parameters(table)
-    figure = _sweep_figure(table[done], varied)
-    picture = _thumbnail(figure, page, page.parent)
+    picture = _thumbnail(_sweep_figure(table[done], varied), page, page.parent)
     shown = ["run", *varied, *table.attrs["metrics"], "seconds", "peak_memory_mb", "error"]
     rows = table[shown].to_html(index=False, na_rep="", float_format="{:.4g}".format, border=0)
     pages = _write_runs(folder, table, page, contents)
     for run, one in pages.items():
         link = f'<td><a href="{relative(one, page.parent)}">{run}</a></td>'
         rows = rows.replace(f"<td>{run}</td>", link)
+    title, seconds = _sweep_title(folder), table["seconds"].sum()
     text = PAGES.get_template("sweep.html.j2").render(
-        title=_sweep_title(folder),
+        title=title,
         contents=links_from(page, contents),
         done=done.sum(),
         runs=len(table),
-        seconds=table["seconds"].sum(),
+        seconds=seconds,
         pages=len(pages),
         most_pages=RUN_PAGES,
         picture=picture,
@@ -200,8 +196,7 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
     write_text(page, text)
     failed = f"{(~done).sum()} of {len(table)} runs" if not done.all() else ""
     picture = picture and relative(page.parent / picture, site)
-    name, seconds = f"{len(table)} runs", table["seconds"].sum()
-    return Card(name, _sweep_title(folder), relative(page, site), picture, seconds, failed)
+    return Card(f"{len(table)} runs", title, relative(page, site), picture, seconds, failed)
 
 
 def _write_runs(

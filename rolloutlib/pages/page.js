@@ -7,14 +7,13 @@ const models = new Map(Object.entries(saved).map(([id, { state, buffers }]) => [
 for (const place of document.querySelectorAll(".widget")) show(place);
 
 async function show(place) {
-  const still = [...place.childNodes];
-  const stages = anywidgets(place.dataset.model).map(() => document.createElement("div"));
+  const stages = [];
   try {
-    for (const [index, id] of anywidgets(place.dataset.model).entries()) {
-      await render(models.get(id), stages[index]);
+    for (const id of anywidgets(place.dataset.model)) {
+      stages.push(document.createElement("div"));
+      await render(models.get(id), stages.at(-1));
     }
-    still.forEach((node) => node.remove());
-    place.append(...stages);
+    place.replaceChildren(...stages);
   } catch (problem) {
     console.error(problem);
   }

@@ -1,8 +1,7 @@
 """Show executed notebooks as pages that need neither Jupyter nor a network.
 
-Each notebook becomes one HTML file that opens from the disk: formulas are MathML, which browsers
-draw themselves; figures are inside the file, and so are anywidgets with all that they show
-(`page.js` runs them).
+Formulas become MathML, which browsers draw themselves. Figures are inside the file, and so are
+anywidgets with all that they show (`page.js` runs them).
 """
 
 import copy
@@ -112,8 +111,7 @@ class _PageExporter(HTMLExporter):
     def default_config(self):
         config = super().default_config
         # Widgets and scripts would need JavaScript from a network: show their still forms.
-        still = config.NbConvertBase.display_data_priority[2:]
-        config.NbConvertBase.display_data_priority = still
+        del config.NbConvertBase.display_data_priority[:2]
         return config
 
     def markdown2html(self, source: str) -> str:
@@ -137,10 +135,9 @@ def _describe_figures(notebook: nbformat.NotebookNode) -> None:
     """Give each picture the alternative text that screen readers say."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            for kind in ("image/png", "image/jpeg"):
-                if kind in output.get("data", {}):
-                    described = output.metadata.setdefault(kind, {})
-                    described.setdefault("alt", f"Figure of In [{cell.execution_count}]")
+            for kind in {"image/png", "image/jpeg"} & output.get("data", {}).keys():
+                described = output.metadata.setdefault(kind, {})
+                described.setdefault("alt", f"Figure of In [{cell.execution_count}]")
 
 
 def _place_widgets(notebook: nbformat.NotebookNode) -> dict[str, object]:

@@ -1,12 +1,9 @@
 """Record what every attention layer of a model saw: queries, keys and mask, not attention.
 
 Every transformers model that dispatches its attention through `AttentionInterface` is recorded by
-one function, which notes its arguments and lets the stock SDPA function compute the output. So the
-model runs as usual, and probabilities are recomputed on request. If the recording is told how heads
-will be fused, short causal layers keep their fused attention instead, which is smaller.
-
-PyTorch's own `nn.MultiheadAttention` has no such interface. Hooks ask it for the weights of each
-head, keep them, and return what the caller asked for.
+one function, which notes its arguments and lets the stock SDPA function compute the output.
+Probabilities are recomputed on request. `nn.MultiheadAttention` has no such interface: hooks ask
+it for the weights of each head.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,8 +1,7 @@
 """Attention weighted by its gradient: which connections did the answer depend on?
 
-While gradients are recorded, attention is computed explicitly, as softmax(QKᵀ · scaling + mask)
-times the values, so that gradients flow through each head's probabilities. The model's own code
-is unchanged.
+While gradients are recorded, attention is computed explicitly, so that gradients flow through each
+head's probabilities. The model's own code is unchanged.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,8 +62,7 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
 
 def _open_attention(module, query, key, value, attention_mask, **how):
     """Compute the attention explicitly and note it in every active recording."""
-    call = attention_call(module, query, key, attention_mask, **how)
-    attention = call.probabilities()
+    attention = attention_call(module, query, key, attention_mask, **how).probabilities()
     if torch.is_grad_enabled() and not attention.requires_grad:
         attention.requires_grad_()  # the first layer of a model whose weights are frozen
     layer = partial(DifferentiableLayer, attention=attention, heads=query.shape[1])
@@ -87,18 +85,12 @@ def weigh_by_gradient(
     probability: when the model is confident, the gradient of a probability vanishes. Layers that
     the target does not depend on get zeros. The graph is kept for another target.
     """
-    gradients = torch.autograd.grad(
-        target,
-        [layer.attention for layer in layers],
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    weighted = []
+    attentions, weighted = [layer.attention for layer in layers], []
+    gradients = torch.autograd.grad(target, attentions, retain_graph=True, materialize_grads=True)
     for layer, gradient in zip(layers, gradients, strict=True):
         positive = (layer.attention.detach() * gradient).clamp(min=0)
-        by_head = positive.reshape(-1, layer.heads, *positive.shape[-2:])
-        weighted.append(WeightedLayer(layer.name, by_head.mean(1)))
+        heads = positive.reshape(-1, layer.heads, *positive.shape[-2:])
+        weighted.append(WeightedLayer(layer.name, heads.mean(1)))
     return weighted
 
 

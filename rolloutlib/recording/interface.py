@@ -33,18 +33,17 @@ def noted_by(interface: str, model: torch.nn.Module, note: Note) -> Iterator[Non
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
         raise ValueError(f"expected a model in eval mode, got {training[0]} in training mode")
-    # Every distinct object that tells a part of the model how to attend.
-    given = (getattr(module, "config", None) for module in model.modules())
-    configs = list({id(c): c for c in given if isinstance(c, PreTrainedConfig)}.values())
-    implementations = [config._attn_implementation_internal for config in configs]
+    configs = (getattr(module, "config", None) for module in model.modules())
+    distinct = {id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values()
+    before = [(config, config._attn_implementation_internal) for config in distinct]
     token = active.set((*active.get(), note))
     try:
         # The public setter would give every part the same implementation, even if they differ.
-        for config in configs:
+        for config, _ in before:
             config._attn_implementation_internal = interface
         yield
     finally:
-        for config, implementation in zip(configs, implementations, strict=True):
+        for config, implementation in before:
             config._attn_implementation_internal = implementation
         active.reset(token)
 
@@ -123,12 +122,14 @@ def attention_call(
     query: torch.Tensor,
     key: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **kwargs,
+    softcap: float | None = None,
+    **others,
 ) -> Call:
     """The parts of a call of transformers' attention interface that determine its probabilities."""
-    unsupported = [n for n in ("position_bias", "s_aux") if kwargs.get(n) is not None]
+    unsupported = [n for n in ("position_bias", "s_aux") if others.get(n) is not None]
     if unsupported:
         raise NotImplementedError(
             f"{type(module).__name__} attends with {unsupported[0]}, which recording cannot "
@@ -143,7 +144,7 @@ def attention_call(
         mask=None if attention_mask is None else attention_mask.detach(),
         causal=causal,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        softcap=kwargs.get("softcap"),
+        softcap=softcap,
     )
 
 

@@ -37,7 +37,7 @@ class FusedLayer:
         Raises ValueError for any fusion but the recorded one.
         """
         if how != self.head_fusion:
-            raise ValueError(self._kept_nothing_else(f"{how!r}"))
+            raise ValueError(self._kept_nothing_else(repr(how)))
         found = list(_by_piece([part.shape[1] for part in self.parts], rows))
         seen = max(self.parts[number].shape[2] for number, *_ in found)
         gathered = self.parts[0].new_zeros(self.shape[0], len(rows), seen)
@@ -69,17 +69,13 @@ def _by_piece(
             yield number, start, ours, rows[ours] - start
 
 
-@dataclass(frozen=True)
-class RecordedWeights:
-    """One `nn.MultiheadAttention` of one pass: the weights that it computed for each head."""
-
-    name: str
-    weights: Float[torch.Tensor, "batch head query key"]
+class _WeightsInMemory:
+    """A layer whose `weights`, `[batch head query key]`, are all there."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Batch, queries, keys."""
-        return self.weights.shape[0], self.weights.shape[2], self.weights.shape[3]
+        return self.weights.shape[0], *self.weights.shape[2:]
 
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None
@@ -97,12 +93,36 @@ class RecordedWeights:
 
 
 @dataclass(frozen=True)
+class RecordedWeights(_WeightsInMemory):
+    """One `nn.MultiheadAttention` of one pass: the weights that it computed for each head."""
+
+    name: str
+    weights: Float[torch.Tensor, "batch head query key"]
+
+
+@dataclass(frozen=True)
+class DifferentiableLayer(_WeightsInMemory):
+    """One attention layer of a pass with gradients: its probabilities, still in the graph.
+
+    attention: `[batch head query key]`, or in PyTorch's own layout `[batch*head query key]`.
+    """
+
+    name: str
+    attention: Float[torch.Tensor, "*batch_and_head query key"]
+    heads: int
+
+    @property
+    def weights(self) -> Float[torch.Tensor, "batch head query key"]:
+        """The attention itself, detached from the graph."""
+        return self.attention.detach().reshape(-1, self.heads, *self.attention.shape[-2:])
+
+
+@dataclass(frozen=True)
 class RecordedBlocks:
     """One layer that attends within blocks of its sequence, block by block, in one pass.
 
-    Qwen3-VL's vision tower works like this: each picture, and each time step of a video, sees only
-    itself. Together the blocks form one layer whose attention is 0 outside them. Zeros are filled
-    in only for the rows that are asked for, never for the whole matrix.
+    In Qwen3-VL's vision tower each picture, and each time step of a video, sees only itself. The
+    attention is 0 outside the blocks; zeros are filled in only for the rows that are asked for.
     """
 
     name: str
@@ -129,36 +149,10 @@ class RecordedBlocks:
         self, rows: torch.Tensor, answer: Callable[[Call, torch.Tensor], torch.Tensor]
     ) -> Float[torch.Tensor, "*batch row key"]:
         """The result of each block for its own rows, placed among zeros."""
-        gathered, lengths = None, [block.shape[1] for block in self.blocks]
-        for number, start, ours, own in _by_piece(lengths, rows):
+        gathered = None
+        for number, start, ours, own in _by_piece([b.shape[1] for b in self.blocks], rows):
             part = answer(self.blocks[number], own)
             if gathered is None:
                 gathered = part.new_zeros(*part.shape[:-2], len(rows), self.shape[2])
             gathered[..., ours, start : start + part.shape[-1]] = part
         return gathered
-
-
-@dataclass(frozen=True)
-class DifferentiableLayer:
-    """One attention layer of a pass with gradients: its probabilities, still in the graph.
-
-    attention: `[batch head query key]`, or in PyTorch's own layout `[batch*head query key]`.
-    """
-
-    name: str
-    attention: Float[torch.Tensor, "*batch_and_head query key"]
-    heads: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Batch, queries, keys."""
-        return self.attention.shape[:-2].numel() // self.heads, *self.attention.shape[-2:]
-
-    def probabilities(self) -> Float[torch.Tensor, "batch head query key"]:
-        """The attention itself, detached from the graph."""
-        whole = self.attention.detach()
-        return whole.reshape(self.shape[0], self.heads, *self.shape[1:])
-
-    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
-        """The head-fused attention of these query rows."""
-        return fuse_heads(self.probabilities()[:, :, consecutive(rows)], how)

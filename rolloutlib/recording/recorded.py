@@ -1,9 +1,8 @@
-"""One recorded attention layer: it returns its probabilities, head by head or with its heads fused,
-without ever holding all of them.
+"""Recorded attention layers: probabilities, by head or fused, without ever holding all of them.
 
-Probabilities are recomputed from queries and keys in tiles that fit the processor's cache: scores
-of a few heads, their exponentials in the same memory, and the sum over heads next to them. If the
-model's own pass left the log-sum-exp of every row, each tile can be computed on its own.
+They are recomputed from queries and keys in tiles that fit the processor's cache: scores of a few
+heads, their exponentials in the same memory, and the sum over heads next to them. If the model's
+own pass left the log-sum-exp of every row, each tile can be computed on its own.
 """
 
 import math
@@ -104,16 +103,11 @@ class Call:
         return int(rows.max()) + 1 if self.causal else self.shape[2]
 
     def _tiles(self, rows: torch.Tensor) -> Iterator[tuple[int, slice, slice, "Tile"]]:
-        """All probabilities of these rows, in tiles: item of the batch, which of the rows, which
-        keys, and the tile.
-
-        In tiles, the sum over heads stays in the processor's cache.
-        """
+        """All probabilities of these rows: item of the batch, rows, keys, and the tile of them."""
         height, width = self._sides(len(rows))
         area = self.sharing * height * width
-        room = self.query.new_empty(
-            max(TILE // area, 1) * area, dtype=working_dtype(self.query.dtype)
-        )
+        dtype = working_dtype(self.query.dtype)
+        room = self.query.new_empty(max(TILE // area, 1) * area, dtype=dtype)
         for item in range(self.shape[0]):
             sequence = Rows(self, item, rows, room)
             for some in _slices(len(rows), height):
@@ -140,8 +134,8 @@ class Call:
         """For each item and key head: whether exp(score) is enough, with nothing subtracted.
 
         No score exceeds its row's log-sum-exp, so none overflows; one that underflows is less than
-        e^-40 of its row. Underflow costs time, though: |q · k| ≤ |q| · |k| tells where to expect
-        it. A sample of the rows is enough for this; reading all of them takes longer.
+        e^-40 of its row. Underflow costs time, though: |q · k| ≤ |q| · |k| in a sample of the rows
+        tells where to expect it.
         """
         low, high = self.logsumexp.aminmax(dim=-1)
         sample = (each[:, :, ::SAMPLED] for each in (self.query, self.key))
@@ -192,8 +186,7 @@ class Rows:
             self.mask = mask[item][:, self.chosen]
         if layer.logsumexp is not None:
             self.logsumexp = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
-            # Turns exp(score) into such a share. The kernel stores heads next to each other,
-            # which would make every use slow.
+            # Turns exp(score) into such a share; contiguous, because the kernel's order is slow.
             self.shares = self.logsumexp.neg().exp_().mul_(self.share).contiguous()
             self.moderate = layer.moderate[item]
 
@@ -218,8 +211,7 @@ class Tile:
             total.addcmul_(head, shares)
 
     def set_extreme(self, fused: Float[torch.Tensor, "row key"], extreme: Callable) -> None:
-        """Write the largest or smallest probability of all heads: found among their
-        logarithms, so that one exponential is enough."""
+        """Write the largest or smallest probability of all heads, found among their logarithms."""
         heads = self.logarithms()
         fused.copy_(next(heads))
         for head in heads:
@@ -262,10 +254,7 @@ class Tile:
         return later.to(self.query.device)
 
     def logarithms(self) -> Iterator[Float[torch.Tensor, "row key"]]:
-        """The base-2 logarithms of the probabilities, one head at a time.
-
-        For keys that a causal row must not see, values are arbitrary, as in `exponentials`.
-        """
+        """The base-2 logarithms of the probabilities, one head at a time, as in `exponentials`."""
         for group in self._groups():
             self._logarithms(group)
             yield from group.each

@@ -9,9 +9,9 @@ export function make(tag, attributes, ...children) {
 
 export function crosshair([x, y]) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  for (const [name, value] of [["class", "rx-cross"], ["width", 1], ["height", 1]]) svg.setAttribute(name, value);
-  svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `click at ${percent(x)} from the left, ${percent(y)} from the top`);
+  const said = `click at ${percent(x)} from the left, ${percent(y)} from the top`;
+  const attributes = { class: "rx-cross", width: 1, height: 1, role: "img", "aria-label": said };
+  for (const [name, value] of Object.entries(attributes)) svg.setAttribute(name, value);
   const hair = (colour, width) => `<g fill="none" stroke="${colour}" stroke-width="${width}"><circle r="11"/><path d="M5 0H18M-5 0H-18M0 5V18M0 -5V-18"/></g>`;
   svg.innerHTML = `${hair("#1e3a5f", 4)}${hair("#00c800", 2)}<circle r="4" fill="#1e3a5f"/>`;
   svg.style.cssText = `left:${x * 100}%;top:${y * 100}%`;

@@ -15,9 +15,8 @@ export function film(view) {
   parts.when = make("output", {});
   parts.strip = pictures.map((picture, index) => {
     const canvas = make("canvas", { "aria-hidden": "true" });
-    const thumb = make("button", { type: "button", class: "rx-thumb", title: picture.label },
-      make("span", { class: "rx-still", style: `aspect-ratio:${picture.width}/${picture.height}` }, make("img", { src: urls[index], alt: "" }), canvas),
-      make("span", { class: "rx-share" }));
+    const still = make("span", { class: "rx-still", style: `aspect-ratio:${picture.width}/${picture.height}` }, make("img", { src: urls[index], alt: "" }), canvas);
+    const thumb = make("button", { type: "button", class: "rx-thumb", title: picture.label }, still, make("span", { class: "rx-share" }));
     thumb.canvas = canvas;
     thumb.addEventListener("click", () => set("picture", index));
     return thumb;
@@ -73,7 +72,6 @@ export function matrix(view) {
     set("picture", at(event)[1]);
     pin(view, at(event)[0]);
   });
-  drawMatrix(view);
   return make("figure", { class: "rx-when" }, make("figcaption", {}, "what each drew on: one row each, pictures from left to right"), frame);
 }
 

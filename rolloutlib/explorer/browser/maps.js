@@ -53,30 +53,26 @@ export function relevance({ get }, sheet, which) {
   return result;
 }
 
-/** Weights that resample one axis of cells into pixels, under a Gaussian around each pixel. */
-function weights({ lookups }, cells, scale, sigma) {
-  const key = `${cells} ${scale} ${sigma}`;
-  if (!lookups.has(key)) lookups.set(key, gaussian(cells, scale, sigma));
+/** What was made under this key before, or is made now. */
+function once({ lookups }, key, made) {
+  if (!lookups.has(key)) lookups.set(key, made());
   return lookups.get(key);
 }
 
 /** 1024 colours of a palette, from low to high. */
-export function lookup({ get, lookups }, name, power) {
-  const key = `${name} ${power}`;
-  if (!lookups.has(key)) {
-    const palette = new Uint32Array(bytesOf(get("palettes")[name]).buffer);
-    lookups.set(key, Uint32Array.from({ length: 1024 }, (_, i) => palette[Math.round(255 * (i / 1023) ** power)]));
-  }
-  return lookups.get(key);
+export function lookup(view, name, power) {
+  return once(view, `${name} ${power}`, () => {
+    const palette = new Uint32Array(bytesOf(view.get("palettes")[name]).buffer);
+    return Uint32Array.from({ length: 1024 }, (_, i) => palette[Math.round(255 * (i / 1023) ** power)]);
+  });
 }
 
 export function paint(view, canvas, row, picture, sheet, scale, sigma) {
   const { get, pictures } = view;
   const [rows, columns] = picture.grid;
   const grid = row.subarray(picture.start, picture.end);
-  const down = weights(view, rows, scale, sigma);
-  const across = weights(view, columns, scale, sigma);
-  const fine = resample(grid, columns, down, across);
+  const weights = (cells) => once(view, `${cells} ${scale} ${sigma}`, () => gaussian(cells, scale, sigma));
+  const fine = resample(grid, columns, weights(rows), weights(columns));
   const [low, high] = get("together") ? extent(row.subarray(0, pictures.at(-1).end)) : seenExtent(fine, picture, scale);
   const colours = lookup(view, sheet.colours || get("colours"), get("power"));
   const context = canvas.getContext("2d");
@@ -85,8 +81,7 @@ export function paint(view, canvas, row, picture, sheet, scale, sigma) {
   const image = context.createImageData(canvas.width, canvas.height);
   const pixels = new Uint32Array(image.data.buffer);
   const unit = high - low > FLAT * high ? 1023 / (high - low) : 0;
-  if (high <= 0) return context.putImageData(image, 0, 0); // nothing to show: the bare picture
-  for (let i = 0; i < fine.length; i++) {
+  for (let i = 0; high > 0 && i < fine.length; i++) { // else nothing to show: the bare picture
     pixels[i] = colours[Math.max(0, Math.min(1023, Math.round((fine[i] - low) * unit)))];
   }
   context.putImageData(image, 0, 0);

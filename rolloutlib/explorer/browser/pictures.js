@@ -9,8 +9,7 @@ export function stage(view, panel, index) {
   const layers = panel.sheets.map((sheet) => (sheet.point ? crosshair(sheet.point) : make("canvas", { "aria-hidden": "true" })));
   const cursor = make("div", { class: "rx-cursor" });
   const frame = make("div", { class: "rx-picture", tabindex: "0", role: "application", "aria-label": `${panel.name || "picture"}: arrow keys move over its patches and say which words drew on them` }, image, ...layers, cursor);
-  frame.addEventListener("pointermove", (event) => touch(view, index, frame, event));
-  frame.addEventListener("pointerdown", (event) => touch(view, index, frame, event));
+  for (const name of ["pointermove", "pointerdown"]) frame.addEventListener(name, (event) => touch(view, index, frame, event));
   frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leave(view));
   frame.addEventListener("blur", () => leave(view));
   frame.addEventListener("keydown", (event) => step(view, index, event));

@@ -9,7 +9,7 @@ import { drawFilm, drawMatrix, film, matrix } from "./film.js";
 import { decode, placed } from "./maps.js";
 import { bytesOf } from "./numbers.js";
 import { arrange, drawCursor, drawStages, stage } from "./pictures.js";
-import { bar, chip, chosen, describe, shadeByPatch, shadeByWords, toolbars } from "./words.js";
+import { chip, chosen, describe, shadeByPatch, shadeByWords, toolbars } from "./words.js";
 
 export default { render };
 
@@ -20,12 +20,10 @@ function render({ model, el }) {
   const refreshed = () => refresh(view);
   const renewed = () => renew(view);
   const busy = () => showBusy(view);
-  for (const name of ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together"]) {
-    model.on(`change:${name}`, refreshed);
-  }
+  const look = ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together"];
+  for (const name of look) model.on(`change:${name}`, refreshed);
   model.on("change:codes", renewed);
-  model.on("change:busy", busy);
-  model.on("change:status", busy);
+  for (const name of ["busy", "status"]) model.on(`change:${name}`, busy);
   refresh(view);
   showBusy(view);
   model.send({ ask: "kernel" });
@@ -41,8 +39,7 @@ function render({ model, el }) {
 function viewOf(model) {
   const get = (name) => model.get(name);
   const pictures = get("pictures").map(placed);
-  const words = get("words");
-  const prompt = get("prompt");
+  const [words, prompt] = [get("words"), get("prompt")];
   const view = {
     model,
     get,
@@ -69,7 +66,7 @@ function viewOf(model) {
 function assemble(view) {
   const { get, pictures, words, panels, parts } = view;
   view.stages = panels.map((panel, index) => stage(view, panel, index));
-  view.bars = words.map(bar);
+  view.bars = words.map(() => make("i", { class: "rx-bar" }));
   view.chips = words.map((_, index) => chip(view, index));
   // Maps with scales of their own are not shares of one whole; a matrix can show nothing else.
   const compared = words.length > 1 && pictures.length > 1 && get("together");

@@ -48,7 +48,7 @@ function shade(view, values) {
 /** A row of relevance in words, for those who cannot see the map. */
 function told(view, row) {
   const { pictures } = view;
-  const end = pictures.at(-1).end;
+  const { end } = pictures.at(-1);
   const cells = row.subarray(0, end);
   const total = cells.reduce((sum, value) => sum + value, 0);
   if (!(total > 0)) return "nothing from the picture, which comes later";
@@ -74,17 +74,11 @@ function quote({ words }, word) {
 
 // ---- Chips
 
-export function bar() {
-  return make("i", { class: "rx-bar" });
-}
-
 export function chip(view, index) {
   const { words, prompt, bars } = view;
   const text = words[index];
   const shown = text.trim() || text.replaceAll("\n", "⏎").replaceAll(" ", "␣") || "∅";
-  const button = make("button", { type: "button", class: "rx-chip", "aria-pressed": "false", tabindex: index === prompt ? "0" : "-1", "data-word": index }, shown, bars[index]);
-  button.setAttribute("aria-label", describe(view, index));
-  return button;
+  return make("button", { type: "button", class: "rx-chip", "aria-pressed": "false", tabindex: index === prompt ? "0" : "-1", "data-word": index, "aria-label": describe(view, index) }, shown, bars[index]);
 }
 
 /** The chips in their groups, each with its name. */
@@ -93,10 +87,8 @@ export function toolbars(view) {
   const groups = prompt ? [["prompt", chips.slice(0, prompt)], ["answer", chips.slice(prompt)]] : [[get("title"), chips]];
   return groups.map(([name, some]) => {
     const list = make("div", { class: "rx-chips", role: "toolbar", "aria-label": `${name}: arrow keys move, Enter pins, Escape unpins all` }, ...some);
-    list.addEventListener("pointerover", (event) => point(view, event.target.dataset.word));
-    list.addEventListener("pointerleave", () => point(view));
-    list.addEventListener("focusin", (event) => point(view, event.target.dataset.word));
-    list.addEventListener("focusout", () => point(view));
+    for (const name of ["pointerover", "focusin"]) list.addEventListener(name, (event) => point(view, event.target.dataset.word));
+    for (const name of ["pointerleave", "focusout"]) list.addEventListener(name, () => point(view));
     list.addEventListener("click", (event) => {
       pin(view, event.target.dataset.word);
       if (event.pointerType === "touch") point(view); // the finger is gone; only the focus stayed

@@ -24,7 +24,7 @@ class Llava:
     ) -> list[View]:
         """One view for each picture, from the settings of the image processor."""
         window = tuple(inputs["pixel_values"].shape[-2:])
-        return [self._view(processor, (p.height, p.width), window) for p in pictures]
+        return [self._view(processor, picture.size[::-1], window) for picture in pictures]
 
     def patches(
         self, config: LlavaConfig, processor: LlavaProcessor, views: list[View]
@@ -38,38 +38,31 @@ class Llava:
             raise ValueError(f"expected one vision_feature_layer, got {chosen}")
         layers = chosen if chosen >= 0 else depth + 1 + chosen  # the embeddings are number 0
         first = processor.num_additional_image_tokens
-        return [
-            Patches(
-                view=replace(view, leading=0),
-                layers=layers,
-                sequence=number,
-                positions=torch.arange(prod(view.grid)) + first,
-                merged=torch.arange(prod(view.grid))[:, None] + first,
-            )
-            for number, view in enumerate(views)
-        ]
+        found = []
+        for number, view in enumerate(views):
+            positions = torch.arange(prod(view.grid)) + first
+            own = replace(view, leading=0)
+            found.append(Patches(own, layers, number, positions, positions[:, None]))
+        return found
 
     @staticmethod
     def _view(processor: LlavaProcessor, picture: Size, window: Size) -> View:
         settings, patch = processor.image_processor, processor.patch_size
-        drops_first = processor.vision_feature_select_strategy == "default"
         padded = (max(picture),) * 2 if getattr(settings, "do_pad", False) else picture
         resized = resized_size(settings, padded) if settings.do_resize else padded
         scale = [after / before for after, before in zip(resized, padded, strict=True)]
         # Padding comes before resizing: half of it, rounded down, is above and on the left.
-        before = [
-            (side - length) // 2 * s for side, length, s in zip(padded, picture, scale, strict=True)
-        ]
-        cut = [centre_offset(full, kept) for full, kept in zip(resized, window, strict=True)]
-        return View(
-            picture=picture,
-            resized=tuple(length * s for length, s in zip(picture, scale, strict=True)),
-            offset=tuple(c - b for c, b in zip(cut, before, strict=True)),
-            window=window,
-            token=patch,
-            grid=(window[0] // patch, window[1] // patch),
-            leading=0 if drops_first else processor.num_additional_image_tokens,
+        # The crop's centre is rounded towards 0: it is negative if the crop has to pad.
+        axes = zip(resized, window, padded, picture, scale, strict=True)
+        offset = tuple(
+            int((full - kept) / 2) - (side - length) // 2 * s
+            for full, kept, side, length, s in axes
         )
+        drops_first = processor.vision_feature_select_strategy == "default"
+        leading = 0 if drops_first else processor.num_additional_image_tokens
+        unpadded = tuple(length * s for length, s in zip(picture, scale, strict=True))
+        grid = window[0] // patch, window[1] // patch
+        return View(picture, unpadded, offset, window, patch, grid, leading)
 
 
 def resized_size(settings, picture: Size) -> Size:
@@ -84,8 +77,3 @@ def resized_size(settings, picture: Size) -> Size:
         return get_size_with_aspect_ratio(picture, short, longest)
     long = int(short * max(picture) / min(picture))
     return (short, long) if picture[0] <= picture[1] else (long, short)
-
-
-def centre_offset(full: int, kept: int) -> int:
-    """Where a centre crop begins; negative if it has to pad first."""
-    return (full - kept) // 2 if full >= kept else -((kept - full) // 2)

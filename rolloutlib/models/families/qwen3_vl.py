@@ -32,15 +32,13 @@ class Qwen3VL:
         """
         if "video_grid_thw" in inputs:
             [grid] = inputs["video_grid_thw"].tolist()
-            return [self._view(processor.video_processor, tuple(grid), pictures[0])]
-        grids = inputs["image_grid_thw"].tolist()
-        return [
-            self._view(processor.image_processor, (rows, columns), picture)
-            for (_, rows, columns), picture in zip(grids, pictures, strict=True)
-        ]
+            return [self._view(processor.video_processor, grid, pictures[0])]
+        grids = inputs["image_grid_thw"][:, 1:].tolist()
+        pairs = zip(grids, pictures, strict=True)
+        return [self._view(processor.image_processor, *pair) for pair in pairs]
 
     @staticmethod
-    def _view(settings, grid: tuple[int, ...], picture: Image.Image) -> View:
+    def _view(settings, grid: list[int], picture: Image.Image) -> View:
         """`grid` counts patches; tokens are `merge_size` of them wide and high."""
         patch, merge = settings.patch_size, settings.merge_size
         if min(picture.size) < patch * merge:
@@ -49,15 +47,8 @@ class Qwen3VL:
                 f"one token, got {picture.height}x{picture.width}"
             )
         *time, rows, columns = grid
-        size = (rows * patch, columns * patch)
-        return View(
-            picture=(picture.height, picture.width),
-            resized=size,
-            offset=(0, 0),
-            window=size,
-            token=patch * merge,
-            grid=(*time, rows // merge, columns // merge),
-        )
+        size, grid = (rows * patch, columns * patch), (*time, rows // merge, columns // merge)
+        return View(picture.size[::-1], size, (0, 0), size, patch * merge, grid)
 
     def patches(
         self, config: Qwen3VLConfig, processor: Qwen3VLProcessor, views: list[View]
@@ -68,17 +59,11 @@ class Qwen3VL:
         for view in views:
             *time, rows, columns = view.grid
             grid = (*time, rows * merge, columns * merge)
+            finer = replace(view, token=view.token // merge, grid=grid)
             order = merge_order(grid, merge)
-            found.append(
-                Patches(
-                    view=replace(view, token=view.token // merge, grid=grid),
-                    layers=layers,
-                    sequence=0,
-                    positions=start + order.argsort(),
-                    merged=start + torch.arange(len(order)).view(-1, merge**2),
-                )
-            )
-            start += prod(grid)
+            merged = torch.arange(len(order)).view(-1, merge**2)
+            found.append(Patches(finer, layers, 0, start + order.argsort(), start + merged))
+            start += len(order)
         return found
 
 
