@@ -10,10 +10,7 @@ PARTS = ("dom", "numbers", "maps", "words", "pictures", "film", "controls", "wid
 
 
 def joined_module() -> str:
-    """All parts as one ES module: anywidget takes a single text, which can import no files.
-
-    Each import stands on one line, and each export begins one. Only the default export stays.
-    """
+    """All parts as one ES module, for anywidget takes one text: without imports and most exports."""
     text = "\n".join((FOLDER / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
     text = re.sub(r"^import .*\n", "", text, flags=re.MULTILINE)
     return re.sub(r"^export (?!default)", "", text, flags=re.MULTILINE)

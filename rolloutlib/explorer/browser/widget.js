@@ -1,6 +1,5 @@
 // Draws where each word looked, in the browser, from maps that were sent once: pointing needs no
 // kernel. `widget.py` says what the model's traits hold.
-//
 // All parts share one view of the model: what is shown, what is pointed at, and the elements.
 
 import { controls } from "./controls.js";
