@@ -10,7 +10,7 @@ PARTS = ("dom", "numbers", "maps", "words", "pictures", "film", "controls", "wid
 
 
 def joined_module() -> str:
-    """All parts as one ES module, for anywidget takes one text: without imports and most exports."""
+    """All parts as one ES module, as anywidget takes one text: without imports and most exports."""
     text = "\n".join((FOLDER / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
     text = re.sub(r"^import .*\n", "", text, flags=re.MULTILINE)
     return re.sub(r"^export (?!default)", "", text, flags=re.MULTILINE)
