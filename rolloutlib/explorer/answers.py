@@ -72,8 +72,9 @@ def explore(
             on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)
         return {"": {"": Heatmaps(on_pictures, relevance.cpu()[:, words.positions])}}
 
-    shown = {"depth": len(layers), "settings": first, "prompt": words.prompt, "labels": labels}
-    return Explorer(pictures, views, words.texts, panels, **(shown | look))
+    shown = {"depth": len(layers), "settings": first, "prompt": words.prompt}
+    look = {"labels": labels} | look
+    return Explorer(pictures, views, words.texts, panels, **shown, **look)
 
 
 def explore_clip(
