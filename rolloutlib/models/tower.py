@@ -13,8 +13,7 @@ from rolloutlib.grid import ImageTokens
 from rolloutlib.models.multimodal import Answer
 from rolloutlib.recording.capture import Recording
 
-# The layers of a model by part: "language" and "vision".
-Parts = Recording | Mapping[str, Sequence[Array | Layer]]
+Parts = Recording | Mapping[str, Sequence[Array | Layer]]  # the layers of a model by part
 
 
 def heatmaps(
@@ -31,11 +30,13 @@ def heatmaps(
     residual; the grid is then that of `answer.image.patch_view`, else that of `answer.image.view`.
     settings: those of `rollout`, for the language model.
 
-    Raises ValueError for several pictures and for a setting out of range.
+    Raises ValueError for several pictures, for a batch, and for a setting out of range.
     """
     image = answer.image
     relevance = rollout_rows(recording["language"], answer.rows, **settings)
-    relevance = relevance.reshape(len(answer.tokens), -1)  # one answer, with or without a batch
+    if relevance.ndim == 3 and len(relevance) > 1:
+        raise ValueError(f"expected the layers of one answer, got a batch of {len(relevance)}")
+    relevance = relevance.reshape(relevance.shape[-2:])  # with or without a batch of one
     return on_picture(recording, image, relevance, to_patches, Settings(**settings).residual)
 
 
@@ -61,12 +62,11 @@ def through_tower(
     shares over the outputs of the tower that were merged into it, and R is the tower's own rollout.
     Layers after those that the image tokens come from are left out, and so are Qwen3-VL's branches
     from intermediate layers (deepstack). What R leaves on a class token is lost. If a model has no
-    tower, the relevance is on patches already and stays unchanged.
+    tower, the relevance is on patches already and stays unchanged. The result is on the grid of
+    `image.patch_view`.
 
     relevance: over the prompt's sequence, as from `rollout_rows`.  settings: those of `rollout`,
     for the layers of the tower.
-
-    The result is on the grid of `image.patch_view`.
     """
     patches = image.patches
     if patches is None:

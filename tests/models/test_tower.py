@@ -107,6 +107,13 @@ def test_heatmaps_of_dense_layers_have_no_batch(llava):
     )
 
 
+def test_heatmaps_of_a_batch_are_refused(llava):
+    answer = llava.generate(pictures((40, 40)), "star", max_new_tokens=2, min_new_tokens=2)
+    both = [layer.probabilities().repeat(2, 1, 1, 1) for layer in llava.record(answer)["language"]]
+    with pytest.raises(ValueError, match="expected the layers of one answer, got a batch of 2"):
+        heatmaps({"language": both}, answer, to_patches=False)
+
+
 def test_heatmaps_of_several_pictures_are_refused(qwen):
     answer = qwen.generate(pictures((90, 130), (64, 200)), "compare", max_new_tokens=1)
     with pytest.raises(ValueError, match="expected one picture in the prompt, got 2"):
