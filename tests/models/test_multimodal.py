@@ -9,7 +9,7 @@ from small_llava import WORDS, save_small_llava, small_llava, small_processor
 from small_qwen3_vl import save_small_qwen3_vl
 from transformers import LlavaImageProcessor
 
-from rolloutlib import load_model, rollout, rollout_rows
+from rolloutlib import heatmaps, load_model, rollout, rollout_rows
 from rolloutlib.recording.gradients import weigh_by_gradient
 
 QUESTION = "what colour is the star ?"
@@ -65,6 +65,35 @@ def test_a_recorded_answer_rolls_out(llava, answer):
     positions = answer.image.positions
     torch.testing.assert_close(heatmaps[2].flatten(), relevance[0, 2, positions])
     assert len(recording["vision"]) == 3
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"max_new_tokens": 1},
+        {},
+        {"num_beams": 3},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 2},
+    ],
+    ids=["one token", "several", "beams", "fixed cache", "guessed tokens"],
+)
+@pytest.mark.parametrize("save", [save_small_llava, save_small_fuyu, save_small_qwen3_vl])
+def test_recorded_while_generating_is_as_replayed(save, tmp_path, picture, generation):
+    model = load_model(save(tmp_path / "model"), dtype="float32")
+    generation = {"max_new_tokens": 6} | generation
+    generation["min_new_tokens"] = generation["max_new_tokens"]
+    answer = model.generate(picture, QUESTION, record=True, **generation)
+    replayed = model.record(answer)
+    for to_patches in (True, False):
+        torch.testing.assert_close(
+            heatmaps(answer.recording, answer, to_patches=to_patches),
+            heatmaps(replayed, answer, to_patches=to_patches),
+            atol=1e-6,
+            rtol=1e-5,
+        )
+    plain = model.generate(picture, QUESTION, **generation)
+    assert plain.text == answer.text and plain.recording is None
 
 
 @pytest.mark.parametrize("save", [save_small_llava, save_small_fuyu, save_small_qwen3_vl])
