@@ -102,7 +102,8 @@ def test_result_that_cannot_be_read_is_not_finished(tmp_path, content):
 def test_result_replaces_what_earlier_attempts_left(tmp_path):
     results.write_failure(tmp_path, record_of("a", error="no"))
     results.write_traceback(tmp_path, "where")
-    for left in ("look.1234.part.ipynb", ".metrics.77.part.json", "look.failed.ipynb"):
+    for left in ("look.1234.part.ipynb", "look.failed.ipynb", ".metrics.a1b2.part/metrics.json"):
+        (tmp_path / left).parent.mkdir(exist_ok=True)
         (tmp_path / left).write_text("half of it")
     (tmp_path / "look.ipynb").write_text("all of it")
     assert not results.is_finished(tmp_path)
