@@ -22,6 +22,14 @@ with needs("notebooks"):
     from IPython.core.inputtransformer2 import TransformerManager
 
 MODEL_NAMES = ("model_id", "adapter_id")
+# Kernels that are known by name, where a notebook does not say its language.
+LANGUAGES = {
+    "ir": "R",
+    "rust": "Rust",
+    "julia": "Julia",
+    "bash": "Bash",
+    "javascript": "JavaScript",
+}
 DIRECT = "direct"  # the tag and the key in the metadata of a notebook that can be called directly
 
 
@@ -72,7 +80,7 @@ class Notebook:
         except Exception as problem:  # nbformat raises whatever the broken content runs into
             reason = textwrap.shorten(str(problem), 200)  # some quote half the file
             raise Refused(f"{path}: not a notebook: {reason}") from problem
-        return cls(path, content)
+        return cls(path, nbformat.from_dict(content))  # of an old format, it has old classes
 
     @classmethod
     def of(cls, source: "Notebook | Path | str") -> "Notebook":
@@ -88,8 +96,11 @@ class Notebook:
     def parameters(self) -> dict[str, Parameter]:
         """What the cell tagged `parameters` assigns, by name.
 
-        Raises `Refused` for a default that is not a literal, and for a cell that is not Python.
+        Raises `Refused` for a default that is not a literal, for a cell that is not Python, and for
+        a notebook in another language.
         """
+        if not self.language.lower().startswith(("python", "ipython")):
+            raise Refused(f"{self.path}: expected a notebook in Python, got {self.language}")
         try:
             cells = self.tagged("parameters")
             return _assigned(cells[0].source) if cells else {}
@@ -98,6 +109,15 @@ class Notebook:
         except Exception as problem:  # a zero byte, deep nesting, `a, b = 1`
             reason = f"its parameters cell is not Python: {problem}"
             raise Refused(f"{self.path}: {reason}") from problem
+
+    @property
+    def language(self) -> str:
+        """That of its kernel; Python where it does not say."""
+        kernel = self.content.metadata.get("kernelspec", {})
+        name = str(kernel.get("name", "")).partition("-")[0]  # such as "julia-1.10"
+        info = self.content.metadata.get("language_info", {})
+        said = kernel.get("language") or LANGUAGES.get(name) or info.get("name")
+        return str(said or "python")
 
     @functools.cached_property
     def digest(self) -> str:

@@ -5,6 +5,7 @@ notebook, whatever the notebook wrote, and `metrics.json`, which is written last
 a run is finished when that file is there, and not before.
 """
 
+import csv
 import hashlib
 import json
 import platform
@@ -199,7 +200,8 @@ def write_table(out: Path) -> pd.DataFrame:
     with complete_file(out / "results.parquet") as part:
         table.to_parquet(part)
     with complete_file(out / "results.csv") as part:
-        table.rename(columns=_as_text).map(_as_text).to_csv(part, index=False)
+        text = table.rename(columns=_as_text).map(_as_text)
+        text.to_csv(part, index=False, quoting=csv.QUOTE_NONNUMERIC)
     return table
 
 

@@ -65,6 +65,61 @@ def test_parameter_file_must_hold_a_mapping(tmp_path, content):
         read_parameter_file(path)
 
 
+MANY = "a: &a0 [1]\n" + "".join(f"b{n}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(20))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("a: 1\nb: [1\nc: 2", r"p\.yaml, line 3: cannot be read as YAML: expected ','"),
+        ("a: 1\nb: 2026-13-45", "line 2: cannot be read as YAML: '2026-13-45' is not a value"),
+        ("a: !!bool x", "line 1: cannot be read as YAML: 'x' is not a value"),
+        ("a: !!int ''", "line 1: cannot be read as YAML: '' is not a value"),
+        ("a: !!python/object:os.path 1", "line 1: .* could not determine a constructor"),
+        ("? [1]\n: 2", "line 1: cannot be read as YAML: found unhashable key"),
+        (f"a: {'1' * 5000}", "line 1: cannot be read as YAML: '1{40}' is not a value"),
+        (f"\na: {'[' * 1000}", "line 2: .* at most 50 lists in each other"),
+        (f"a: {'{b: ' * 60}", "line 1: .* at most 50 lists in each other"),
+        (MANY, "line 7: .* 10 aliases"),
+        (b"a: \xff", "cannot be read: 'utf-8' codec"),
+        ("a: \0", "cannot be read as YAML"),
+    ],
+)
+def test_malformed_parameter_file_is_refused_with_its_line(tmp_path, content, complaint):
+    path = tmp_path / "p.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(Refused, match=complaint) as refused:
+        read_parameter_file(path)
+    assert len(str(refused.value)) < 400 + len(str(path))
+
+
+def test_a_few_aliases_are_read(tmp_path):
+    (tmp_path / "p.yaml").write_text("a: &all [1, 2]\nb: *all\n")
+    assert read_parameter_file(tmp_path / "p.yaml") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "p.yaml").open("wb") as file:
+        file.truncate(16 * 2**20 + 1)
+    with pytest.raises(Refused, match="cannot be read: expected at most 16777216 bytes"):
+        read_parameter_file(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("dict", {1: "a"}), ("Any", [{None: 1}]), ("dict[int, str]", {"1": "a"})],
+)
+def test_a_dict_whose_keys_no_run_would_get_as_they_are_is_refused(tmp_path, kind, value):
+    with pytest.raises(Refused, match="x must be of type"):
+        check_values({"x": Parameter("x", kind, {})}, {"x": value}, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 200, "&a [*a]", "1" * 5000])
+def test_text_that_is_no_value_at_all_is_refused(text):
+    with pytest.raises(Refused, match="x must be of type"):
+        read_as("list[int]", text)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("steps", "3"), ("steps", True), ("flag", 1), ("model_id", 7)]
 )
