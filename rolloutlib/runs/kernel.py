@@ -20,6 +20,8 @@ with needs("notebooks"):
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
+# Notebooks in an old format, and their cells, keep their old class.
+Node = nbformat.NotebookNode | nbformat.v3.NotebookNode
 SOCKETS = "rolloutlib-run-"
 # One that was made just now may not be locked yet.
 YOUNG_SECONDS = 60
@@ -89,17 +91,17 @@ class Position:
     peak_bytes: int | None = None
     interrupted: bool = False
 
-    def start(self, notebook: nbformat.NotebookNode) -> None:
+    def start(self, notebook: Node) -> None:
         self.cells = sum(is_executed(cell) for cell in notebook.cells)
 
-    def enter(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+    def enter(self, cell: Node, cell_index: int) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
         self.on_progress(self.cells_started, self.cells)
         self.index = cell_index
         self.cells_started += 1
 
-    def leave(self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
+    def leave(self, cell: Node, cell_index: int, execute_reply: dict) -> None:
         self.peak_bytes = (self.process and peak_memory(self.process)) or self.peak_bytes
 
     @property
@@ -116,6 +118,6 @@ class Position:
                 os.kill(self.process, signal.SIGKILL)
 
 
-def is_executed(cell: nbformat.NotebookNode) -> bool:
+def is_executed(cell: Node) -> bool:
     skipped = "skip-execution" in cell.metadata.get("tags", [])
     return cell.cell_type == "code" and bool(cell.source.strip()) and not skipped

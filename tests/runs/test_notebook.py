@@ -2,6 +2,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rolloutlib.runs.notebook import Notebook, Refused
 
@@ -74,6 +76,57 @@ def test_every_form_of_an_assignment_is_a_parameter(source, found):
 def test_cell_that_cannot_be_understood_is_refused(source, complaint):
     with pytest.raises(Refused, match=complaint):
         parameters_of(source)
+
+
+# Cells made at random; an hour of these was run before
+
+TEXTS = st.text(max_size=6) | st.text("#='\"\\\n{}[]:;% a", max_size=10)
+KEYS = st.none() | st.booleans() | st.integers() | TEXTS
+PLAIN = KEYS | st.floats(allow_nan=False, allow_infinity=False) | st.binary(max_size=3)
+LITERALS = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(KEYS, inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+LAYOUTS = [
+    "{a} = {x}",
+    "{a}={x}  # a = b",
+    '{a}: str | None = {x}  # it\'s "one"',
+    "{a}: 'list[int]' = \\\n    {x}",
+    "{a}: int\n{a} = (\n  {x}  # = in\n)",
+    "{a} = {b} = {x}; {a} = 2",
+    "{a}, {b} = {x}, {x}  # both",
+    "*{a}, {b} = {x}, 1, {x}",
+    "[{a}, ({b}, c)] = {x}, ({x}, 'c')",
+    "# {a} = 3\n\n'{b} = 4'\n{a} = {x}",
+    "def f(): {a} = 1",
+]
+LINES = st.builds(
+    str.replace,
+    st.builds(
+        str.format,
+        st.sampled_from(LAYOUTS),
+        a=st.sampled_from("pq"),
+        b=st.sampled_from("rs"),
+        x=st.just("{x}"),
+    ),
+    st.just("{x}"),
+    LITERALS.map(repr),
+)
+
+
+@given(st.lists(LINES, min_size=1, max_size=4).map("\n".join))
+def test_reading_a_cell_finds_what_executing_it_gives(source):
+    executed = {}
+    exec(source, executed)
+    given = {
+        name: repr(value) for name, value in executed.items() if len(name) == 1 and name != "f"
+    }
+    assert {name: repr(p.default) for name, p in parameters_of(source).items()} == given
 
 
 def test_notebook_without_a_kernel_or_parameters_has_none(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from papermill.translators import PythonTranslator
 from small_notebooks import LOOK, write_look, write_notebook
 
 from rolloutlib.runs.notebook import Notebook, Parameter, Refused
@@ -245,3 +246,20 @@ def test_values_are_held_to_the_annotation(tmp_path, kind, default, value, good)
     else:
         with pytest.raises(Refused, match="x must be of type"):
             check_values(declared, {"x": value}, tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@given(JSON)
+def test_a_value_reaches_the_notebook_as_it_was_given(value):
+    checked = check_values({"x": Parameter("x", "Any", None)}, {"x": value}, Path.cwd())
+    injected = {}
+    exec(PythonTranslator.codify(checked), injected)
+    assert repr(injected["x"]) == repr(checked["x"]) == repr(value)
