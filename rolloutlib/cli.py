@@ -99,7 +99,7 @@ def run_one(
 @click.option(
     "--direct",
     is_flag=True,
-    help="call the function that the notebook names, in workers that keep the model loaded",
+    help="call the function that the notebook names, in processes that keep the model",
 )
 @TIMEOUT
 def sweep(
