@@ -85,8 +85,8 @@ def _named(node: ast.expr) -> Any:
             match name:
                 case "Literal":
                     return typing.Literal[ast.literal_eval(inner)]
-                case "Annotated":
-                    return _named(inner.elts[0])
+                case "Annotated" | "Final":
+                    return _named(getattr(inner, "elts", [inner])[0])
                 case _ if name in NAMES:
                     return NAMES[name][_named(inner)]
     return Any

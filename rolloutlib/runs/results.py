@@ -42,6 +42,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 # A name in a folder: of a run, or of a notebook without its ending.
 FileName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$")]
+FILE_NAME = TypeAdapter(FileName)
 
 
 class Record(BaseModel):
@@ -240,7 +241,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _is_file_name(name: object) -> bool:
     with suppress(ValueError):
-        return bool(TypeAdapter(FileName).validate_python(name, strict=True))
+        return bool(FILE_NAME.validate_python(name, strict=True))
     return False
 
 

@@ -15,6 +15,7 @@ from rolloutlib.runs.parameters import (
     read_assignments,
     read_parameter_file,
 )
+from rolloutlib.runs.plan import plan
 
 
 @pytest.fixture
@@ -198,6 +199,10 @@ def test_file_to_be_written_need_not_exist(notebook, tmp_path):
         ("Literal['1', 'auto']", "1", "1"),
         ("Literal[1, 2]", "2", 2),
         ("Annotated[str, 'a word']", "007", "007"),
+        ("Final[str]", "007", "007"),
+        ("dict[str, tuple[int, ...]]", "{a: [1, 2]}", {"a": [1, 2]}),
+        ("int", "-3", -3),
+        ("float", "-1e-3", -1e-3),
         ("torch.device", "007", "007"),  # unknown here, and the default is a text
         ("some words", "007", "007"),
         ("bool | None", "TRUE", True),
@@ -255,6 +260,29 @@ JSON = st.recursive(
     ),
     max_leaves=5,
 )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'd_path: str = "data.txt"  # a = "b"',
+        "d_path = 'data.txt'  # it's #1",
+        'd_path = """data.txt"""',
+        "d_path: str | None = \\\n    'data.txt'",
+        "n = 1; d_path = ('data'\n  '.txt')  # two",
+        "n, d_path = 1, 'data.txt'",
+    ],
+)
+def test_a_file_is_checked_and_counts_however_its_line_is_written(tmp_path, line):
+    notebook = Notebook.read(write_notebook(tmp_path, "reads", parameters=line))
+    with pytest.raises(Refused, match="d_path: there is no file or folder"):
+        check_parameters(notebook, {}, tmp_path)
+    keys = set()
+    for content in ("one", "two"):
+        (notebook.path.parent / "data.txt").write_text(content)
+        check_parameters(notebook, {}, tmp_path)
+        keys |= {run.key for run in plan(notebook, [{}], tmp_path)}
+    assert len(keys) == 2
 
 
 @given(JSON)
