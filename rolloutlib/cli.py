@@ -99,7 +99,7 @@ def run_one(
 @click.option(
     "--direct",
     is_flag=True,
-    help="call the function that the notebook names, in workers that keep the model loaded",
+    help="call the function that the notebook names, in processes that keep the model",
 )
 @TIMEOUT
 def sweep(
@@ -160,7 +160,7 @@ def run_all(folder: Path, out: Path, jobs: int | None, timeout: float | None) ->
     index = pages.write_site(sorted(finished, key=lambda run: run.notebook), out)
     failures = sum(not run.ok for run in finished)
     click.echo(f"{len(finished) - failures} of {len(finished)} notebooks finished; see {index}")
-    return 1 if failures else 0
+    return 1 if failures > len(refused) else 2 if refused else 0
 
 
 @rollout.command()

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rolloutlib.algorithm.arrays import Array
 from rolloutlib.algorithm.attention import HEAD_FUSIONS, require_fusion, require_share
 from rolloutlib.algorithm.composition import rollout, rollout_by_layer
+from rolloutlib.files.complete import complete_file
 from rolloutlib.plots import plot_matrices
 
 Layers = Sequence[Array]
@@ -64,7 +65,8 @@ class AttentionRollout:
         """Draw one rollout with its tokens; with `save_path`, also save it to that file."""
         figure = plot_matrices([rollout], tokens, [""], title=title)
         if save_path:
-            figure.savefig(save_path, dpi=150)
+            with complete_file(save_path) as part:
+                figure.savefig(part, dpi=150)
         return figure
 
     def compare_with_single_layer(

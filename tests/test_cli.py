@@ -235,6 +235,26 @@ def test_interrupt_stops_with_nothing_that_looks_finished(tmp_path):
     assert statuses(failed_output(output)) == ["failed"]
 
 
+def test_notebook_in_another_language_is_refused_and_the_others_go_on(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_notebook(tmp_path, "good", "1 + 1")
+    path = write_notebook(tmp_path, "other", "x <- 1")
+    content = nbformat.read(path, as_version=4)
+    content.metadata["kernelspec"] = {"name": "ir", "display_name": "R", "language": "R"}
+    nbformat.write(content, path)
+    for command in (["run", str(path)], ["sweep", str(path), "--set", "x=1"]):
+        assert cli.main(command) == 2
+        [sentence] = capsys.readouterr().err.splitlines()
+        assert sentence == f"rollout: {path}: expected a notebook in Python, got R"
+    assert cli.main(["run-all", "notebooks"]) == 2
+    said = capsys.readouterr().out
+    assert "1 of 2 notebooks finished" in said and "refused: notebooks/other.ipynb: exp" in said
+    write_notebook(tmp_path, "bad", "1 / 0")
+    assert cli.main(["run-all", "notebooks"]) == 1
+
+
 # Several notebooks at a time
 
 MEET = """

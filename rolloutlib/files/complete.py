@@ -4,22 +4,25 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+PART = ".part"  # what a process that was killed leaves behind ends in this
 
 
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
-    """A temporary file next to `path`, renamed to `path` when the block ends without an error.
+    """A temporary file of the same name, moved to `path` when the block ends without an error.
 
-    After an error the temporary file is removed, and an older file stays.
+    It lies in a folder of its own beside `path`. The folder's name is random, and only the user can
+    open it, so nobody else's file or link can be in its place. After an error it is removed, and an
+    older file stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
+    with TemporaryDirectory(prefix=f".{path.stem[:40]}.", suffix=PART, dir=path.parent) as folder:
+        part = Path(folder, path.name)
         yield part
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

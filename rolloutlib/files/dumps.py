@@ -8,8 +8,6 @@ Nothing is ever unpickled: a file from somebody else can hold only numbers, neve
 
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,10 +19,12 @@ from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.complete import complete_file
 
 KEY, META = "attention_weights", ".meta.json"
+VIDEO = r"\w[\w .@=+-]{0,99}"  # an id is part of a file's name, and no path
 NAME = re.compile(
-    r"video_(?P<video>.+)_frames(?P<first>\d+)-(?P<last>\d+)"
+    rf"video_(?P<video>{VIDEO})_frames(?P<first>\d+)-(?P<last>\d+)"
     r"_refiner_temporal_layer_(?P<layer>\d+)_attn\.npz"
 )
+LARGEST = 2**30  # bytes of an array, uncompressed
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,14 @@ def dump_path(folder: str | Path, video: str, frames: Sequence[int], layer: int)
 
     >>> dump_path("dumps", "7", (0, 30), 2).name
     'video_7_frames0-30_refiner_temporal_layer_2_attn.npz'
+
+    Raises ValueError for an id that is not made of letters, digits, blanks and ".@=+-".
     """
-    stretch = "{}-{}".format(*frames)
-    return Path(folder, f"video_{video}_frames{stretch}_refiner_temporal_layer_{layer}_attn.npz")
+    first, last = frames
+    name = f"video_{video}_frames{first}-{last}_refiner_temporal_layer_{layer}_attn.npz"
+    if not NAME.fullmatch(name):
+        raise ValueError(f"a video's id and its frames must make a file's name, got {name!r}")
+    return Path(folder, name)
 
 
 def write_dump(
@@ -61,7 +66,7 @@ def write_dump(
 
     meta: further information to store as JSON; the shape is added.
 
-    Raises ValueError for no layers.
+    Raises ValueError for no layers, and for an id as `dump_path` does.
     """
     if not layers:
         raise ValueError("expected at least one layer, got none")
@@ -130,7 +135,7 @@ def _one_stretch(found: Mapping, frames: Sequence[int] | None, what: str) -> tup
 def _read_meta(path: Path) -> dict:
     try:
         return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         size = path.stat().st_size
         raise ValueError(f"{path}: expected JSON, got {size} bytes: {error}") from error
 
@@ -139,15 +144,18 @@ def read_array(path: str | Path, key: str) -> np.ndarray:
     """Read one array of numbers from an `.npz` file.
 
     Raises ValueError, which names the file, if it is empty, cut short, altered or pickled, has no
-    such key, or holds anything but floats, finite and 0 or more.
+    such key, takes more than 1 GB, or holds anything but floats, finite and 0 or more.
     """
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as file:
+            size = sum(one.file_size for one in file.zip.infolist() if one.filename == f"{key}.npy")
+            if size > LARGEST:
+                raise ValueError(f"{key} would take {size} bytes")
             names, array = file.files, file[key] if key in file.files else None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise whatever the broken content runs into
         got = f"{path.stat().st_size} bytes"
         raise ValueError(f"{path}: expected arrays of numbers, got {got}: {error}") from error
     if array is None:

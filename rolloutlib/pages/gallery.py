@@ -15,7 +15,7 @@ from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file, write_text
 from rolloutlib.pages.page import TEMPLATES, Contents, links_from, page_of, relative, write_page
 from rolloutlib.runs.notebook import Notebook, Refused
-from rolloutlib.runs.results import varied_parameters
+from rolloutlib.runs.results import read_table, varied_parameters
 from rolloutlib.runs.run import Run, failed_output
 
 with needs("notebooks"):
@@ -170,7 +170,7 @@ def _sweep_page(folder: Path, site: Path) -> Path:
 
 def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
     page = _sweep_page(folder, site)
-    table = pd.read_parquet(folder / "results.parquet")
+    table = read_table(folder)
     done = table["error"] == ""
     varied = varied_parameters(table)
     picture = _thumbnail(_sweep_figure(table[done], varied), page, page.parent)

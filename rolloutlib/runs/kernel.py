@@ -1,10 +1,14 @@
-"""The kernel of one run: its Python, its memory, and how far it has come."""
+"""The kernel of one run: its Python, its sockets, its memory, and how far it has come."""
 
+import fcntl
 import os
 import re
+import shutil
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +19,40 @@ with needs("notebooks"):
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+
+# Notebooks in an old format, and their cells, keep their old class.
+Node = nbformat.NotebookNode | nbformat.v3.NotebookNode
+SOCKETS = "rolloutlib-run-"
+# One that was made just now may not be locked yet.
+YOUNG_SECONDS = 60
+
+
+@contextmanager
+def private_sockets() -> Iterator[dict[str, str]]:
+    """Settings of a kernel whose channels no other user can open, as they would a TCP port.
+
+    Its sockets lie in a temporary folder, which is locked while the run lives. Folders of runs that
+    were killed are removed first.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{SOCKETS}*"):
+        with suppress(OSError):  # another user's, or of a run that lives
+            status = left.lstat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > YOUNG_SECONDS:
+                with _locked(left):
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=SOCKETS) as folder, _locked(folder):
+        yield {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+
+
+@contextmanager
+def _locked(folder: Path | str) -> Iterator[None]:
+    """Raises OSError where somebody else holds the lock, which ends with its process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def kernel_watched_by(position: "Position") -> type[AsyncKernelManager]:
@@ -53,17 +91,17 @@ class Position:
     peak_bytes: int | None = None
     interrupted: bool = False
 
-    def start(self, notebook: nbformat.NotebookNode) -> None:
+    def start(self, notebook: Node) -> None:
         self.cells = sum(is_executed(cell) for cell in notebook.cells)
 
-    def enter(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+    def enter(self, cell: Node, cell_index: int) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
         self.on_progress(self.cells_started, self.cells)
         self.index = cell_index
         self.cells_started += 1
 
-    def leave(self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: dict) -> None:
+    def leave(self, cell: Node, cell_index: int, execute_reply: dict) -> None:
         self.peak_bytes = (self.process and peak_memory(self.process)) or self.peak_bytes
 
     @property
@@ -80,6 +118,6 @@ class Position:
                 os.kill(self.process, signal.SIGKILL)
 
 
-def is_executed(cell: nbformat.NotebookNode) -> bool:
+def is_executed(cell: Node) -> bool:
     skipped = "skip-execution" in cell.metadata.get("tags", [])
     return cell.cell_type == "code" and bool(cell.source.strip()) and not skipped

@@ -49,12 +49,24 @@ def alternatives(kind: Any) -> set[object]:
 def checked(kind: Any, value: object) -> object:
     """A value as JSON holds it: a list for a tuple, 1.0 where a float is due.
 
-    Raises ValueError or TypeError where the type does not allow it. A bool is not a number.
+    Raises ValueError or TypeError where the type does not allow it. A bool is not a number, and the
+    keys of a dict are text: papermill writes no others.
     """
     found = adapter_of(kind).validate_json(json.dumps(value), strict=True)
+    if not (_text_keys(value) and _text_keys(found)):
+        raise ValueError(f"expected a dict whose keys are text, got {value!r}")
     if isinstance(found, bool) != isinstance(value, bool):  # pydantic's Literal[1] takes True
         raise ValueError(f"expected {kind}, got {value!r}")
     return json.loads(json.dumps(found))
+
+
+def _text_keys(value: object) -> bool:
+    match value:
+        case dict():
+            return all(isinstance(key, str) for key in value) and _text_keys([*value.values()])
+        case list() | tuple():
+            return all(map(_text_keys, value))
+    return True
 
 
 def _named(node: ast.expr) -> Any:
@@ -73,8 +85,8 @@ def _named(node: ast.expr) -> Any:
             match name:
                 case "Literal":
                     return typing.Literal[ast.literal_eval(inner)]
-                case "Annotated":
-                    return _named(inner.elts[0])
+                case "Annotated" | "Final":
+                    return _named(getattr(inner, "elts", [inner])[0])
                 case _ if name in NAMES:
                     return NAMES[name][_named(inner)]
     return Any

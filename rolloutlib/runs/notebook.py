@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import re
+import symtable
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,14 @@ with needs("notebooks"):
     from IPython.core.inputtransformer2 import TransformerManager
 
 MODEL_NAMES = ("model_id", "adapter_id")
+# Kernels that are known by name, where a notebook does not say its language.
+LANGUAGES = {
+    "ir": "R",
+    "rust": "Rust",
+    "julia": "Julia",
+    "bash": "Bash",
+    "javascript": "JavaScript",
+}
 DIRECT = "direct"  # the tag and the key in the metadata of a notebook that can be called directly
 
 
@@ -71,7 +80,7 @@ class Notebook:
         except Exception as problem:  # nbformat raises whatever the broken content runs into
             reason = textwrap.shorten(str(problem), 200)  # some quote half the file
             raise Refused(f"{path}: not a notebook: {reason}") from problem
-        return cls(path, content)
+        return cls(path, nbformat.from_dict(content))  # of an old format, it has old classes
 
     @classmethod
     def of(cls, source: "Notebook | Path | str") -> "Notebook":
@@ -87,14 +96,28 @@ class Notebook:
     def parameters(self) -> dict[str, Parameter]:
         """What the cell tagged `parameters` assigns, by name.
 
-        Raises `Refused` for a default that is not a literal, and for a cell that is not Python.
+        Raises `Refused` for a default that is not a literal, for a cell that is not Python, and for
+        a notebook in another language.
         """
+        if not self.language.lower().startswith(("python", "ipython")):
+            raise Refused(f"{self.path}: expected a notebook in Python, got {self.language}")
         try:
-            cells = self.tagged("parameters")[:1]
-            return {one.name: one for cell in cells for one in _assigned(cell.source)}
-        except (SyntaxError, ValueError) as problem:  # a zero byte is a ValueError
-            broken = "" if isinstance(problem, Refused) else "its parameters cell is not Python: "
-            raise Refused(f"{self.path}: {broken}{problem}") from problem
+            cells = self.tagged("parameters")
+            return _assigned(cells[0].source) if cells else {}
+        except Refused as problem:
+            raise Refused(f"{self.path}: {problem}") from problem
+        except Exception as problem:  # a zero byte, deep nesting, `a, b = 1`
+            reason = f"its parameters cell is not Python: {problem}"
+            raise Refused(f"{self.path}: {reason}") from problem
+
+    @property
+    def language(self) -> str:
+        """That of its kernel; Python where it does not say."""
+        kernel = self.content.metadata.get("kernelspec", {})
+        name = str(kernel.get("name", "")).partition("-")[0]  # such as "julia-1.10"
+        info = self.content.metadata.get("language_info", {})
+        said = kernel.get("language") or LANGUAGES.get(name) or info.get("name")
+        return str(said or "python")
 
     @functools.cached_property
     def digest(self) -> str:
@@ -147,34 +170,57 @@ def _outputs(cells: Iterable[nbformat.NotebookNode], kind: str) -> Iterator[Any]
                 yield output.data[kind]
 
 
-def _assigned(source: str) -> Iterator[Parameter]:
+def _assigned(source: str) -> dict[str, Parameter]:
     """The parameters that a cell assigns, in its order."""
     python = TransformerManager().transform_cell(source)  # it knows lines such as `%matplotlib`
+    kinds: dict[str, str] = {}
+    defaults: dict[str, object] = {}
     for statement in ast.parse(python).body:
         match statement:
-            case ast.AnnAssign(ast.Name(name), ast.Constant(str(quoted)), ast.expr() as value):
-                yield _parameter(name, value, quoted)
-            case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as value):
-                yield _parameter(name, value, ast.unparse(annotation))
+            case ast.AnnAssign(ast.Name(name) as target, annotation, value):
+                quoted = getattr(annotation, "value", None)
+                kinds[name] = quoted if isinstance(quoted, str) else ast.unparse(annotation)
+                defaults |= {} if value is None else _unpacked(target, value)
             case ast.Assign(targets, value):
-                for target in targets:
-                    yield from _unpacked(target, value)
+                for target in filter(_names_only, targets):
+                    defaults |= _unpacked(target, value)
+            case _ if changed := defaults.keys() & _bound(statement):
+                raise _no_literal(min(changed), statement)
+    return {
+        name: Parameter(name, kinds.get(name) or _kind_of(default), default)
+        for name, default in defaults.items()
+    }
 
 
-def _unpacked(target: ast.expr, value: ast.expr) -> Iterator[Parameter]:
-    """The parameters of one assignment without a type, also of `a, b = 1, 2`."""
-    match target, value:
-        case ast.Name(name), _:
-            yield _parameter(name, value)
-        case ((ast.Tuple(targets) | ast.List(targets)), (ast.Tuple(values) | ast.List(values))):
-            for pair in zip(targets, values, strict=False):
-                yield from _unpacked(*pair)
+def _names_only(target: ast.expr) -> bool:
+    """Whether an assignment binds names and nothing else, such as `a` or `a, *b`."""
+    names = ast.Name | ast.Tuple | ast.List | ast.Starred | ast.expr_context
+    return all(isinstance(node, names) for node in ast.walk(target))
 
 
-def _parameter(name: str, value: ast.expr, kind: str = "") -> Parameter:
+def _unpacked(target: ast.expr, value: ast.expr) -> dict[str, object]:
+    """What an assignment gives to each of its names; its value must be a literal."""
     try:
-        default = ast.literal_eval(value)
+        ast.literal_eval(value)
     except (ValueError, TypeError) as problem:
-        got = ast.unparse(value)
-        raise Refused(f"{name}: the default must be a literal, got {got}") from problem
-    return Parameter(name, kind or ("Any" if default is None else type(default).__name__), default)
+        names = (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
+        raise _no_literal(next(names, "[]"), value) from problem
+    bound: dict[str, object] = {}
+    alone = ast.fix_missing_locations(ast.Module([ast.Assign([target], value)], []))
+    exec(compile(alone, "<parameters>", "exec"), {"__builtins__": {}}, bound)  # calls nothing
+    return bound
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """The names that a statement binds, deletes or changes where it stands."""
+    symbols = symtable.symtable(ast.unparse(statement), "<parameters>", "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned()}
+
+
+def _no_literal(name: str, got: ast.AST) -> Refused:
+    shown = textwrap.shorten(ast.unparse(got), 200)
+    return Refused(f"{name}: the default must be a literal, got {shown}")
+
+
+def _kind_of(default: object) -> str:
+    return "Any" if default is None else type(default).__name__

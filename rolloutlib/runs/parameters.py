@@ -18,6 +18,9 @@ with needs("notebooks"):
     import yaml
 
 Declared = Mapping[str, Parameter]
+LARGEST_FILE = 16 * 2**20  # of parameters, in bytes
+DEEPEST = 50  # lists in lists
+MOST_ALIASES = 10  # each can double what a YAML file becomes
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
@@ -41,13 +44,77 @@ def read_parameter_file(path: Path) -> dict[str, object]:
     Raises `Refused` when there is no such file or it holds no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        reason = textwrap.shorten(str(problem), 200)
-        raise Refused(f"{path}: cannot be read as YAML: {reason}") from problem
+        values = read_yaml(read_text(path))
+    except yaml.YAMLError as problem:
+        raise Refused(
+            f"{path}{_line_of(problem)}: cannot be read as YAML: {_said(problem)}"
+        ) from problem
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise Refused(f"{path}: expected a mapping of names to values, got {values!r}")
+        got = textwrap.shorten(repr(values), 200)
+        raise Refused(f"{path}: expected a mapping of names to values, got {got}")
     return values
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of parameters. Raises `Refused` for one that is too large or not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"expected at most {LARGEST_FILE} bytes, got more")
+        return content.decode("utf-8-sig")  # spreadsheets mark their UTF-8 with three bytes
+    except (OSError, ValueError) as problem:
+        raise Refused(f"{path}: cannot be read: {problem}") from problem
+
+
+def read_yaml(text: str) -> object:
+    """The value that a text in YAML stands for; raises YAMLError and nothing else."""
+    return yaml.load(text, _Loader)
+
+
+def read_json(text: str) -> object:
+    """The value that a text in JSON stands for. Raises ValueError where it is none, or too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as problem:
+        raise ValueError("lists or objects that lie too deep in each other") from problem
+
+
+class _Loader(yaml.SafeLoader):
+    """Values only, of a bounded depth and size, and what is wrong with a place in the text."""
+
+    depth = aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        mark = self.peek_event().start_mark
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.depth > DEEPEST or self.aliases > MOST_ALIASES:
+            most = f"{DEEPEST} lists in each other and {MOST_ALIASES} aliases"
+            raise yaml.composer.ComposerError(problem=f"expected at most {most}", problem_mark=mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as problem:  # such as a date that does not exist
+            reason = f"{str(node.value)[:40]!r} is not a value: {problem}"
+            raise yaml.constructor.ConstructorError(
+                problem=reason, problem_mark=node.start_mark
+            ) from problem
+
+
+def _line_of(problem: yaml.YAMLError) -> str:
+    mark = getattr(problem, "problem_mark", None)
+    return f", line {mark.line + 1}" if mark else ""
+
+
+def _said(problem: yaml.YAMLError) -> str:
+    return textwrap.shorten(getattr(problem, "problem", None) or str(problem), 200)
 
 
 def check_parameters(
@@ -113,7 +180,7 @@ def parsed(parameter: Parameter, text: str) -> object:
     words, got = takes_words(parameter), text
     readers = [str] if words or parameter.type is not Any else []
     readers += [int, float, lambda text: WORDS[text.lower()]]
-    readers += [] if words else [json.loads, yaml.safe_load]
+    readers += [] if words else [read_json, read_yaml]
     for read in readers:
         with suppress(ValueError, KeyError, yaml.YAMLError):
             value = read(text)

@@ -1,6 +1,7 @@
 """The runs that parameter sets amount to: checked, named, each with its folder."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import rolloutlib
 from rolloutlib.runs import results
-from rolloutlib.runs.notebook import Notebook, Refused, hash_of
+from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.parameters import check_values, located_defaults
 
 
@@ -70,8 +71,8 @@ def _planner(
         raise Refused(f"{path}: {taken}: a sweep's table has this column itself")
     for name, parameter in declared.items():
         try:
-            hash_of(parameter.default)
-        except TypeError as problem:
+            json.dumps(parameter.default, sort_keys=True, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as problem:
             raise Refused(f"{path}: {name}: a sweep's table cannot hold this default") from problem
     written = {name for name, p in declared.items() if p.is_written and p.names_a_file}
     # Most sets name the same parameters and the same files: look at each only once.

@@ -8,7 +8,6 @@ JupyterLab.
 
 import logging
 import os
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rolloutlib.extras import needs
-from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by
+from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by, private_sockets
 from rolloutlib.runs.notebook import Notebook, hash_of
 
 with needs("notebooks"):
@@ -133,22 +132,26 @@ def _run(
     """`settings` are those of papermill."""
     # The name is random so that two runs towards one output do not write into one file.
     output, error, executed = output.absolute(), "", None
-    part = output.with_name(f"{output.stem}.{uuid.uuid4().hex[:8]}.part.ipynb")
+    part = output.with_name(f"{output.stem}.{uuid.uuid4().hex}.part.ipynb")
     started = time.monotonic()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        part.touch(exist_ok=False)  # a new file, whatever lies there
         _execute(notebook.absolute(), part, position, timeout, **settings)
         executed = _marked(part, output, position)
         os.replace(part, output)
         failed_output(output).unlink(missing_ok=True)
     except BaseException as problem:
         error, output = _explain(problem, position, timeout), failed_output(output)
-        if part.exists():
+        if part.exists() and part.stat().st_size:
             with suppress(OSError, ValueError):  # a full disk leaves half a file: keep that
                 executed = _marked(part, output, position, problem)
             os.replace(part, output)
         if not isinstance(problem, Exception):
             raise
+    finally:
+        with suppress(OSError):  # after a kernel that never began, it is empty
+            part.unlink()
     seconds = time.monotonic() - started
     return Run(notebook, output, seconds, error, position.peak_bytes, executed)
 
@@ -159,9 +162,7 @@ def _execute(
     # Papermill takes braces in a path for places of parameters.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, part)]
     deadline = None if timeout is None else time.monotonic() + timeout
-    with tempfile.TemporaryDirectory(prefix="rollout-") as folder:
-        # Sockets in a folder of their own: no TCP port is opened.
-        sockets = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+    with private_sockets() as sockets:
         papermill.execute_notebook(
             *paths,
             settings.pop("parameters", None),

@@ -31,6 +31,8 @@ CONNECT_SECONDS = 30
 LOCAL_SETTINGS = {f"distributed.{x}.http.routes": [] for x in ("scheduler", "worker", "nanny")}
 # Workers import at the same time on a machine that may be busy.
 LOCAL_SETTINGS["distributed.comm.timeouts.connect"] = "60s"
+# A worker gets its next run when it is free: one that dies takes no waiting run along.
+LOCAL_SETTINGS["distributed.scheduler.worker-saturation"] = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def sweep(
     scheduler: the address of a running cluster of dask.distributed that sees the same files, such
     as "tcp://10.0.0.1:8786". Without one, `workers` processes are started here, by default one
     for each core, with one thread each.
-    direct: call the function that the notebook names for this, in workers that keep the model.
-    timeout: seconds for each run of the notebook.
+    direct: call the function that the notebook names for this, in processes that keep the model.
+    timeout: seconds for each run.
 
     The table of all runs in `out` is returned, and written there as `results.parquet` and
     `results.csv`.
@@ -93,8 +95,6 @@ def sweep(
     `SchedulerLost` when it goes away. What has finished by then stays.
     """
     notebook, out = Notebook.of(notebook), Path(out)
-    if direct and timeout is not None:
-        raise Refused("timeout: a function that runs directly has no kernel that could be stopped")
     planned = plan(notebook, sets, out, notebook.function if direct else "")
     skipped, todo = [], []
     for run in planned:
@@ -166,7 +166,12 @@ def _client(scheduler: str, workers: int) -> Iterator[Client]:
 def _outcomes(
     client: Client, todo: Sequence[PlannedRun], timeout: float | None
 ) -> Iterator[tuple[PlannedRun, str]]:
-    """Each run as it ends, and its error if it failed."""
+    """Each run as it ends, and its error if it failed.
+
+    Runs whose workers were lost again and again are tried once more, each alone: another run that
+    was given to the same workers may have ended them.
+    """
+    lost = []
     # Names of their own: a scheduler that knew a name from an earlier sweep would not run it again.
     this = uuid.uuid4().hex[:8]
     runs = {f"{run.key}-{this}": run for run in todo}
@@ -175,14 +180,19 @@ def _outcomes(
         run = runs[future.key]
         try:
             # Raises CancelledError where there is no scheduler to ask.
-            failed = future.status == "error"
-            error = _never_came_back(run, future.exception()) if failed else future.result()
+            problem = future.exception() if future.status == "error" else None
+            error = _never_came_back(run, problem) if problem else future.result()
         except (CommClosedError, CancelledError) as problem:
             raise SchedulerLost(
                 "the scheduler went away; what has finished stays, and the same sweep continues"
             ) from problem
-        yield run, error
         future.release()
+        if isinstance(problem, KilledWorker) and len(todo) > 1:
+            lost.append(run)
+        else:
+            yield run, error
+    for run in lost:
+        yield from _outcomes(client, [run], timeout)
 
 
 def _never_came_back(run: PlannedRun, problem: BaseException) -> str:

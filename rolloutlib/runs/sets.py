@@ -3,7 +3,8 @@
 import csv
 import io
 import itertools
-import json
+import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ with needs("notebooks"):
     import yaml
 
 ParameterSet = dict[str, object]
+MOST_SETS = 1_000_000
 
 
 def read_sets(path: Path, declared: Declared) -> list[ParameterSet]:
@@ -62,7 +64,12 @@ def combinations(grid: Mapping[str, Sequence[object]]) -> list[ParameterSet]:
 
     >>> combinations({"a": [1, 2], "b": ["x"]})
     [{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'x'}]
+
+    Raises `Refused` for more than a million.
     """
+    count = math.prod(map(len, grid.values()))
+    if count > MOST_SETS:
+        raise Refused(f"expected at most {MOST_SETS:,} combinations, got {count:,}")
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
@@ -86,39 +93,37 @@ def _read_grid(path: Path, _declared: Declared) -> list[ParameterSet]:
 
 
 def _read_csv(path: Path, declared: Declared) -> list[ParameterSet]:
-    table = csv.DictReader(io.StringIO(_text(path), ""), restkey="", restval="", strict=True)
+    text = parameters.read_text(path).strip()
+    table = csv.DictReader(io.StringIO(text, ""), restkey="", restval="", strict=True)
+    sets = []
     try:
-        names, lines = table.fieldnames or [], list(table)
+        names = table.fieldnames or []
+        twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
+        if twice:
+            raise Refused(f"{twice}: named twice")
+        for line in table:
+            if "" in line:
+                raise Refused("more cells than the first line has names")
+            given = [cell for cell in line.items() if cell[1]]
+            sets.append(parameters.read_assignments(declared, given))
     except csv.Error as problem:
         raise Refused(f"{path}, line {table.line_num}: not CSV: {problem}") from problem
-    twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
-    if twice:
-        raise Refused(f"{path}: {twice}: named twice in the first line")
-    if any("" in line for line in lines):
-        raise Refused(f"{path}: a line has more cells than the first line has names")
-    return [
-        parameters.read_assignments(declared, [cell for cell in x.items() if cell[1]])
-        for x in lines
-    ]
+    except Refused as problem:
+        raise Refused(f"{path}, line {table.line_num}: {problem}") from problem
+    return sets
 
 
 def _read_lines(path: Path, _declared: Declared) -> list[ParameterSet]:
     sets = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(parameters.read_text(path).strip().split("\n"), start=1):
         try:
-            sets += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as problem:
+            sets += [parameters.read_json(line)] if line.strip() else []
+        except ValueError as problem:
             raise Refused(f"{path}, line {number}: not JSON: {problem}") from problem
         if sets and not isinstance(sets[-1], dict):
-            raise Refused(f"{path}, line {number}: expected a JSON object, got {line}")
+            got = textwrap.shorten(line, 200)
+            raise Refused(f"{path}, line {number}: expected a JSON object, got {got}")
     return sets
-
-
-def _text(path: Path) -> str:
-    try:  # spreadsheets mark their UTF-8 with three bytes
-        return path.read_bytes().decode("utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise Refused(f"{path}: cannot be read: {problem}") from problem
 
 
 def _words(text: str) -> list[str]:
@@ -132,7 +137,7 @@ def _words(text: str) -> list[str]:
 def _values(parameter: Parameter, text: str) -> list[object]:
     """The values of `[1, 2],[3]`, by the rules of YAML."""
     try:
-        return yaml.safe_load(f"[{text}]")
-    except (yaml.YAMLError, ValueError) as problem:
+        return parameters.read_yaml(f"[{text}]")
+    except yaml.YAMLError as problem:
         expected = f"values of type {parameter.kind} with commas between"
         raise Refused(f"{parameter.name}: expected {expected}, got {text}") from problem

@@ -11,6 +11,7 @@ from pathlib import Path
 import rolloutlib
 from rolloutlib.extras import needs
 from rolloutlib.runs import direct, results
+from rolloutlib.runs.apart import Apart, Lost
 from rolloutlib.runs.kernel import peak_memory
 from rolloutlib.runs.metrics import plain_metrics
 from rolloutlib.runs.notebook import Notebook
@@ -22,6 +23,8 @@ with needs("sweeps"):
 
 # Runs in one process would share its random numbers and its count of memory: one at a time in each.
 _ONE_AT_A_TIME = threading.Lock()
+# It keeps what a notebook's function loads; a run that ends it takes nothing else along.
+_APART = Apart()
 
 
 def execute(run: PlannedRun, timeout_seconds: float | None) -> str:
@@ -37,8 +40,7 @@ def execute(run: PlannedRun, timeout_seconds: float | None) -> str:
             os.environ.setdefault("OMP_NUM_THREADS", str(get_worker().state.nthreads))
         record = record_of(run)
         try:
-            notebook = _unchanged(run)
-            record = _call(run, notebook) if run.function else _run(run, timeout_seconds)
+            record = _call(run, timeout_seconds) if run.function else _run(run, timeout_seconds)
             if not record["error"]:
                 results.write_result(run.folder, record)
         except Exception as problem:  # such as a full disk
@@ -83,21 +85,31 @@ def _unchanged(run: PlannedRun) -> Notebook:
 
 
 def _run(run: PlannedRun, timeout: float | None) -> dict[str, object]:
+    _unchanged(run)
     output = run.folder / run.notebook.name
     done = run_notebook(run.notebook, output, run.given, timeout=timeout)
     metrics = done.executed.metrics if done.ok else {}
     return record_of(run, done.seconds, done.peak_bytes, metrics, done.error)
 
 
-def _call(run: PlannedRun, notebook: Notebook) -> dict[str, object]:
+def _call(run: PlannedRun, timeout: float | None) -> dict[str, object]:
+    started = time.monotonic()
+    try:
+        return _APART.call(run.notebook.parent, call, run, timeout=timeout)
+    except Lost as problem:
+        return record_of(run, time.monotonic() - started, error=str(problem))
+
+
+def call(run: PlannedRun) -> dict[str, object]:
     """Compute the metrics in this very process, which keeps what earlier runs loaded."""
     with suppress(OSError):  # only Linux resets the count on request
         Path("/proc/self/clear_refs").write_text("5")
     started = time.monotonic()
     metrics, error = {}, ""
     try:
-        metrics = plain_metrics(direct.call(notebook, run.values))
-    except Exception as problem:
+        metrics = plain_metrics(direct.call(_unchanged(run), run.values))
+    except BaseException as problem:  # `sys.exit` and Ctrl-C in the function too
         error = f"{type(problem).__name__}: {problem}"
-        results.write_traceback(run.folder, traceback.format_exc())
+        with suppress(OSError):
+            results.write_traceback(run.folder, traceback.format_exc())
     return record_of(run, time.monotonic() - started, peak_memory(), metrics, error)

@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
+from rolloutlib.files.complete import complete_file
 from rolloutlib.tiny.scenes import Question
 
 
@@ -150,14 +151,13 @@ def save_checkpoint(
     the new files are complete.
     """
     folder = Path(folder)
-    part, old = (folder.with_name(f".{folder.name}.{name}") for name in ("part", "old"))
-    for leftover in (part, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     halves = {name: weight.half() for name, weight in model.state_dict().items()}
-    model.save_pretrained(part, state_dict=halves)
-    processor.save_pretrained(part)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
+    with complete_file(folder) as part:
+        model.save_pretrained(part, state_dict=halves)
+        processor.save_pretrained(part)
+        if folder.exists():
+            folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)
     return folder

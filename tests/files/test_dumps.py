@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from rolloutlib.files import dumps
 from rolloutlib.files.dumps import KEY, dump_path, read_array, read_dump, write_arrays, write_dump
 
 
@@ -151,3 +152,36 @@ def test_a_failed_write_leaves_what_was_there(folder, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_dump(folder, [2 * layer for layer in layers()], video="7", frames=(0, 4))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("video", ["../7", "a/b", "/7", "..", "", ".7", "a\\b", "a\nb", "a" * 101])
+def test_an_id_that_leads_out_of_the_folder_is_refused(tmp_path, video):
+    with pytest.raises(ValueError, match="must make a file's name, got 'video_"):
+        write_dump(tmp_path / "in", layers(1), video=video, frames=(0, 4))
+    assert not [*tmp_path.rglob("*.npz")]
+
+
+@pytest.mark.parametrize("frames", [("../0", "4"), (0, "4/.."), (-1, 3), (0.5, 2)])
+def test_frames_that_are_no_numbers_are_refused(tmp_path, frames, without_type_checks):
+    with pytest.raises(ValueError, match="must make a file's name"):
+        dump_path(tmp_path, "7", frames, 0)
+
+
+@pytest.mark.parametrize("video", ["7", "0a-1b_c", "my clip 2", "größe", "a..b", "x@2+3=5"])
+def test_ids_in_use_are_taken(tmp_path, video):
+    write_dump(tmp_path, layers(1), video=video, frames=(0, 4))
+    assert read_dump(tmp_path, video).video == video
+
+
+def test_an_array_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    [path] = write_dump(tmp_path, [np.zeros((1, 500, 500))], video="7", frames=(0, 499))
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr(dumps, "LARGEST", 10**6)
+    with pytest.raises(ValueError, match="attention_weights would take 2000128 bytes"):
+        read_dump(tmp_path, "7")
+
+
+def test_spoilt_meta_that_is_deep_is_named(folder):
+    first(folder).with_suffix(".meta.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"meta\.json: expected JSON"):
+        read_dump(folder, "7")

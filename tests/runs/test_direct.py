@@ -12,7 +12,7 @@ from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.plan import plan
 from rolloutlib.runs.run import run_notebook
 from rolloutlib.runs.schedule import sweep
-from rolloutlib.runs.worker import execute
+from rolloutlib.runs.worker import call
 
 PARAMETERS = "image_path: str = '../photo.png'  # a picture\nfactor: int = 1  # of its width\n"
 LOAD = "from rolloutlib import report\nfrom rolloutlib.files.pictures import load_picture"
@@ -70,7 +70,7 @@ def test_notebook_is_read_once_here_and_once_by_each_run(notebook, tmp_path, mon
     command = ["sweep", str(notebook), "--set", "factor=1,2", "--direct", "--workers", "1"]
     assert cli.main(command) == 0 and found == [notebook]
     [planned] = plan(Notebook.read(notebook), [{}], tmp_path, "measure")
-    assert execute(planned, None) == "" and found == [notebook] * 3
+    assert call(planned)["error"] == "" and found == [notebook] * 3
 
 
 def test_both_routes_report_the_same(notebook, tmp_path):
@@ -110,6 +110,58 @@ def test_notebook_that_cannot_be_called_is_refused(notebook):
     tag(notebook, function="")
     with pytest.raises(Refused, match="names no function"):
         sweep(notebook, [{}], "out", direct=True)
+
+
+# Runs that end in any other way
+
+ENDS = """
+import os, resource, signal, sys, time
+
+def fill_memory():
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (2**33, limits[1]))
+        return bytearray(2**33)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+ways = {
+    "exit": lambda: os._exit(3),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "sys.exit": lambda: sys.exit("enough"),
+    "interrupt": lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(5)),
+    "memory": fill_memory,
+    "hang": lambda: time.sleep(600),
+    "helper": lambda: __import__("helper").check(),
+}
+
+def measure():
+    ways.get(how, str)()
+    return {"square": number**2}
+"""
+
+
+def test_a_run_that_ends_its_process_costs_itself_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parameters = "how: str = ''\nnumber: int = 0\n"
+    path = tag(write_notebook(tmp_path, "ends", ENDS, parameters=parameters), 1, function="measure")
+    (path.parent / "helper.py").write_text("def check():\n    open('helper.py').close()\n")
+    errors = {
+        "exit": "its process ended with exit code 3",
+        "kill": "its process was ended by SIGKILL",
+        "sys.exit": "SystemExit: enough",
+        "interrupt": "KeyboardInterrupt: ",
+        "memory": "MemoryError: ",
+        "hang": "stopped after 5 seconds",
+        "helper": "",  # it works in the notebook's folder, and finds what lies there
+    }
+    ways = [way for one in errors for way in (one, "")]
+    sets = [{"how": way, "number": number} for number, way in enumerate(ways)]
+    done = sweep(path, sets, tmp_path / "out", direct=True, workers=2, timeout=5)
+    table = done.table.sort_values("number")
+    assert list(table["error"]) == [errors.get(way, "") for way in ways]
+    good = table[table["error"] == ""]
+    assert len(good) == 8 and (good["square"] == good["number"] ** 2).all()
 
 
 # The notebooks that take part; these tests start a kernel each

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from papermill.translators import PythonTranslator
 from small_notebooks import LOOK, write_look, write_notebook
 
 from rolloutlib.runs.notebook import Notebook, Parameter, Refused
@@ -14,6 +15,7 @@ from rolloutlib.runs.parameters import (
     read_assignments,
     read_parameter_file,
 )
+from rolloutlib.runs.plan import plan
 
 
 @pytest.fixture
@@ -63,6 +65,61 @@ def test_parameter_file_must_hold_a_mapping(tmp_path, content):
     path.write_text(content)
     with pytest.raises(Refused, match=r"parameters\.yaml"):
         read_parameter_file(path)
+
+
+MANY = "a: &a0 [1]\n" + "".join(f"b{n}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(20))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("a: 1\nb: [1\nc: 2", r"p\.yaml, line 3: cannot be read as YAML: expected ','"),
+        ("a: 1\nb: 2026-13-45", "line 2: cannot be read as YAML: '2026-13-45' is not a value"),
+        ("a: !!bool x", "line 1: cannot be read as YAML: 'x' is not a value"),
+        ("a: !!int ''", "line 1: cannot be read as YAML: '' is not a value"),
+        ("a: !!python/object:os.path 1", "line 1: .* could not determine a constructor"),
+        ("? [1]\n: 2", "line 1: cannot be read as YAML: found unhashable key"),
+        (f"a: {'1' * 5000}", "line 1: cannot be read as YAML: '1{40}' is not a value"),
+        (f"\na: {'[' * 1000}", "line 2: .* at most 50 lists in each other"),
+        (f"a: {'{b: ' * 60}", "line 1: .* at most 50 lists in each other"),
+        (MANY, "line 7: .* 10 aliases"),
+        (b"a: \xff", "cannot be read: 'utf-8' codec"),
+        ("a: \0", "cannot be read as YAML"),
+    ],
+)
+def test_malformed_parameter_file_is_refused_with_its_line(tmp_path, content, complaint):
+    path = tmp_path / "p.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(Refused, match=complaint) as refused:
+        read_parameter_file(path)
+    assert len(str(refused.value)) < 400 + len(str(path))
+
+
+def test_a_few_aliases_are_read(tmp_path):
+    (tmp_path / "p.yaml").write_text("a: &all [1, 2]\nb: *all\n")
+    assert read_parameter_file(tmp_path / "p.yaml") == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "p.yaml").open("wb") as file:
+        file.truncate(16 * 2**20 + 1)
+    with pytest.raises(Refused, match="cannot be read: expected at most 16777216 bytes"):
+        read_parameter_file(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("dict", {1: "a"}), ("Any", [{None: 1}]), ("dict[int, str]", {"1": "a"})],
+)
+def test_a_dict_whose_keys_no_run_would_get_as_they_are_is_refused(tmp_path, kind, value):
+    with pytest.raises(Refused, match="x must be of type"):
+        check_values({"x": Parameter("x", kind, {})}, {"x": value}, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 200, "&a [*a]", "1" * 5000])
+def test_text_that_is_no_value_at_all_is_refused(text):
+    with pytest.raises(Refused, match="x must be of type"):
+        read_as("list[int]", text)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +199,10 @@ def test_file_to_be_written_need_not_exist(notebook, tmp_path):
         ("Literal['1', 'auto']", "1", "1"),
         ("Literal[1, 2]", "2", 2),
         ("Annotated[str, 'a word']", "007", "007"),
+        ("Final[str]", "007", "007"),
+        ("dict[str, tuple[int, ...]]", "{a: [1, 2]}", {"a": [1, 2]}),
+        ("int", "-3", -3),
+        ("float", "-1e-3", -1e-3),
         ("torch.device", "007", "007"),  # unknown here, and the default is a text
         ("some words", "007", "007"),
         ("bool | None", "TRUE", True),
@@ -190,3 +251,43 @@ def test_values_are_held_to_the_annotation(tmp_path, kind, default, value, good)
     else:
         with pytest.raises(Refused, match="x must be of type"):
             check_values(declared, {"x": value}, tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'd_path: str = "data.txt"  # a = "b"',
+        "d_path = 'data.txt'  # it's #1",
+        'd_path = """data.txt"""',
+        "d_path: str | None = \\\n    'data.txt'",
+        "n = 1; d_path = ('data'\n  '.txt')  # two",
+        "n, d_path = 1, 'data.txt'",
+    ],
+)
+def test_a_file_is_checked_and_counts_however_its_line_is_written(tmp_path, line):
+    notebook = Notebook.read(write_notebook(tmp_path, "reads", parameters=line))
+    with pytest.raises(Refused, match="d_path: there is no file or folder"):
+        check_parameters(notebook, {}, tmp_path)
+    keys = set()
+    for content in ("one", "two"):
+        (notebook.path.parent / "data.txt").write_text(content)
+        check_parameters(notebook, {}, tmp_path)
+        keys |= {run.key for run in plan(notebook, [{}], tmp_path)}
+    assert len(keys) == 2
+
+
+@given(JSON)
+def test_a_value_reaches_the_notebook_as_it_was_given(value):
+    checked = check_values({"x": Parameter("x", "Any", None)}, {"x": value}, Path.cwd())
+    injected = {}
+    exec(PythonTranslator.codify(checked), injected)
+    assert repr(injected["x"]) == repr(checked["x"]) == repr(value)

@@ -1,9 +1,18 @@
 """What one run leaves behind; most of these tests start a kernel."""
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
 import papermill
 import pytest
 from small_notebooks import left_in, statuses, write_notebook
 
+from rolloutlib.runs.kernel import private_sockets
 from rolloutlib.runs.notebook import Notebook
 from rolloutlib.runs.run import output_name, run_notebook
 
@@ -67,3 +76,117 @@ def test_a_folder_that_another_run_left_behind_is_not_entered(tmp_path):
     everyones.cwd(None)
     assert run.ok, run.error
     assert run.executed.content.cells[-1].outputs[0].data["text/plain"] == "'notebooks'"
+
+
+# Notebooks of any origin
+
+CODE = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+CELL = CODE | {"source": ["x = 1\n", "x + 1"]}
+OLD = {"cell_type": "code", "language": "python", "metadata": {}, "outputs": [], "input": "1 + 1"}
+ORIGINS = {
+    "nbformat": {"cells": [CELL | {"id": "a"}], "metadata": {}, "nbformat_minor": 5},
+    "no ids": {"cells": [CELL, CELL], "metadata": {}, "nbformat_minor": 0},
+    "Colab": {
+        "cells": [CELL | {"metadata": {"id": "Xy0", "colab": {"height": 35}}}],
+        "metadata": {"colab": {"provenance": []}, "accelerator": "GPU"},
+        "nbformat_minor": 0,
+    },
+    "Jupytext": {
+        "cells": [CELL | {"metadata": {"lines_to_next_cell": 2}}],
+        "metadata": {"jupytext": {"formats": "ipynb,py:percent", "cell_metadata_filter": "-all"}},
+        "nbformat_minor": 5,
+    },
+    "VS Code": {
+        "cells": [CELL | {"metadata": {"vscode": {"languageId": "python"}}}],
+        "metadata": {"language_info": {"name": "python"}, "orig_nbformat": 4},
+        "nbformat_minor": 2,
+    },
+    "conda": {
+        "cells": [CELL],
+        "metadata": {"kernelspec": {"name": "conda-env-lost-py", "display_name": "lost"}},
+        "nbformat_minor": 4,
+    },
+    "version 3": {"worksheets": [{"cells": [OLD]}], "metadata": {"name": ""}, "nbformat": 3},
+}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_notebook_of_any_origin_runs(tmp_path, origin):
+    path = tmp_path / "notebook.ipynb"
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 0} | ORIGINS[origin]))
+    assert Notebook.read(path).parameters == {}
+    run = run_notebook(path, tmp_path / "out" / "notebook.ipynb", {})
+    assert run.ok, run.error
+    outputs = run.executed.content.cells[-1].outputs
+    assert [output.data["text/plain"] for output in outputs] == ["2"]
+
+
+# Sockets, and what dead runs leave
+
+LOOK_AT_SOCKETS = """
+import json, os, psutil
+from ipykernel.connect import get_connection_file
+file = get_connection_file()
+folder = os.path.dirname(file)
+print(json.load(open(file))["transport"])
+print(*(os.stat(path).st_mode & 0o077 for path in (folder, file)))
+sockets = {one.laddr for one in psutil.Process().net_connections("unix") if one.laddr}
+print(len(sockets), {os.path.dirname(socket) for socket in sockets} == {folder})
+print(folder)
+"""
+
+
+def test_kernel_talks_through_sockets_that_only_the_user_can_open(tmp_path):
+    path = write_notebook(tmp_path, "look", LOOK_AT_SOCKETS)
+    run = run_notebook(path, tmp_path / "look.ipynb", {})
+    assert run.ok, run.error
+    *said, folder = run.executed.content.cells[-1].outputs[0].text.splitlines()
+    assert said == ["ipc", "0 0", "5 True"]
+    assert Path(folder).parent == Path(tempfile.gettempdir()) and not Path(folder).exists()
+
+
+def test_folders_of_dead_runs_are_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = f"""import os, tempfile, time
+tempfile.tempdir = {str(tmp_path)!r}
+from rolloutlib.runs.kernel import private_sockets
+with private_sockets():
+    print(flush=True)
+    input()
+    os.kill(os.getpid(), 9)
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as other:
+        other.stdout.readline()
+        [theirs] = tmp_path.iterdir()
+        (theirs / "kernel.json").touch()
+        not_ours = [tmp_path / "rolloutlib-run-link", tmp_path / "rollout-data"]
+        not_ours[1].mkdir()
+        not_ours[0].symlink_to(not_ours[1])
+        hour_ago = time.time() - 3600
+        for folder in (theirs, not_ours[1]):
+            os.utime(folder, (hour_ago, hour_ago))
+        with private_sockets():
+            assert theirs.exists()  # it lives
+        other.communicate(b"\n")
+    with private_sockets():
+        assert not theirs.exists()
+    young = tmp_path / "rolloutlib-run-young"
+    young.mkdir()
+    with private_sockets():
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([*not_ours, young])
+
+
+def test_a_run_writes_to_a_new_file_that_nobody_can_guess(tmp_path):
+    seen = []
+    path = write_notebook(tmp_path, "look", "1 + 1")
+    output = tmp_path / "out" / "look.ipynb"
+    for _ in range(2):
+        run = run_notebook(
+            path, output, {}, on_progress=lambda *_: seen.extend(output.parent.glob("*.part.*"))
+        )
+        assert run.ok, run.error
+    assert len({*seen}) == 2 and all(len(part.name.split(".")[1]) == 32 for part in seen)
+    assert left_in(output.parent) == ["look.ipynb"]
+    assert output.stat().st_mode == path.stat().st_mode

@@ -17,6 +17,7 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+from distributed import Client, Security
 from places import ROOT
 from small_notebooks import write_notebook
 
@@ -125,7 +126,6 @@ def test_sweep_with_a_bad_set_is_refused_as_a_whole(notebook, tmp_path, sets, co
         ([], "expected a file with parameter sets, or --set"),
         (["--set", "number=1,x"], "number must be of type int, got 'x'"),
         (["--set", "number=1", "--direct"], "names no function"),
-        (["--set", "number=1", "--direct", "--timeout", "3"], "timeout: a function"),
         (["lost.yaml"], "lost.yaml: cannot be read"),
     ],
 )
@@ -135,8 +135,11 @@ def test_command_is_refused_with_one_sentence(notebook, capsys, arguments, compl
     assert complaint in sentence
 
 
-def test_default_that_no_table_can_hold_is_refused(tmp_path):
-    path = write_notebook(tmp_path, "odd", parameters="x = {1, 2}\n")
+@pytest.mark.parametrize(
+    "default", ["{1, 2}", "b'a'", "{1: 2, 'a': 3}", "'\\ud800'", "0x" + "f" * 5000]
+)
+def test_default_that_no_table_can_hold_is_refused(tmp_path, default):
+    path = write_notebook(tmp_path, "odd", parameters=f"x = {default}\n")
     with pytest.raises(Refused, match="x: a sweep's table cannot hold this default"):
         plan(Notebook.read(path), [{}], tmp_path)
 
@@ -240,7 +243,8 @@ def test_failed_run_is_kept_for_post_mortem_and_the_others_go_on(notebook, tmp_p
     for folder in (good, bad):  # what a killed worker leaves behind
         folder.mkdir(parents=True)
         (folder / "square.0123abcd.part.ipynb").write_text('{"cells": [')
-        (folder / ".metrics.1.part.json").write_text('{"run"')
+        (folder / ".metrics.a1b2.part").mkdir()
+        (folder / ".metrics.a1b2.part" / "metrics.json").write_text('{"run"')
 
     assert cli.main(arguments) == 1
 
@@ -261,6 +265,36 @@ def test_failed_run_is_kept_for_post_mortem_and_the_others_go_on(notebook, tmp_p
     assert cli.main(arguments) == 1  # only what failed is tried again
     assert "0 done, 1 failed, 1 skipped, 0 remaining" in capsys.readouterr().out
     assert (good / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_run_that_ends_its_worker_takes_no_other_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fatal = "import os\nif number == 0: os.kill(os.getppid(), 9)"
+    path = write_notebook(tmp_path, "fatal", fatal, parameters="number: int = 1\n")
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        done = sweeps.sweep(path, [{"number": n} for n in range(4)], "out", workers=1)
+    errors = dict(zip(done.table["number"], done.table["error"], strict=True))
+    lost = "its worker was lost, and so were those that tried it again"
+    assert errors == {0: lost, 1: "", 2: "", 3: ""}
+
+
+def test_waiting_runs_of_a_lost_worker_are_tried_again_alone(tmp_path, monkeypatch):
+    """As a cluster does that gives its workers more than one run at a time."""
+    monkeypatch.setitem(sweeps.LOCAL_SETTINGS, "distributed.scheduler.worker-saturation", 9.0)
+    test_a_run_that_ends_its_worker_takes_no_other_along(tmp_path, monkeypatch)
+
+
+def test_the_cluster_here_demands_certificates_of_its_own():
+    with sweeps._client("", 1) as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        [worker] = client.scheduler_info()["workers"]
+        assert worker.startswith("tls://127.0.0.1:")
+        for security in (Security.temporary(), None):
+            with pytest.raises((OSError, ValueError, TypeError)):
+                Client(address, security=security, timeout=3, set_as_default=False)
+        with pytest.raises(OSError):
+            Client(address.replace("tls", "tcp"), timeout=3, set_as_default=False)
 
 
 def test_interrupt_ends_every_process_and_keeps_what_is_finished(notebook):

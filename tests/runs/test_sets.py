@@ -62,13 +62,16 @@ def test_spreadsheets_mark_of_utf8_is_no_part_of_a_name(tmp_path):
         ("grid.yaml", "steps: 3", "steps: expected a list of values, got 3"),
         ("grid.yaml", "steps: []", "steps: expected a list of values"),
         ("grid.yaml", "- steps", "expected a mapping"),
-        ("sets.csv", "steps\nmany\n", "steps must be of type int, got 'many'"),
+        ("sets.csv", "steps\n1\n\nmany\n", "csv, line 4: steps must be of type int, got 'many'"),
         ("sets.csv", "step\n1\n", "unknown parameter step: did you mean steps"),
-        ("sets.csv", "steps\n1,2\n", "more cells"),
+        ("sets.csv", "steps\n1,2\n", "line 2: more cells"),
         ("sets.csv", 'steps\n"1\n', "not CSV"),
-        ("sets.csv", "steps,ratio,steps\n1,2,3\n", "steps: named twice in the first line"),
+        ("sets.csv", "steps,ratio,steps\n1,2,3\n", "sets.csv, line 1: steps: named twice"),
         ("sets.jsonl", '{"steps": 1}\nsteps\n', "line 2: not JSON"),
         ("sets.jsonl", "[1]\n", "line 1: expected a JSON object"),
+        ("sets.jsonl", "{}\n" + "[" * 100_000, "line 2: not JSON: .* too deep"),
+        ("sets.jsonl", '{"steps": ' + "1" * 5000 + "}", "line 1: not JSON: Exceeds the limit"),
+        ("grid.yaml", "steps: [1]\nratio: &a [*b]", "line 2: cannot be read as YAML: found undef"),
     ],
 )
 def test_file_that_is_not_what_it_seems_is_refused(tmp_path, name, text, complaint):
@@ -128,6 +131,12 @@ def test_combinations_are_all_and_each_once(grid):
     assert len(found) == expected
     assert all(one.keys() == grid.keys() for one in found)
     assert all(one[name] in grid[name] for one in found for name in grid)
+
+
+def test_more_combinations_than_anybody_can_run_are_refused():
+    grid = {name: [*range(100)] for name in "abcdefghij"}
+    with pytest.raises(Refused, match=r"at most 1,000,000 combinations, got 100,000,000,000,000"):
+        combinations(grid)
 
 
 def test_file_and_choices_are_crossed_and_must_not_meet():
