@@ -79,7 +79,7 @@ def test_a_new_answer_takes_the_place_of_the_old(panel):
         (
             b"words",
             QUESTION,
-            "not be answered: expected a picture, got notes.txt (5 bytes): not in",
+            "not be answered: expected a picture, got notes.txt (5 bytes): not PNG",
         ),
         (None, QUESTION, "The picture is missing."),
         (picture(), " ", "The question is missing."),
