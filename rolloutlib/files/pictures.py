@@ -80,13 +80,17 @@ def _require_bounded(picture: Image.Image) -> None:
         raise ValueError(f"expected a picture of Pillow, got {type(picture).__name__}")
     if picture.format not in (None, "MPO", *FORMATS):  # MPO: several JPEGs in one file
         raise ValueError(f"expected {', '.join(FORMATS)}, got {picture.format}")
-    tile = [_tiff_tag(picture, tag, 1) for tag in (322, 323)]  # its width and height
-    for width, height in (picture.size, tile):
-        if not (0 < width <= SIDE and 0 < height <= SIDE and width * height <= PIXELS):
-            raise ValueError(
-                f"expected a picture of 1 to {PIXELS:,} pixels, at most {SIDE:,} along a side, "
-                f"got {width:,}x{height:,}"
-            )
+    require_size(*picture.size)
+    require_size(*(_tiff_tag(picture, tag, 1) for tag in (322, 323)))  # of a tile
+
+
+def require_size(width: int, height: int) -> None:
+    """Raise a ValueError unless a picture of this size fits `PIXELS` and `SIDE`."""
+    if not (0 < width <= SIDE and 0 < height <= SIDE and width * height <= PIXELS):
+        raise ValueError(
+            f"expected a picture of 1 to {PIXELS:,} pixels, at most {SIDE:,} along a side, "
+            f"got {width:,}x{height:,}"
+        )
 
 
 def _tiff_tag(picture: Image.Image, tag: int, default: object) -> object:
