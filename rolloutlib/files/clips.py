@@ -143,8 +143,8 @@ def _opened(path: str | Path) -> av.container.InputContainer:
         ) from error
     try:
         video = next(iter(container.streams.video), None)
-        if video is None:
-            raise ValueError(f"expected a video, got {path} without a video stream")
+        if video is None or video.codec_context is None:
+            raise ValueError(f"expected a video, got {path} without a stream that can be decoded")
         require_size(round(video.width * (video.sample_aspect_ratio or 1)), video.height)
     except ValueError:
         container.close()

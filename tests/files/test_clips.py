@@ -386,6 +386,14 @@ def test_a_name_that_looks_like_a_protocol_is_a_file(video, monkeypatch):
     assert len(read_clip("subfile:grey.mp4").frames) == 10
 
 
+@pytest.mark.parametrize("codec", [b"ZZZZ", b"\0\1\2\3", b"wmv9"])
+def test_a_codec_that_is_not_known_is_named(tmp_path, codec):
+    path = video_at(tmp_path / "plain.avi", range(3))
+    strange = patched(path, "strange.avi", {(b"strh", 12): codec, (b"strf", 24): codec})
+    with pytest.raises(ValueError, match=r"strange\.avi"):
+        read_clip(strange)
+
+
 def test_a_video_larger_than_a_picture_may_be_is_refused(tmp_path):
     path = video_at(tmp_path / "plain.avi", range(3), "rawvideo")
     wide = struct.pack("<I", SIDE + 1)
