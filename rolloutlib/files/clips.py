@@ -25,6 +25,7 @@ Frame = UInt8[np.ndarray, "height width 3"]
 # The only containers that are opened; what they name outside the file is not followed.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts"
 READ = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+TOGETHER = 4e9  # bytes of the frames that are kept in memory
 HD = 720, 1280  # height and width from which colours without tags are those of BT.709
 UNTAGGED, BT709 = 2, 1  # as FFmpeg numbers them
 
@@ -46,10 +47,18 @@ def read_clip(path: str | Path, start: int = 0, stop: int | None = None, stride:
     BT.709. Warns of a header that counts more frames than there are.
 
     Raises FileNotFoundError for a missing file, ValueError for one that is not such a video, is
-    empty, is cut short, is too large for a picture, or ends before `stop`, and for a range without
-    frames.
+    empty, is cut short, is too large for a picture, or ends before `stop`, for frames of more than
+    4 GB together, and for a range without frames.
     """
-    frames = list(read_frames(path, start, stop, stride))
+    frames, size = [], 0
+    for frame in read_frames(path, start, stop, stride):
+        frames.append(frame)
+        size += frame.nbytes
+        if size > TOGETHER:
+            raise ValueError(
+                f"{path}: expected frames of at most {TOGETHER / 1e9:g} GB together, got more from "
+                f"{start} on; take fewer, or one at a time with read_frames"
+            )
     return Clip(frames, range(start, start + stride * len(frames), stride), frame_rate(path))
 
 

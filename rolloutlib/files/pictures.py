@@ -72,6 +72,10 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
     turn, wide = _turn(picture), picture.mode[0] in "IF"
     rgb = (_eight_bits(picture) if wide else _on_white(picture)).convert("RGB")
     rgb.info.clear()
+    # Of 16 bits per colour Pillow keeps the upper 8, and of 12 bits in 16 so the upper 4.
+    brightest = max(high for _, high in rgb.getextrema())
+    if 0 < brightest < 16 and not wide and np.max(_tiff_tag(picture, 258, 8)) > 8:
+        raise ValueError(f"expected 16 bits per colour, got levels of at most {brightest * 256}")
     return rgb if turn is None else rgb.transpose(turn)
 
 

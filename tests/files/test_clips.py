@@ -387,6 +387,16 @@ def test_a_name_that_looks_like_a_protocol_is_a_file(video, monkeypatch):
 
 
 @pytest.mark.parametrize("codec", [b"ZZZZ", b"\0\1\2\3", b"wmv9"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_frames_that_would_fill_the_memory_are_refused(video, monkeypatch, stride):
+    monkeypatch.setattr("rolloutlib.files.clips.TOGETHER", 5 * 48 * 64 * 3)
+    assert len(read_clip(video, 0, 5 * stride, stride).frames) == 5
+    if stride == 1:
+        with pytest.raises(ValueError, match=r"grey\.mp4: expected frames of at most"):
+            read_clip(video)
+    assert len(list(read_frames(video))) == 10
+
+
 def test_a_codec_that_is_not_known_is_named(tmp_path, codec):
     path = video_at(tmp_path / "plain.avi", range(3))
     strange = patched(path, "strange.avi", {(b"strh", 12): codec, (b"strf", 24): codec})

@@ -181,6 +181,30 @@ def test_a_tiff_whose_white_is_zero_is_inverted(dtype):
     np.testing.assert_allclose(seen.flatten(), np.arange(256)[::-1], atol=1)
 
 
+def tiff_of_colours(levels):
+    """A TIFF of 16 bits per colour, which Pillow reads but does not write."""
+    height, width, _ = levels.shape
+    tags = {256: width, 257: height, 259: 1, 262: 2, 273: 200, 277: 3, 278: height}
+    entries = [struct.pack("<2H2I", tag, 4, 1, value) for tag, value in tags.items()]
+    entries.insert(2, struct.pack("<2H2I", 258, 3, 3, 190))
+    entries.append(struct.pack("<2H2I", 279, 4, 1, levels.nbytes))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries) + bytes(4)
+    return (
+        head.ljust(190, b"\0") + struct.pack("<3H", 16, 16, 16).ljust(10, b"\0") + levels.tobytes()
+    )
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_colours_of_too_few_bits_in_sixteen_are_refused(bits):
+    levels = (RAMP[..., None].repeat(3, 2) * (2**bits - 1)).round().astype("<u2")
+    if bits <= 12:
+        with pytest.raises(ValueError, match="expected 16 bits per colour, got levels of at most"):
+            read_picture(tiff_of_colours(levels), "dark")
+    else:
+        seen = np.asarray(read_picture(tiff_of_colours(levels), "colours"))
+        np.testing.assert_array_equal(seen, levels >> 8)
+
+
 def test_wide_grey_is_white_where_it_is_transparent():
     levels = np.array([[0, 30_000], [65_535, 0]], np.uint16)
     content = stored(Image.fromarray(levels), "PNG", transparency=0)
