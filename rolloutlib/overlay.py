@@ -1,6 +1,7 @@
 """From a grid of relevance back to the pixels of the original picture, one function per step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import ceil
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.complete import complete_file
+from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
 
 # Maps of one colour, whose opacity grows with the value. As in the attention visualizer for
@@ -23,6 +25,7 @@ for _name, _ends in _FAINT.items():
     mpl.colormaps.register(mpl.colors.LinearSegmentedColormap.from_list(_name, _ends), force=True)
 TARGET, MARKER = (0, 200, 0), (0x1E, 0x3A, 0x5F)  # a click's cross-hair and its point
 
+BAND = 2**20  # pixels that are coloured at a time
 FLAT = 2e-5  # relative contrast that may be mere rounding: nothing to see
 
 Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
@@ -51,26 +54,37 @@ def undo_crop(pixels: Heatmap, view: View) -> Float[np.ndarray, "resized_height 
 
     What the crop removed is NaN: the model never saw it.
     """
-    size = [max(round(length), 1) for length in view.resized]
-    centres = [(np.arange(n) + 0.5) * full / n for n, full in zip(size, view.resized, strict=True)]
-    return _sample(pixels, *(c - start for c, start in zip(centres, view.offset, strict=True)))
+    return _sample(pixels, *_resized_centres(view))
 
 
 def undo_resize(pixels: Heatmap, view: View) -> Float[np.ndarray, "picture_height picture_width"]:
     """Resize the map to the size of the original picture, by nearest neighbour."""
-    sides = zip(view.picture, pixels.shape, strict=True)
-    return _sample(pixels, *((np.arange(n) + 0.5) * now / n for n, now in sides))
+    return _sample(pixels, *_picture_centres(view, pixels.shape))
+
+
+def _resized_centres(view: View) -> list[Float[np.ndarray, " pixel"]]:
+    """Where the rows and columns of the resized picture lie on the model's input, in pixels."""
+    size = [max(round(length), 1) for length in view.resized]
+    centres = [(np.arange(n) + 0.5) * full / n for n, full in zip(size, view.resized, strict=True)]
+    return [c - start for c, start in zip(centres, view.offset, strict=True)]
+
+
+def _picture_centres(view: View, resized: tuple[int, ...]) -> list[Float[np.ndarray, " pixel"]]:
+    """Where the rows and columns of the original lie on the resized picture, in pixels."""
+    sides = zip(view.picture, resized, strict=True)
+    return [(np.arange(n) + 0.5) * now / n for n, now in sides]
 
 
 def _sample(
     pixels: Heatmap, ys: Float[np.ndarray, " rows"], xs: Float[np.ndarray, " columns"]
 ) -> Float[np.ndarray, "rows columns"]:
     """The values at these points, in pixels from the top left corner; NaN outside."""
-    places = np.ix_(np.floor(ys).astype(int), np.floor(xs).astype(int))
-    (rows, columns), (height, width) = places, pixels.shape
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    near = pixels[rows.clip(0, height - 1), columns.clip(0, width - 1)]
-    return np.where(inside, near, np.nan)
+    rows, columns = (np.floor(at).astype(int) for at in (ys, xs))
+    height, width = pixels.shape
+    near = pixels[np.ix_(rows.clip(0, height - 1), columns.clip(0, width - 1))]
+    near[(rows < 0) | (rows >= height)] = np.nan
+    near[:, (columns < 0) | (columns >= width)] = np.nan
+    return near
 
 
 def to_picture(
@@ -78,10 +92,14 @@ def to_picture(
 ) -> Heatmap:
     """Put the grid on the original picture: `upscale`, `undo_crop`, `undo_resize`, `blur`.
 
+    The resized picture, which can be far larger than the original, is never made.
+
     blur_tokens: the blur's standard deviation, in widths of a token on the picture.
     """
-    pixels = undo_resize(undo_crop(upscale(heatmap, view), view), view)
-    return blur(pixels, blur_tokens * view.token_width)
+    resized = _resized_centres(view)
+    picked = _picture_centres(view, tuple(map(len, resized)))
+    places = [at[pick.astype(int)] for at, pick in zip(resized, picked, strict=True)]
+    return blur(_sample(upscale(heatmap, view), *places), blur_tokens * view.token_width)
 
 
 def blur(heatmap: Heatmap, sigma: float) -> Heatmap:
@@ -156,13 +174,42 @@ def blend(
     """Lay the coloured map over the picture. Raises ValueError where their sizes differ."""
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be in [0, 1], got {opacity}")
-    pixels = np.asarray(picture.convert("RGB"), dtype=float)
-    if pixels.shape[:2] != coloured.shape[:2]:
+    pixels, shown = _canvas(picture, coloured)
+    for rows in _bands(pixels):
+        share = coloured[rows, :, 3:] * opacity
+        mixed = pixels[rows] * (1 - share) + coloured[rows, :, :3] * 255 * share
+        shown[rows] = np.rint(mixed)
+    return shown
+
+
+def paint(
+    picture: Image.Image, heatmap: Heatmap, colours: str = "turbo", opacity: float = 0.5
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Lay a map in [0, 1] over the picture: `colour` and `blend`, a band of rows at a time.
+
+    Colours take 32 bytes a pixel, so those of a large picture are never all there.
+    """
+    pixels, shown = _canvas(picture, heatmap)
+    for rows in _bands(pixels):
+        band = Image.fromarray(pixels[rows])
+        shown[rows] = blend(band, colour(heatmap[rows], colours), opacity)
+    return shown
+
+
+def _canvas(picture: Image.Image, layer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of the picture as the model saw it, and room for as many."""
+    pixels = np.asarray(upright_rgb(picture))
+    if pixels.shape[:2] != layer.shape[:2]:
         raise ValueError(
-            f"expected a map of the picture's {pixels.shape[:2]} pixels, got {coloured.shape[:2]}"
+            f"expected a map of the picture's {pixels.shape[:2]} pixels, got {layer.shape[:2]}"
         )
-    share = coloured[..., 3:] * opacity
-    return np.rint(pixels * (1 - share) + coloured[..., :3] * 255 * share).astype(np.uint8)
+    return pixels, np.empty_like(pixels)
+
+
+def _bands(pixels: np.ndarray) -> Iterator[slice]:
+    """The rows of a picture, some at a time."""
+    step = max(BAND // pixels.shape[1], 1)
+    return (slice(top, top + step) for top in range(0, len(pixels), step))
 
 
 def crosshair(
@@ -171,19 +218,25 @@ def crosshair(
     """A layer of (height, width) pixels that shows where a click goes: a green cross-hair around
     a dark blue marker on `point`, (x, y) in pixels."""
     height, width = size
-    fine = 4  # drawn this many times larger and then reduced, for smooth edges
-    unit = fine * max(height, width) / 400
-    x, y = (fine * at for at in point)
-    layer = Image.new("RGBA", (width * fine, height * fine), (*TARGET, 0))
-    draw = ImageDraw.Draw(layer)
+    reach = ceil(24 * max(size) / 400)  # the cross-hair ends within so many pixels of the point
+    fine = (
+        4 if reach < 600 else 1
+    )  # drawn this many times larger and then reduced, for smooth edges
+    unit = fine * max(size) / 400
+    left, top = (int(at) - reach for at in point)
+    x, y = fine * (point[0] - left), fine * (point[1] - top)
+    around = Image.new("RGBA", (2 * reach * fine,) * 2, (*TARGET, 0))
+    draw = ImageDraw.Draw(around)
     for dx, dy in [(1, 0), (-1, 0), (0, 1), (0, -1)]:
         ends = [(x + dx * far * unit, y + dy * far * unit) for far in (6, 22)]
         draw.line(ends, fill=(*TARGET, 255), width=round(2.5 * unit))
-    for radius, paint in [(14, TARGET), (4, MARKER)]:
-        around = [x - radius * unit, y - radius * unit, x + radius * unit, y + radius * unit]
-        inside = (*MARKER, 255) if paint == MARKER else None
-        draw.ellipse(around, fill=inside, outline=(*paint, 255), width=round(2 * unit))
-    return np.asarray(layer.reduce(fine)) / 255
+    for radius, tint in [(14, TARGET), (4, MARKER)]:
+        box = [x - radius * unit, y - radius * unit, x + radius * unit, y + radius * unit]
+        inside = (*MARKER, 255) if tint == MARKER else None
+        draw.ellipse(box, fill=inside, outline=(*tint, 255), width=round(2 * unit))
+    layer = Image.new("RGBA", (width, height))
+    layer.paste(around.reduce(fine), (left, top))
+    return np.asarray(layer) / np.float32(255)
 
 
 def stack_layers(
@@ -192,7 +245,7 @@ def stack_layers(
     """Lay coloured layers over the picture one after another, each with its own opacity."""
     for layer in layers:
         picture = Image.fromarray(blend(picture, layer, opacity=1.0))
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(upright_rgb(picture))
 
 
 def save_layer(path: str | Path, layer: Float[np.ndarray, "height width 4"]) -> None:
@@ -218,4 +271,4 @@ def overlay(
     The other settings are those of `emphasize`, `colour` and `blend`.
     """
     smooth = to_picture(heatmap, view, blur_tokens=blur_tokens)
-    return blend(picture, colour(emphasize(smooth, power, clip), colours), opacity)
+    return paint(picture, emphasize(smooth, power, clip), colours, opacity)

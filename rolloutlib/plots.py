@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
+from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.overlay import colour
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
@@ -117,6 +118,7 @@ def plot_pictures(
             f"pictures, {len(titles)} titles and {len(regions)} regions"
         )
     palette = plt.get_cmap(colours).with_extremes(bad="lightgrey")
+    pictures = list(map(_pixels, pictures))
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
@@ -135,6 +137,10 @@ def plot_pictures(
     return figure
 
 
+def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
+    return np.asarray(upright_rgb(picture) if isinstance(picture, Image.Image) else picture)
+
+
 def plot_layers(
     picture: Image.Image | np.ndarray, legend: Mapping[str, str | tuple[int, int, int]]
 ) -> Figure:
@@ -142,7 +148,8 @@ def plot_layers(
 
     legend: label → the name of its colours, shown from low to high, or one colour of 0..255.
     """
-    rows, columns = np.shape(picture)[:2]
+    picture = _pixels(picture)
+    rows, columns = picture.shape[:2]
     width = min(6.5, 5.5 * columns / rows)
     figure, axis = plt.subplots(figsize=(width, width * rows / columns + 0.6), layout="constrained")
     axis.imshow(picture)

@@ -1,3 +1,8 @@
+import io
+import resource
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
 from rolloutlib.overlay import (
     blend,
@@ -14,6 +20,7 @@ from rolloutlib.overlay import (
     crosshair,
     emphasize,
     overlay,
+    paint,
     save_layer,
     stack_layers,
     to_picture,
@@ -61,6 +68,86 @@ def test_a_constant_map_stays_constant_on_every_picture_size(height, width):
     pixels = to_picture(np.full((4, 4), 0.3), view)
     np.testing.assert_array_equal(pixels, np.full((height, width), 0.3))
     np.testing.assert_allclose(blur(pixels, 2), 0.3, atol=1e-6)
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.floats(0.3, 90), st.floats(0.3, 90)),
+    st.tuples(st.floats(-30, 60), st.floats(-30, 60)),
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    st.integers(1, 9),
+)
+def test_all_steps_at_once_are_the_steps_one_by_one(picture, resized, offset, grid, token):
+    window = (grid[0] * token + 2, grid[1] * token)
+    view = View(picture, resized, offset, window, token, grid)
+    heatmap = np.random.default_rng(0).random(grid)
+    steps = undo_resize(undo_crop(upscale(heatmap, view), view), view)
+    np.testing.assert_array_equal(to_picture(heatmap, view), steps)
+
+
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (3, 30_000), (2_000, 1)])
+def test_an_elongated_picture_takes_little_memory(size):
+    """LLaVA's resized picture would have 336 pixels along the short side: up to a billion."""
+    short, long = min(size), max(size)
+    resized = tuple(336 * side / short for side in size)
+    offset = tuple((side - 336) / 2 for side in resized)
+    view = View(size, resized, offset, (336, 336), 14, (24, 24))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    heatmap = np.eye(24, dtype=np.float32)
+    shown = overlay(Image.new("RGB", size[::-1], "grey"), heatmap, view)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # kB
+    along = np.argwhere((shown != 128).any(-1))[:, int(size[1] > size[0])]
+    assert len(along) and abs(along - long / 2).max() <= short  # the middle square was seen
+
+
+def test_the_largest_picture_is_laid_over_in_less_than_two_gigabytes():
+    code = """
+import resource, numpy as np
+from PIL import Image
+from rolloutlib.grid import View
+from rolloutlib.overlay import overlay
+view = View((6250, 8000), (336, 430), (0, 47), (336, 336), 14, (24, 24))
+heatmap = np.eye(24, dtype=np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+overlay(Image.new("RGB", (8000, 6250)), heatmap, view, blur_tokens=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    told = subprocess.run([sys.executable, "-c", code], stdout=-1, check=True, text=True)
+    assert int(told.stdout) < 2_000_000  # kB
+
+
+def test_painting_in_bands_is_colouring_and_blending(monkeypatch):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (50, 30, 3), np.uint8))
+    heatmap = rng.random((50, 30))
+    whole = blend(picture, colour(heatmap, "magma"), 0.3)
+    monkeypatch.setattr("rolloutlib.overlay.BAND", 7 * 30)
+    np.testing.assert_array_equal(paint(picture, heatmap, "magma", 0.3), whole)
+    np.testing.assert_array_equal(blend(picture, colour(heatmap, "magma"), 0.3), whole)
+
+
+def opened(picture, format, note):
+    """A picture as `Image.open` gives it, before anything is decoded or turned."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = note
+    picture.save(file, format, exif=exif)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "I;16", "RGBA"])
+def test_a_map_lies_on_the_picture_that_the_model_saw(format, mode):
+    levels = np.linspace(0, 65535, 100 * 200).astype(np.uint16).reshape(100, 200)[:, ::-1].copy()
+    grey = Image.fromarray(levels)
+    given = grey if mode == "I;16" else upright_rgb(grey).convert(mode)
+    turned = opened(given.transpose(Image.Transpose.ROTATE_90), format, 6)
+    nothing = np.zeros((4, 4))
+    shown = overlay(turned, nothing, crop_view(), opacity=0)
+    expected = np.asarray(upright_rgb(grey))
+    np.testing.assert_array_equal(shown, expected)
+    np.testing.assert_array_equal(stack_layers(turned, []), expected)
+    np.testing.assert_array_equal(blend(turned, np.zeros((100, 200, 4))), expected)
+    assert len(np.unique(shown)) > 200
 
 
 def test_blur_is_counted_in_tokens_as_wide_as_they_are_on_the_picture():
@@ -198,6 +285,13 @@ def test_a_crosshair_is_green_around_a_dark_blue_marker():
 
 def test_a_crosshair_at_the_rim_stays_on_the_picture():
     assert crosshair((50, 60), (59.97, 0.0))[0, 59, 3] > 0.5
+
+
+def test_a_crosshair_on_a_long_picture_takes_little_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    layer = crosshair((100, 30_000), (15_000.0, 50.0))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250_000  # kB
+    assert layer[50, 15_000, 3] == 1 and layer[:, :10_000, 3].max() == 0
 
 
 def test_layers_lie_one_over_the_other():

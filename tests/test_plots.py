@@ -116,6 +116,19 @@ def test_pictures_keep_their_shapes_and_regions_are_outlined():
     assert len(photo.collections) == 2 and not drawn.collections
 
 
+def test_a_picture_is_drawn_as_the_model_saw_it():
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray((np.arange(12).reshape(3, 4) * 5957).astype(np.uint16))
+    wide.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    shown = np.arange(12).reshape(3, 4, 1).repeat(3, 2) * 5957 / 257
+    for figure in (
+        plot_pictures([Image.open(file)], ["turned"]),
+        plot_layers(Image.open(file), {"deep": (200, 0, 0)}),
+    ):
+        np.testing.assert_allclose(figure.axes[0].images[0].get_array(), shown, atol=1)
+
+
 def test_scores_have_a_panel_each_and_a_bar_for_every_map():
     scores = {"AUC": {"rollout": (0.9, 0.8, 0.95), "random": (0.5, 0.4, 0.6)}}
     figure = plot_scores(scores, {"AUC": 0.5})

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
+from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
 from rolloutlib.overlay import to_picture
 
@@ -98,7 +99,7 @@ def local_mean(picture: Image.Image, reach: float) -> Float[np.ndarray, "height 
     if not 0 < reach <= 1:
         raise ValueError(f"reach must be in (0, 1], got {reach}")
     side = max(int(min(picture.size) * reach), 1)
-    pixels = np.asarray(picture.convert("RGB"), dtype=float)
+    pixels = np.asarray(upright_rgb(picture), dtype=float)
     return uniform_filter(pixels, (side, side, 0), mode="nearest")
 
 
@@ -110,5 +111,5 @@ def replace(
 ) -> Image.Image:
     """The picture with the pixels of the removed image tokens taken from `substitute`."""
     gone = to_picture(removed.astype(np.float32), view) == 1  # NaN was never seen, and stays
-    pixels = np.where(gone[..., None], substitute, np.asarray(picture.convert("RGB")))
+    pixels = np.where(gone[..., None], substitute, np.asarray(upright_rgb(picture)))
     return Image.fromarray(np.rint(pixels).astype(np.uint8))

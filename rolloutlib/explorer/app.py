@@ -14,6 +14,7 @@ with needs("notebooks"):
     import ipywidgets
 
 FIRST = "Choose a picture, write a question, and ask."
+LONGEST = 4096  # pixels along a side of a picture
 LABELLED = {"style": {"description_width": "initial"}}
 
 
@@ -47,6 +48,7 @@ class AskPanel(ipywidgets.VBox):
         try:
             [file] = self.picture.value
             picture = read_picture(bytes(file["content"]), file["name"])
+            picture.thumbnail((LONGEST, LONGEST))  # it is kept as long as its answer is shown
             longest = self.longest.value
             answer = self._model.generate(picture, self.prompt.value, max_new_tokens=longest)
             # Not plain rollout: in some decoders it ends at the first patches, whatever is asked.

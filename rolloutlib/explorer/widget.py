@@ -23,8 +23,9 @@ from rolloutlib.explorer.controls import controls
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
+from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
-from rolloutlib.overlay import blend, colour, crosshair, is_flat, to_picture
+from rolloutlib.overlay import blend, crosshair, is_flat, paint, to_picture
 from rolloutlib.plots import plot_pictures, png_of
 
 with needs("notebooks"):
@@ -115,9 +116,9 @@ class Explorer(ipywidgets.VBox):
                 f"{len(words)} words, {len(pictures)} pictures, {len(views)} views, "
                 f"{len(labels)} labels"
             )
-        self._pictures, self._views = list(pictures), list(views)
+        self._pictures, self._views = list(map(upright_rgb, pictures)), list(views)
         longest = LONGEST_ALONE if len(pictures) == 1 else LONGEST_OF_SEVERAL
-        self._small = [picture.convert("RGB") for picture in pictures]
+        self._small = [picture.copy() for picture in self._pictures]
         for small in self._small:
             small.thumbnail((longest, longest))
         self._compute = panels if callable(panels) else lambda settings: panels
@@ -209,13 +210,13 @@ class Explorer(ipywidgets.VBox):
         for name, sheet in sorted(shown, key=lambda one: isinstance(one[1], Mark)):  # marks on top
             if isinstance(sheet, Mark):
                 point = sheet.x * picture.width, sheet.y * picture.height
-                layer, opacity = crosshair(view.picture, point), 1
+                shown = blend(picture, crosshair(view.picture, point), 1)
             else:
                 scaled = self._scaled(self._rows[panel, name], number, view)
-                layer = colour(scaled, sheet.colours or self.maps.colours)
-                opacity = self.maps.opacity
-            picture = Image.fromarray(blend(picture, layer, opacity))
-        return np.asarray(picture.convert("RGB"))
+                colours = sheet.colours or self.maps.colours
+                shown = paint(picture, scaled, colours, self.maps.opacity)
+            picture = Image.fromarray(shown)
+        return np.asarray(picture)
 
     def _scaled(
         self, rows: Float[np.ndarray, "word relevance"], number: int, view: View

@@ -12,7 +12,13 @@ from transformers import BatchFeature, ProcessorMixin
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import ImageTokens, image_tokens
 from rolloutlib.models.families import Family
-from rolloutlib.models.prompts import full_prompt, require_room, video_inputs, without_ending
+from rolloutlib.models.prompts import (
+    full_prompt,
+    require_room,
+    require_shapes,
+    video_inputs,
+    without_ending,
+)
 from rolloutlib.recording.capture import Recording, record_attention
 from rolloutlib.recording.gradients import record_gradients
 
@@ -88,8 +94,8 @@ class MultimodalModel:
         sampling, …), for one answer.
 
         Raises ValueError if the prompt has no room for its image tokens or the context none for
-        the answer, if the model generates nothing, for frames of different sizes and for a video
-        if the model takes none.
+        the answer, if the model generates nothing, for no picture, for one that is too large or too
+        elongated, for frames of different sizes and for a video if the model takes none.
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         pictures = [upright_rgb(picture) for picture in pictures]
@@ -116,6 +122,7 @@ class MultimodalModel:
     ) -> BatchFeature:
         """The model's inputs for a prompt about these pictures, on the model's device."""
         pictures = [upright_rgb(picture) for picture in pictures]
+        require_shapes(pictures)
         if frame_rate is None:
             text = full_prompt(self.processor, self.family, prompt, "image", len(pictures))
             inputs = self.processor(images=pictures, text=text, return_tensors="pt")

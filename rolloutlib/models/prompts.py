@@ -1,5 +1,7 @@
 """Prompts: the text with its image tokens, the room for an answer, and where the answer ends."""
 
+from math import inf
+
 import torch
 from jaxtyping import Int
 from PIL import Image
@@ -7,6 +9,8 @@ from transformers import BatchFeature, GenerationConfig, PreTrainedConfig, Proce
 from transformers.video_utils import VideoMetadata
 
 from rolloutlib.models.families import Family
+
+ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
 
 def full_prompt(
@@ -32,13 +36,19 @@ def video_inputs(
 ) -> BatchFeature:
     """The processor's output for one video with all its frames.  frame_rate: frames per second.
 
-    Raises ValueError for a model that takes no video and for frames of different sizes.
+    Raises ValueError for a model that takes no video, for frames of different sizes, for fewer than
+    the model looks at together, and for a frame rate that is not above 0.
     """
+    if not 0 < frame_rate < inf:
+        raise ValueError(f"frame_rate must be above 0 frames per second, got {frame_rate}")
     if getattr(processor, "video_processor", None) is None:
         raise ValueError(f"expected a model that takes video, got {family.model_type}")
     sizes = {frame.size for frame in frames}
     if len(sizes) != 1:
         raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
+    least = processor.video_processor.temporal_patch_size
+    if len(frames) < least:
+        raise ValueError(f"expected a video of at least {least} frames, got {len(frames)}")
     numbers = list(range(len(frames)))
     return processor(
         videos=[frames],
@@ -47,6 +57,21 @@ def video_inputs(
         do_sample_frames=False,
         return_tensors="pt",
     )
+
+
+def require_shapes(pictures: list[Image.Image]) -> None:
+    """Raise a ValueError for no picture, and for one far longer than wide.
+
+    Processors resize its short side to their own input, so it would take gigabytes.
+    """
+    if not pictures:
+        raise ValueError("expected at least one picture, got none")
+    for picture in pictures:
+        if max(picture.size) > ELONGATED * min(picture.size):
+            raise ValueError(
+                f"expected a picture at most {ELONGATED} times as long as wide, "
+                f"got {picture.width}x{picture.height} pixels"
+            )
 
 
 def require_room(config: PreTrainedConfig, length: int, new: int) -> None:

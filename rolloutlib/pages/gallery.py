@@ -13,6 +13,7 @@ from PIL import Image
 
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file, write_text
+from rolloutlib.files.pictures import read_picture
 from rolloutlib.pages.page import TEMPLATES, Contents, links_from, page_of, relative, write_page
 from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.results import read_table, varied_parameters
@@ -125,7 +126,7 @@ def write_readme_figures(
 
 def _write_small(figure: bytes, path: Path) -> None:
     """Write a picture README_WIDTH wide, in as many colours as README_BYTES allow."""
-    picture = Image.open(io.BytesIO(figure)).convert("RGB")
+    picture = read_picture(figure, "its figure")
     picture.thumbnail((README_WIDTH, README_WIDTH), Image.Resampling.LANCZOS)
     for colours in (256, 64, 16):
         file = io.BytesIO()
@@ -153,7 +154,7 @@ def _title(run: Run) -> str:
 def _thumbnail(figure: bytes | None, page: Path, site: Path) -> str:
     if figure is None:
         return ""
-    picture = Image.open(io.BytesIO(figure)).convert("RGBA")
+    picture = read_picture(figure, "its figure")
     picture.thumbnail(THUMBNAIL_SIZE)
     with complete_file(page.with_suffix(".png")) as part:
         picture.save(part)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from rolloutlib.files.complete import complete_file
+from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.tiny.scenes import Question
 
 
@@ -134,7 +135,8 @@ def generate_answers(
             content = [{"type": "image"}, {"type": "text", "text": question}]
             turns = [{"role": "user", "content": content}]
             prompts.append(processor.apply_chat_template(turns, add_generation_prompt=True))
-        inputs = processor(images=list(pictures), text=prompts, padding=True, return_tensors="pt")
+        pictures = list(map(upright_rgb, pictures))
+        inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = ids[:, inputs["input_ids"].shape[1] :]
         answers += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

@@ -49,6 +49,25 @@ def picture():
     return file.getvalue()
 
 
+def test_a_large_picture_is_kept_smaller(panel):
+    file = io.BytesIO()
+    Image.new("RGB", (6000, 3000), "red").save(file, "png")
+    upload(panel, file.getvalue())
+    panel.prompt.value = QUESTION
+    panel.ask.click()
+    [explorer] = panel.explored.children
+    assert [kept.size for kept in explorer._pictures] == [(4096, 2048)]
+
+
+def test_a_picture_that_is_too_large_is_named(panel):
+    file = io.BytesIO()
+    Image.new("1", (10_000, 6_000)).save(file, "png")
+    upload(panel, file.getvalue(), "large.png")
+    panel.prompt.value = QUESTION
+    panel.ask.click()
+    assert "got 10,000x6,000" in panel.status.value and not panel.explored.children
+
+
 def test_asking_shows_the_answer_and_its_explorer(panel):
     upload(panel, picture())
     panel.prompt.value = QUESTION
@@ -79,7 +98,7 @@ def test_a_new_answer_takes_the_place_of_the_old(panel):
         (
             b"words",
             QUESTION,
-            "not be answered: expected a picture, got notes.txt (5 bytes): not in",
+            "not be answered: expected a picture, got notes.txt (5 bytes): not PNG",
         ),
         (None, QUESTION, "The picture is missing."),
         (picture(), " ", "The question is missing."),

@@ -17,6 +17,7 @@ from rolloutlib import explore, load_model, rollout_rows, through_tower
 from rolloutlib.explorer.answers import explore_clip
 from rolloutlib.explorer.maps import Heatmaps, Mark
 from rolloutlib.explorer.widget import COLOURS, Explorer
+from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
 from rolloutlib.overlay import overlay
 
@@ -189,6 +190,23 @@ def test_saved_picture_is_the_overlay_of_the_pinned_words(tmp_path, pinned, comb
     look["blur_tokens"] = look.pop("blur")
     saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png")))
     np.testing.assert_array_equal(saved, overlay(PICTURE, heatmap, VIEW, **look))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_maps_lie_on_the_picture_that_the_model_saw(tmp_path, mode):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    levels = np.linspace(0, 65535, 30 * 60).astype(np.uint16).reshape(30, 60)
+    stored = Image.fromarray(levels if mode == "I;16" else levels.astype(np.uint8)).convert(mode)
+    stored.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    explorer = Explorer([Image.open(file)], [VIEW], WORDS, {"": {"": MAPS}}, opacity=0.0)
+    seen = upright_rgb(Image.open(file))
+    assert seen.size == (60, 30)
+    with Image.open(explorer.save(tmp_path / "saved.png")) as saved:
+        np.testing.assert_array_equal(np.asarray(saved), np.asarray(seen))
+    [sent] = explorer.maps.pictures
+    assert (sent["width"], sent["height"]) == (60, 30)
+    assert np.abs(np.asarray(Image.open(io.BytesIO(sent["data"]))).astype(int) - seen).mean() < 5
 
 
 def test_a_word_that_is_not_there_cannot_be_pinned():

@@ -1,3 +1,4 @@
+import io
 import shutil
 
 import numpy as np
@@ -254,3 +255,44 @@ def test_nothing_generated_is_an_error(llava, picture):
 def test_several_sequences_are_refused(llava, picture):
     with pytest.raises(ValueError, match="one generated sequence, got 2"):
         llava.generate(picture, QUESTION, max_new_tokens=2, num_beams=2, num_return_sequences=2)
+
+
+@pytest.mark.parametrize("save", [save_small_llava, save_small_fuyu, save_small_qwen3_vl])
+@pytest.mark.parametrize("size", [(3000, 1), (1, 10_000), (12_010, 60)])
+def test_an_elongated_picture_is_refused_before_it_is_resized(save, size, tmp_path, monkeypatch):
+    model = load_model(save(tmp_path), dtype="float32")
+    monkeypatch.setattr(type(model.model), "generate", None)
+    with pytest.raises(ValueError, match=f"200 times as long as wide, got {size[0]}x{size[1]}"):
+        model.generate(Image.new("RGB", size), QUESTION)
+
+
+@pytest.mark.parametrize("save", [save_small_llava, save_small_fuyu, save_small_qwen3_vl])
+@pytest.mark.parametrize("size", [(6000, 33), (33, 6000)])
+def test_a_long_picture_is_answered(save, size, tmp_path):
+    model = load_model(save(tmp_path), dtype="float32")
+    answer = model.generate(
+        Image.new("RGB", size, "red"), QUESTION, max_new_tokens=1, min_new_tokens=1
+    )
+    assert answer.image.view.picture == size[::-1]
+
+
+def test_the_model_sees_the_picture_upright_and_wide_grey_scaled(llava, answer, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    levels = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    plain = picture.convert("L").convert("RGB")
+    for name, grey in {
+        "16": levels,
+        "12": levels // 16,
+        "fractions": levels / np.float32(65535),
+    }.items():
+        file = io.BytesIO()
+        Image.fromarray(grey).transpose(Image.Transpose.ROTATE_90).save(file, "TIFF", exif=exif)
+        [given, expected] = (llava.prepare([p], QUESTION) for p in (Image.open(file), plain))
+        difference = given["pixel_values"] - expected["pixel_values"]
+        assert difference.abs().max() < 0.03, name
+
+
+def test_no_picture_is_named(llava):
+    with pytest.raises(ValueError, match="expected at least one picture, got none"):
+        llava.generate([], QUESTION)

@@ -348,6 +348,18 @@ def test_frames_of_different_sizes_are_named(qwen, pictures):
         qwen.generate(pictures, "what", frame_rate=2.0)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_video_of_too_few_frames_is_named(qwen, pictures, count):
+    with pytest.raises(ValueError, match=r"at least (2 frames, got 1|one picture, got none)"):
+        qwen.generate(pictures[:1] * count, "what", frame_rate=2.0)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_frame_rate_is_above_zero(qwen, pictures, rate):
+    with pytest.raises(ValueError, match=f"frame_rate must be above 0 .* got {rate}"):
+        qwen.generate(pictures[:1] * 4, "what", frame_rate=rate)
+
+
 def test_a_model_without_video_says_so(tmp_path, pictures):
     llava = load_model(save_small_llava(tmp_path))
     with pytest.raises(ValueError, match="expected a model that takes video, got llava"):
