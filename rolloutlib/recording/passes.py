@@ -81,8 +81,9 @@ def takes_less_fused(call: object) -> bool:
 @vanishing_flushed()
 def fused(layer: RecordedLayer, rows: range, how: str) -> FusedLayer:
     """Some rows of a layer with its heads fused."""
-    some = torch.arange(rows.start, rows.stop).split(PART)
-    return FusedLayer(layer.name, how, tuple(layer.fused(part, how) for part in some))
+    every = torch.arange(rows.start, rows.stop)
+    parts = tuple(layer.fused(part, how) for part in every.split(PART))
+    return FusedLayer(layer.name, how, parts, layer.visible(every))
 
 
 def continued(first: FusedLayer, whole: RecordedLayer) -> FusedLayer:
@@ -90,7 +91,9 @@ def continued(first: FusedLayer, whole: RecordedLayer) -> FusedLayer:
     rows = range(first.shape[1], whole.shape[1])
     if not rows:
         return first
-    return replace(first, parts=first.parts + fused(whole, rows, first.head_fusion).parts)
+    later = fused(whole, rows, first.head_fusion)
+    counts = torch.cat([first.counts, later.counts], 1)
+    return replace(first, parts=first.parts + later.parts, counts=counts)
 
 
 def _whole_sequence(*calls: RecordedLayer | Continued) -> RecordedLayer:
