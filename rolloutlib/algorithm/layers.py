@@ -119,6 +119,11 @@ def layers_from(
     for number, given in enumerate(layers):
         layer = given if isinstance(given, Layer) else DenseLayer(given)
         name, before = getattr(layer, "name", name), name
+        if square and getattr(layer, "crosses", False):
+            raise ValueError(
+                f"layer {number} ({name}) attends to another sequence; a rollout needs layers over "
+                "one sequence"
+            )
         if square and numberless(name or "") != numberless(before or name or ""):
             raise ValueError(
                 f"layer {number} is {name} after {before}; a rollout needs the layers of one stack "

@@ -27,6 +27,7 @@ from rolloutlib.recording.passes import (
     one_pass,
     takes_less_fused,
 )
+from rolloutlib.recording.recorded import RecordedLayer
 
 PARTS = ("vision", "language", "audio", "encoder", "cross")
 OR_A_PART = "To record a part of a model, pass that submodule to record_attention."
@@ -94,10 +95,13 @@ class Recording:
             raise KeyError(
                 f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}"
             )
+        crossing = self._stack("cross")
         for name in names:  # each layer's calls are freed as soon as they are joined
             whole = one_pass(self._calls[name])
             if name in self._fused:
                 whole = continued(self._fused.pop(name), whole)
+            if name in crossing and isinstance(whole, RecordedLayer):
+                whole = replace(whole, crosses=True)
             self._calls[name] = [whole]
         return [self._calls[name][0] for name in names]
 
@@ -125,8 +129,8 @@ class Recording:
         skipped = list(layers_without_attention(self.model, self.names))
         if skipped:
             raise RuntimeError(
-                f"expected attention in every layer of a stack, got {len(skipped)} layers that mix "
-                f"tokens in another way: {_first_five(skipped)}. {OR_A_PART}"
+                "expected layers in which tokens pass on information by attention alone, got "
+                f"{len(skipped)} others in the same stack: {_first_five(skipped)}. {OR_A_PART}"
             )
 
 
@@ -141,10 +145,11 @@ def attention_modules(model: torch.nn.Module) -> list[str]:
 
 
 def layers_without_attention(model: torch.nn.Module, names: list[str]) -> Iterator[str]:
-    """Path and class of each layer of a stack that mixes tokens in another way than attention.
+    """Path and class of each layer of a stack that does something else than attend.
 
     A stack is a ModuleList, itself in no other, some of whose layers hold recorded modules. The
-    other layers are found, and in a language model those with a convolution beside the attention.
+    other layers are found, those that shift tokens from window to window, as in Swin, and in a
+    language model those with a convolution beside the attention.
 
     names: of the modules that were recorded.
     """
@@ -157,7 +162,8 @@ def layers_without_attention(model: torch.nn.Module, names: list[str]) -> Iterat
         for number, layer in enumerate(stack if own else ()):
             here = f"{path}.{number}"
             attending = [name for name in own if name == here or name.startswith(f"{here}.")]
-            if not attending or (spoken and _convolves(layer, here, attending)):
+            shifts = any(getattr(module, "shift_size", 0) for module in layer.modules())
+            if not attending or shifts or (spoken and _convolves(layer, here, attending)):
                 yield f"{here} ({type(layer).__name__})"
 
 
@@ -165,6 +171,12 @@ def _convolves(layer: torch.nn.Module, path: str, attending: list[str]) -> bool:
     """Whether a layer of this path has a convolution outside of its attention modules."""
     found = (f"{path}.{n}" for n, m in layer.named_modules() if isinstance(m, torch.nn.Conv1d))
     return any(not name.startswith(tuple(f"{each}." for each in attending)) for name in found)
+
+
+def _takes(model: torch.nn.Module) -> set[str]:
+    """The modalities that a transformers model says it takes; none for other modules."""
+    takes = getattr(model, "input_modalities", ())
+    return {takes} if isinstance(takes, str) else set(takes)
 
 
 def modality(model: torch.nn.Module, name: str) -> str:
@@ -181,15 +193,14 @@ def modality(model: torch.nn.Module, name: str) -> str:
     outer = around[0]
     towers = {"audio": outer.get_encoder("audio"), "vision": outer.get_encoder("image")}
     parts = {id(module): part for part, module in towers.items() if module is not outer}
-    takes = outer.input_modalities
+    takes = _takes(outer)
     if _reads_tokens(outer):
         reader = outer.get_decoder()
         parts = {id(reader): "encoder", id(_innermost_decoder(reader)): "language"} | parts
-        declared = (getattr(module, "input_modalities", None) for module in reversed(around))
-        takes = next(filter(None, declared))
+        takes = next(filter(None, map(_takes, reversed(around))))
     other = "encoder"
-    if takes != ("text",):
-        other = "vision" if {"image", "video"} & set(outer.input_modalities) else "audio"
+    if takes != {"text"}:
+        other = "vision" if {"image", "video"} & _takes(outer) else "audio"
     return next((parts[id(m)] for m in reversed(around) if id(m) in parts), other)
 
 
@@ -200,10 +211,11 @@ def _innermost_decoder(model: torch.nn.Module) -> torch.nn.Module:
 
 def _reads_tokens(model: torch.nn.Module) -> bool:
     """Whether a transformers model takes text; many towers inherit the claim that they do."""
-    if "text" not in model.input_modalities:
-        return False
+    if _takes(model) == {"text"}:
+        return True
     try:
-        return isinstance(model.get_input_embeddings(), torch.nn.Embedding)
+        embedding = model.get_input_embeddings()
+        return "text" in _takes(model) and isinstance(embedding, torch.nn.Embedding)
     except NotImplementedError:
         return False
 

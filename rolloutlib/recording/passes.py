@@ -32,8 +32,8 @@ def one_pass(calls: list[Layer | Continued]) -> Layer:
     """Join these calls of one module into a layer: one call, a call and those that continued it,
     or the blocks of one pass.
 
-    A module that attends block by block splits one tensor, so the queries of its blocks share
-    memory. The queries of another pass lie elsewhere, because all of them are kept.
+    A module that attends block by block splits one tensor, so the queries of its blocks follow each
+    other in memory. Those of another pass lie elsewhere, because all of them are kept.
     """
     if len(calls) == 1:
         return calls[0]
@@ -45,14 +45,22 @@ def one_pass(calls: list[Layer | Continued]) -> Layer:
             "pass over the whole sequence, about one picture (several pictures, or a video's time "
             "steps, attend one at a time)"
         )
-    recorded = all(isinstance(call, RecordedLayer) for call in calls)
-    passes = {call.query.untyped_storage().data_ptr() for call in calls} if recorded else calls
-    if len(passes) > 1 or any(call.shape[1] != call.shape[2] for call in calls):
+    if not _are_blocks(calls):
         raise ValueError(
             f"{calls[-1].name} ran {len(calls)} times while recording, expected once or a cache "
-            "that grows: record one pass over the whole sequence, after generation"
+            "that grows: record one pass over the whole sequence, after generation (a module that "
+            "attends several times in a pass, as in ALBERT or DiffLlama, is no layer of a stack)"
         )
     return RecordedBlocks(calls[0].name, tuple(calls))
+
+
+def _are_blocks(calls: list[Layer | Continued]) -> bool:
+    """Whether these calls are about consecutive pieces of one sequence, each only about itself."""
+    if not all(isinstance(c, RecordedLayer) and c.shape[1] == c.shape[2] for c in calls):
+        return False
+    first, step = calls[0].query, calls[0].query.stride(2) * calls[0].query.itemsize
+    starts = accumulate((call.shape[1] * step for call in calls), initial=first.data_ptr())
+    return all(call.query.data_ptr() == start for call, start in zip(calls, starts, strict=False))
 
 
 def continues(earlier: object, call: object) -> bool:

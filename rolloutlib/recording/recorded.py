@@ -160,9 +160,13 @@ class Call:
 
 @dataclass(frozen=True)
 class RecordedLayer(Call):
-    """One attention layer of one pass: the call that the module of this name made."""
+    """One attention layer of one pass: the call that the module of this name made.
+
+    crosses: whether its keys come from another sequence than its queries.
+    """
 
     name: str = field(kw_only=True)
+    crosses: bool = field(default=False, kw_only=True)
 
     @classmethod
     def of(cls, call: Call, name: str) -> "RecordedLayer":
