@@ -132,7 +132,8 @@ def layers_from(
         if square and layer.shape[1] != layer.shape[2]:
             raise ValueError(
                 f"layer {number} has {layer.shape[1]} queries and {layer.shape[2]} keys; a rollout "
-                "needs square attention (of one pass over the whole sequence, without a cache)"
+                "needs square attention (of one pass over the whole sequence, without a cache or "
+                "logits_to_keep)"
             )
         expected = expected or layer.shape
         if layer.shape != expected:

@@ -108,6 +108,12 @@ def _whole_sequence(*calls: RecordedLayer | Continued) -> RecordedLayer:
     """Join a prompt's call and those that continue it into one pass over the whole sequence."""
     *before, last = calls
     ends = list(accumulate(call.query.shape[2] for call in calls))
+    if ends[-1] != last.shape[2]:
+        raise ValueError(
+            f"{last.name} computed {ends[-1]} of {last.shape[2]} rows while recording, as where the "
+            "cache began earlier, or where Gemma 4 shares keys and skips rows: record one pass over "
+            "the whole sequence, after generation and without logits_to_keep"
+        )
     for call, end in zip(before, ends, strict=False):
         if not torch.equal(last.key[:, :, end - 1 : end], call.last_key):
             raise ValueError(
