@@ -39,9 +39,8 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
     try:
         config = PeftConfig.from_pretrained(folder)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{folder / FILES[0]}: expected PEFT's settings, got: {error!r}"
-        ) from error
+        file = folder / FILES[0]
+        raise ValueError(f"{file}: expected PEFT's settings, got {error!r}") from error
 
     def misfit(why: str) -> ValueError:
         return ValueError(
@@ -50,7 +49,8 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
         )
 
     if config.peft_type != PeftType.LORA:
-        raise ValueError(f"expected a LoRA adapter, got {config.peft_type.value} in {adapter_id}")
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ValueError(f"expected a LoRA adapter, got {kind} in {adapter_id}")
     made_for = (config.auto_mapping or {}).get("base_model_class", type(model).__name__)
     if made_for != type(model).__name__:
         raise misfit(f"it was made for a {made_for}")
@@ -67,13 +67,13 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
         names = result.missing_keys or result.unexpected_keys
         raise misfit(f"it {what} {', '.join(names)}")
     changed = [name for name, weight in own.items() if _sum(weight) != sums[name]]
-    if changed or config.layer_replication:
+    if changed:
+        how = f"bias={config.bias!r}, init_lora_weights={config.init_lora_weights!r}"
         raise ValueError(
             "expected a LoRA adapter beside the base model's own weights, got one that changes "
-            f"{', '.join(changed[:3]) or 'the number of layers'} in {adapter_id} "
-            f"(bias={config.bias!r}, init_lora_weights={config.init_lora_weights!r}): switched off, "
-            "it would not be the base model (PEFT converts PiSSA, OLoRA and the like with "
-            "save_pretrained(path_initial_model_for_weight_conversion=…))"
+            f"{', '.join(changed[:3])} in {adapter_id} ({how}): without it, the model would not be "
+            "the base model (PEFT converts PiSSA and OLoRA, see "
+            "path_initial_model_for_weight_conversion)"
         )
     return adapted.eval()
 

@@ -261,6 +261,16 @@ def test_a_lora_that_changes_the_base_is_refused(biased, tmp_path, settings, wha
         load_model(biased, dtype="float32", adapter_id=adapter)
 
 
+@pytest.mark.parametrize("start", ["corda", "loftq"])
+def test_a_lora_that_needs_more_than_its_folder_is_refused(qwen, lora, tmp_path, start):
+    copy = shutil.copytree(lora, tmp_path / "begun")
+    config = json.loads((copy / "adapter_config.json").read_text())
+    settings = {"init_lora_weights": start, "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    (copy / "adapter_config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(ValueError, match=r"expected an adapter for .*begun.*PEFT says"):
+        load_model(qwen, adapter_id=copy)
+
+
 @pytest.mark.parametrize("settings", ["{}", "{", "[]", '{"peft_type": "LORA", "r": []}'])
 def test_broken_settings_of_an_adapter_are_named(qwen, lora, tmp_path, settings):
     copy = shutil.copytree(lora, tmp_path / "broken")
