@@ -17,7 +17,7 @@ import torch
 
 from rolloutlib.algorithm.attention import require_fusion
 from rolloutlib.algorithm.layers import Layer, numberless
-from rolloutlib.recording.interface import noted_by, recording_attention, weights_noted
+from rolloutlib.recording.interface import Note, noted_by, recording_attention, weights_noted
 from rolloutlib.recording.kinds import FusedLayer, RecordedWeights
 from rolloutlib.recording.passes import (
     Continued,
@@ -29,6 +29,7 @@ from rolloutlib.recording.passes import (
 )
 from rolloutlib.recording.recorded import RecordedLayer
 
+MAIN_INPUTS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
 PARTS = ("vision", "language", "audio", "encoder", "cross")
 OR_A_PART = "To record a part of a model, pass that submodule to record_attention."
 
@@ -116,22 +117,30 @@ class Recording:
         return layers
 
     def require_complete(self) -> None:
-        """Raise a RuntimeError that names the attention modules that were not captured, and layers
-        without attention between those that attend."""
-        missing = [name for name in attention_modules(self.model) if name not in self._calls]
-        if missing or not self._calls:
-            named = _first_five(missing) or "no class of the model is named …Attention"
-            raise RuntimeError(
-                f"captured {len(self._calls)} attention modules, missing {len(missing)}: {named}. "
-                "They did not run, or compute attention outside of transformers' "
-                f"AttentionInterface and nn.MultiheadAttention. {OR_A_PART}"
-            )
-        skipped = list(layers_without_attention(self.model, self.names))
-        if skipped:
-            raise RuntimeError(
-                "expected layers in which tokens pass on information by attention alone, got "
-                f"{len(skipped)} others in the same stack: {_first_five(skipped)}. {OR_A_PART}"
-            )
+        """Raise a RuntimeError as the function `require_complete` does."""
+        require_complete(self.model, self.names)
+
+
+def require_complete(model: torch.nn.Module, names: list[str]) -> None:
+    """Raise a RuntimeError that names the attention modules that were not captured, and layers
+    without attention between those that attend.
+
+    names: of the modules that were recorded.
+    """
+    missing = [name for name in attention_modules(model) if name not in names]
+    if missing or not names:
+        named = _first_five(missing) or "no class of the model is named …Attention"
+        raise RuntimeError(
+            f"captured {len(names)} attention modules, missing {len(missing)}: {named}. "
+            "They did not run, or compute attention outside of transformers' "
+            f"AttentionInterface and nn.MultiheadAttention. {OR_A_PART}"
+        )
+    skipped = list(layers_without_attention(model, names))
+    if skipped:
+        raise RuntimeError(
+            "expected layers in which tokens pass on information by attention alone, got "
+            f"{len(skipped)} others in the same stack: {_first_five(skipped)}. {OR_A_PART}"
+        )
 
 
 def _first_five(names: list[str]) -> str:
@@ -174,9 +183,13 @@ def _convolves(layer: torch.nn.Module, path: str, attending: list[str]) -> bool:
 
 
 def _takes(model: torch.nn.Module) -> set[str]:
-    """The modalities that a transformers model says it takes; none for other modules."""
+    """The modalities that a transformers model says it takes; none for other modules.
+
+    Text alone is the default, so the name of the model's main input counts as well.
+    """
     takes = getattr(model, "input_modalities", ())
-    return {takes} if isinstance(takes, str) else set(takes)
+    takes = {takes} if isinstance(takes, str) else set(takes)
+    return {MAIN_INPUTS.get(model.main_input_name, "text")} if takes == {"text"} else takes
 
 
 def modality(model: torch.nn.Module, name: str) -> str:
@@ -252,10 +265,17 @@ def record_attention(
     if head_fusion is not None:
         require_fusion(head_fusion)
     recording = Recording(model, head_fusion)
-
-    def note_weights(module, weights):
-        recording.note(module, partial(RecordedWeights, weights=weights.detach()))
-
-    with noted_by(recording_attention, model, recording.note), weights_noted(model, note_weights):
+    with attention_noted(model, recording.note):
         yield recording
     recording.require_complete()
+
+
+@contextmanager
+def attention_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
+    """Inside the block, `note` is given every attention call of the model."""
+
+    def note_weights(module, weights):
+        note(module, partial(RecordedWeights, weights=weights.detach()))
+
+    with noted_by(recording_attention, model, note), weights_noted(model, note_weights):
+        yield

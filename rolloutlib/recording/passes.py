@@ -111,8 +111,8 @@ def _whole_sequence(*calls: RecordedLayer | Continued) -> RecordedLayer:
     if ends[-1] != last.shape[2]:
         raise ValueError(
             f"{last.name} computed {ends[-1]} of {last.shape[2]} rows while recording, as after an "
-            "earlier cache, or in layers of Gemma 4 that share keys: record one pass over the whole "
-            "sequence, after generation and without logits_to_keep"
+            "earlier cache, or where layers share keys as in Gemma 4: record one pass over the "
+            "whole sequence, after generation and without logits_to_keep"
         )
     for call, end in zip(before, ends, strict=False):
         if not torch.equal(last.key[:, :, end - 1 : end], call.last_key):
