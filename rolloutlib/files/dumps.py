@@ -7,6 +7,7 @@ Nothing is ever unpickled: a file from somebody else can hold only numbers, neve
 """
 
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.complete import complete_file
 
 KEY, META = "attention_weights", ".meta.json"
+MOST, MOST_META = 2**30, 2**20  # bytes of one array, and of its further information
 NAME = re.compile(
     r"video_(?P<video>.+)_frames(?P<first>\d+)-(?P<last>\d+)"
     r"_refiner_temporal_layer_(?P<layer>\d+)_attn\.npz"
@@ -128,21 +130,30 @@ def _one_stretch(found: Mapping, frames: Sequence[int] | None, what: str) -> tup
 
 
 def _read_meta(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    size = path.stat().st_size
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        size = path.stat().st_size
+        if size > MOST_META:
+            raise ValueError(f"the most is {MOST_META}")
+        meta = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {size} bytes: {error}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path}: expected names and values, got a {type(meta).__name__}")
+    return meta
 
 
 def read_array(path: str | Path, key: str) -> np.ndarray:
     """Read one array of numbers from an `.npz` file.
 
     Raises ValueError, which names the file, if it is empty, cut short, altered or pickled, has no
-    such key, or holds anything but floats, finite and 0 or more.
+    such key, or holds anything but floats, finite and 0 or more, of 1 GiB at most. Kind and size
+    are read from the array's header before its numbers.
     """
     path = Path(path)
     try:
+        _require_moderate(path, key)
         with np.load(path, allow_pickle=False) as file:
             names, array = file.files, file[key] if key in file.files else None
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
@@ -158,6 +169,23 @@ def read_array(path: str | Path, key: str) -> np.ndarray:
             f"{array.shape}, or numbers outside that range"
         )
     return array
+
+
+def _require_moderate(path: Path, key: str) -> None:
+    """Raise a ValueError if the header of an array promises too much."""
+    with zipfile.ZipFile(path) as file:
+        member = f"{key}.npy"
+        if member not in file.namelist():
+            return
+        with file.open(member) as start:
+            version = np.lib.format.read_magic(start)
+            read = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                read = np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(start)
+    size = math.prod(shape) * dtype.itemsize
+    if size > MOST:
+        raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, the most is {MOST}")
 
 
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> Path:

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import dropwhile
 
 import torch
+from transformers import PreTrainedModel
 
 from rolloutlib.algorithm.attention import require_fusion
 from rolloutlib.algorithm.layers import Layer, numberless
@@ -200,7 +201,7 @@ def modality(model: torch.nn.Module, name: str) -> str:
     """
     path = name.split(".")
     around = [model.get_submodule(".".join(path[:length])) for length in range(len(path) + 1)]
-    around = list(dropwhile(lambda module: not hasattr(module, "get_decoder"), around))
+    around = list(dropwhile(lambda module: not isinstance(module, PreTrainedModel), around))
     if not around:
         return "language"
     outer = around[0]

@@ -179,6 +179,32 @@ def test_receptive_field_without_a_residual_leaves_rows_unnormalized():
     assert (rollout(layers, residual=0, receptive_field=True).sum(-1)[1:] < sums[1:]).all()
 
 
+def banded(window, hole, seed=3):
+    """Attention of two heads over 8 tokens: each sees the last `window`, but never `hole`."""
+    place = np.arange(8)
+    seen = (place <= place[:, None]) & (place > place[:, None] - window) & (place != hole)
+    seen |= np.eye(8, dtype=bool)
+    attention = np.random.default_rng(seed).random((2, 8, 8)) * seen
+    return attention / attention.sum(-1, keepdims=True), seen.sum(1)
+
+
+@pytest.mark.parametrize(("window", "hole"), [(8, 8), (3, 8), (3, 4), (1, 8)])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_receptive_field_is_what_each_row_sees(window, hole, kind):
+    attention, seen = banded(window, hole)
+    result = rollout([kind(attention)], residual=0, receptive_field=True)
+    np.testing.assert_allclose(result, attention.mean(0) / seen[:, None], rtol=1e-12)
+    rows = rollout_rows([kind(attention)] * 3, [7, 2], residual=0.4, receptive_field=True)
+    whole = reference.products([attention] * 3, residual=0.4, receptive_field=True)[-1]
+    np.testing.assert_allclose(rows, whole[[7, 2]], rtol=1e-12)
+
+
+def test_receptive_field_of_attention_to_all_divides_by_all():
+    [layer] = random_layers(3, depth=1, heads=2, size=5)
+    result = rollout([layer], residual=0, receptive_field=True)
+    np.testing.assert_allclose(result, layer.mean(0) / 5, rtol=1e-12)
+
+
 def test_receptive_field_takes_early_bias_away_from_even_attention():
     size = 40
     even = [np.tril(np.ones((size, size))) / np.arange(1, size + 1)[:, None]] * 6

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from rolloutlib.files import dumps
 from rolloutlib.files.dumps import KEY, dump_path, read_array, read_dump, write_arrays, write_dump
 
 
@@ -110,6 +111,24 @@ def test_arrays_that_are_no_attention_are_refused(tmp_path, array):
     path = write_arrays(tmp_path / "a.npz", **{KEY: array})
     with pytest.raises(ValueError, match="expected floats, finite and 0 or more"):
         read_array(path, KEY)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_array_that_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch, dtype):
+    path = write_arrays(tmp_path / "large.npz", **{KEY: np.ones((9, 9), dtype)})
+    monkeypatch.setattr(dumps, "MOST", 81 * np.dtype(dtype).itemsize)
+    assert read_array(path, KEY).shape == (9, 9)
+    monkeypatch.setattr(dumps, "MOST", 81 * np.dtype(dtype).itemsize - 1)
+    monkeypatch.setattr(np, "load", lambda *a, **k: pytest.fail("the numbers were read"))
+    with pytest.raises(ValueError, match=r"large\.npz: expected arrays .* shape \(9, 9\) takes"):
+        read_array(path, KEY)
+
+
+@pytest.mark.parametrize("text", ["[" * 9000, "[]", '"' + "a" * 2**20 + '"'])
+def test_meta_that_is_no_short_set_of_names_is_named(folder, text):
+    first(folder).with_suffix(".meta.json").write_text(text)
+    with pytest.raises(ValueError, match=r"meta\.json: expected (JSON|names and values), got"):
+        read_dump(folder, "7")
 
 
 def test_layers_whose_frames_differ_are_named(folder):

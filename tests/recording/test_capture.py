@@ -8,8 +8,6 @@ from peft import LoraConfig, get_peft_model
 from recordings import assert_recorded, eager_attention, prompt, record
 from small_llava import WORDS, small_llava
 from transformers import (
-    CONFIG_MAPPING,
-    AutoModel,
     BertConfig,
     BertModel,
     Dinov2Config,
@@ -229,17 +227,6 @@ def test_other_transformers_are_recorded(make):
         expected = model(**inputs, output_attentions=True).attentions
     recording, _ = record(model, inputs)
     assert_recorded(recording[part], expected, atol=1e-6, rtol=0)
-
-
-SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 99}
-TEXT = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
-TOKENS = {"input_ids": torch.arange(3, 27)[None]}
-
-
-def small(kind, **sizes):
-    """A random text model of this kind, of the classes of transformers."""
-    torch.manual_seed(0)
-    return AutoModel.from_config(CONFIG_MAPPING[kind](**sizes)).eval()
 
 
 def test_training_mode_is_refused(llava, inputs):
