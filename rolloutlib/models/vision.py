@@ -69,7 +69,7 @@ def frame_pixels(
 
 
 def stream_attention(
-    model: PreTrainedModel, pixels: Float[torch.Tensor, "frame 3 rows columns"], **inputs
+    model: nn.Module, pixels: Float[torch.Tensor, "frame 3 rows columns"], **inputs
 ) -> Iterator[Layer]:
     """The layers of a vision transformer, first layer first, each computed on request.
 

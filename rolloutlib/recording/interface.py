@@ -135,10 +135,11 @@ def recording_attention(function, module, query, key, value, attention_mask, **h
     call = attention_call(function, module, query.detach(), key.detach(), attention_mask, **how)
     with _FlashKernel() as kernel:
         output = function(module, query, key, value, attention_mask, **how)
+    noted = call
     if attention_mask is None and kernel.logsumexp is not None:
         # A single query of grouped heads reaches the kernel as several queries of its key heads.
-        call = replace(call, logsumexp=kernel.logsumexp.reshape(call.query.shape[:3]))
-    if any([note(module, partial(RecordedLayer.of, call)) for note in active.get()]):
+        noted = replace(call, logsumexp=kernel.logsumexp.reshape(call.query.shape[:3]))
+    if any([note(module, partial(RecordedLayer.of, noted)) for note in active.get()]):
         require_same(module, call, value.detach(), output[0].detach())
     return output
 

@@ -131,9 +131,8 @@ def masked(kind, size):
     return seen, seen
 
 
-@pytest.mark.parametrize("kind", ["boolean", "one for all heads", "added"])
 def windowed(kind):
-    """A mask over 9 tokens of two sequences: the last 4 are seen, and the first of one is hidden."""
+    """A mask over 9 tokens of two items: the last 4 are seen, and the first of one is hidden."""
     place = torch.arange(9)
     seen = (place <= place[:, None]) & (place > place[:, None] - 4)
     seen = seen.expand(2, 1, 9, 9).clone()
@@ -169,6 +168,7 @@ def test_without_a_mask_the_receptive_field_is_all_or_what_came_before(causal):
     assert layer.visible(torch.tensor([0, 2, 5])).tolist() == counts
 
 
+@pytest.mark.parametrize("kind", ["boolean", "one for all heads", "added"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("size", [30, 400])  # all heads at once, and two at a time
 def test_masks_and_caps_are_those_of_the_definition(kind, softcap, size):
