@@ -8,7 +8,8 @@ def transition(layer, head_fusion="mean", residual=0.5, discard_ratio=0.0, recep
     fused = getattr(np.asarray(layer, dtype=np.float64), head_fusion)(axis=0)
     size = len(fused)
     if receptive_field:
-        fused = np.array([row / (seen + 1) for seen, row in enumerate(fused)])
+        seen = (np.asarray(layer) > 0).any(axis=0).sum(axis=1)  # keys that each row sees
+        fused = fused / np.maximum(seen, 1)[:, None]
     if residual > 0:
         fused = (1 - residual) * fused + residual * np.eye(size)
         fused = rows_to_one(fused)

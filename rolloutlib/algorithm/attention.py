@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import Array, consecutive, numpy_too, working_dtype
 
@@ -70,6 +70,13 @@ def merge_heads(
         return attention.mean(-3, dtype=working_dtype(attention.dtype))
     fused = attention.amax(-3) if how == "max" else attention.amin(-3)
     return fused.to(working_dtype(attention.dtype))
+
+
+def attended(
+    attention: Float[torch.Tensor, "*batch head query key"],
+) -> Int[torch.Tensor, "*batch query"]:
+    """How many keys each row attends to with any head: those whose attention is not 0."""
+    return (attention > 0).any(-3).sum(-1)
 
 
 @numpy_too

@@ -34,16 +34,18 @@ def rollout(
     discard_ratio: share of the whole matrix's smallest entries set to 0, in [0, 1); rows of padding
     count too.
     start_layer: the first layer to include, counted from 0.
-    receptive_field: for causal attention, divide row i of the fused attention by the i + 1 tokens
-    that it can see, before the residual: Ā[i] ∝ (1-r)·A[i] / (i+1) + r·I[i]. Abnar & Zuidema
+    receptive_field: divide row i of the fused attention by the n tokens that it can see, before the
+    residual: Ā[i] ∝ (1-r)·A[i] / n + r·I[i]. Of a recorded layer n is what its mask leaves, i + 1
+    if it is causal; of an array, how many keys have attention above 0 in any head. Abnar & Zuidema
     (2020, section 5) propose it for decoders, where paths through many layers end on early tokens.
     Rows of Ā are normalised when the residual is mixed in, so in effect the share of the skip
-    connection grows: from r to r·(i+1) / (r·(i+1) + 1-r), near 1 for late tokens. Without a
-    residual nothing is normalised, rows sum to less than 1, and the first tokens gain instead.
+    connection grows: from r to r·n / (r·n + 1-r), near 1 for late tokens. Without a residual
+    nothing is normalised, rows sum to less than 1, and the first tokens gain instead.
 
     Raises ValueError if there are no layers, if shapes differ or are not square, if attention with
     its heads fused is negative or not finite (`fuse_heads` checks every head, which takes longer),
-    if a setting is out of range, and for `receptive_field` if attention is not causal.
+    if a setting is out of range, and for recorded layers that are not of one stack over one
+    sequence.
 
     >>> import numpy as np
     >>> first = np.array([[1.0, 0.0], [0.5, 0.5]])

@@ -5,10 +5,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import Array, as_tensor, consecutive
-from rolloutlib.algorithm.attention import merge_heads, require_attention
+from rolloutlib.algorithm.attention import attended, merge_heads, require_attention
 
 CHUNK = 192  # query rows per step, at least: enough for fast products
 ENTRIES = 600_000  # or more rows, up to this many entries: 2.4 MB in float32
@@ -25,6 +25,9 @@ class Layer(Protocol):
 
         Keys after the last of the rows may be left out if none of the rows attends to them.
         """
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see."""
 
 
 class DenseLayer:
@@ -52,6 +55,10 @@ class DenseLayer:
         fused = merge_heads(self.heads[:, :, consecutive(rows)], how)
         require_attention(fused)
         return without_unseen(fused, rows)
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows attends to, with any head: a mask leaves zeros."""
+        return attended(self.heads[:, :, consecutive(rows)])
 
     def answer(self, result: Float[torch.Tensor, "batch row key"]) -> Array:
         """Return a result in the form of the input: NumPy or torch, with or without a batch."""
@@ -95,17 +102,38 @@ def without_unseen(
     return fused
 
 
+def numberless(name: str) -> str:
+    """The name of a module without its numbers, the same for all layers of a stack.
+
+    >>> numberless("model.layers.3.self_attn")
+    'model.layers..self_attn'
+    """
+    return ".".join("" if piece.isdigit() else piece for piece in name.split("."))
+
+
 def layers_from(
     layers: Iterable[Array | Layer], start_layer: int, *, square: bool = True
 ) -> Iterator[Layer]:
-    """The layers from `start_layer` on, each checked against the first one's shape."""
-    expected, number = None, -1
+    """The layers from `start_layer` on, each checked against the first one's shape and stack."""
+    expected, number, name = None, -1, None
     for number, given in enumerate(layers):
         layer = given if isinstance(given, Layer) else DenseLayer(given)
+        name, before = getattr(layer, "name", name), name
+        if square and getattr(layer, "crosses", False):
+            raise ValueError(
+                f"layer {number} ({name}) attends to another sequence; a rollout needs layers over "
+                "one sequence"
+            )
+        if square and numberless(name or "") != numberless(before or name or ""):
+            raise ValueError(
+                f"layer {number} is {name} after {before}; a rollout needs the layers of one stack "
+                "over one sequence: choose them by their names"
+            )
         if square and layer.shape[1] != layer.shape[2]:
             raise ValueError(
                 f"layer {number} has {layer.shape[1]} queries and {layer.shape[2]} keys; a rollout "
-                "needs square attention (of one pass over the whole sequence, without a cache)"
+                "needs square attention (of one pass over the whole sequence, without a cache or "
+                "logits_to_keep)"
             )
         expected = expected or layer.shape
         if layer.shape != expected:

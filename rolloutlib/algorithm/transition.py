@@ -126,10 +126,10 @@ class Transition:
     def mixed(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
         """Rows of the fused attention with the residual mixed in."""
         fused = self.layer.fused(rows, self.settings.head_fusion)
-        rows = rows.to(fused.device)
         if self.settings.receptive_field:
-            fused = divide_by_receptive_field(fused, rows)
-        return mix_identity(fused, rows, self.settings.residual)
+            # Rows that see nothing attend evenly to all keys, so they are left as they are.
+            fused = fused / self.layer.visible(rows).clamp(min=1)[..., None]
+        return mix_identity(fused, rows.to(fused.device), self.settings.residual)
 
     def part(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
         """Rows of Ā, at most one tile of them."""
@@ -165,18 +165,3 @@ class Transition:
                 total[..., : part.shape[-1]].baddbmm_(share.to(part), part)
                 del part  # before the next one is made
         return total
-
-
-def divide_by_receptive_field(
-    fused: Float[torch.Tensor, "batch row key"], rows: torch.Tensor
-) -> Float[torch.Tensor, "batch row key"]:
-    """Divide each row of causal attention by the number of keys it can see: i + 1 in row i."""
-    future = torch.arange(fused.shape[-1], device=rows.device) > rows[:, None]
-    ahead = fused.masked_fill(~future, 0).amax()
-    if ahead > 0:
-        raise ValueError(
-            "expected causal attention, the only kind whose receptive field is known to grow with "
-            f"the position, got {ahead:.3g} on a later token (left padding attends to all tokens: "
-            "run prompts of different lengths one at a time)"
-        )
-    return fused / (rows[:, None] + 1)

@@ -7,7 +7,9 @@ Nothing is ever unpickled: a file from somebody else can hold only numbers, neve
 """
 
 import json
+import math
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,11 +22,11 @@ from rolloutlib.files.complete import complete_file
 
 KEY, META = "attention_weights", ".meta.json"
 VIDEO = r"\w[\w .@=+-]{0,99}"  # an id is part of a file's name, and no path
+MOST, MOST_META = 2**30, 2**20  # bytes of one array, and of its further information
 NAME = re.compile(
     rf"video_(?P<video>{VIDEO})_frames(?P<first>\d+)-(?P<last>\d+)"
     r"_refiner_temporal_layer_(?P<layer>\d+)_attn\.npz"
 )
-LARGEST = 2**30  # bytes of an array, uncompressed
 
 
 @dataclass(frozen=True)
@@ -133,25 +135,31 @@ def _one_stretch(found: Mapping, frames: Sequence[int] | None, what: str) -> tup
 
 
 def _read_meta(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    size = path.stat().st_size
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        if size > MOST_META:
+            raise ValueError(f"the most is {MOST_META}")
+        meta = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        size = path.stat().st_size
         raise ValueError(f"{path}: expected JSON, got {size} bytes: {error}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path}: expected names and values, got a {type(meta).__name__}")
+    return meta
 
 
 def read_array(path: str | Path, key: str) -> np.ndarray:
     """Read one array of numbers from an `.npz` file.
 
     Raises ValueError, which names the file, if it is empty, cut short, altered or pickled, has no
-    such key, takes more than 1 GB, or holds anything but floats, finite and 0 or more.
+    such key, or holds anything but floats, finite and 0 or more, of 1 GiB at most. Kind and size
+    are read from the array's header before its numbers.
     """
     path = Path(path)
     try:
+        _require_moderate(path, key)
         with np.load(path, allow_pickle=False) as file:
-            size = sum(one.file_size for one in file.zip.infolist() if one.filename == f"{key}.npy")
-            if size > LARGEST:
-                raise ValueError(f"{key} would take {size} bytes")
             names, array = file.files, file[key] if key in file.files else None
     except FileNotFoundError:
         raise
@@ -166,6 +174,23 @@ def read_array(path: str | Path, key: str) -> np.ndarray:
             f"{array.shape}, or numbers outside that range"
         )
     return array
+
+
+def _require_moderate(path: Path, key: str) -> None:
+    """Raise a ValueError if the header of an array promises too much."""
+    with zipfile.ZipFile(path) as file:
+        member = f"{key}.npy"
+        if member not in file.namelist():
+            return
+        with file.open(member) as start:
+            version = np.lib.format.read_magic(start)
+            read = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                read = np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(start)
+    size = math.prod(shape) * dtype.itemsize
+    if size > MOST:
+        raise ValueError(f"{dtype} of shape {shape} takes {size} bytes, the most is {MOST}")
 
 
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> Path:

@@ -22,8 +22,9 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
     `disable_adapter()` switches the adapter off.
 
     Raises FileNotFoundError if the adapter or its safetensors are unavailable, ValueError for an
-    adapter that is not LoRA and for one that was made for another model: if its class, a layer's
-    name or a weight's shape does not fit. ImportError without PEFT.
+    adapter that is not LoRA, for one that changes the model's own weights, because without it the
+    model would not be the base model, and for one that was made for another model: if its class, a
+    layer's name or a weight's shape does not fit. ImportError without PEFT.
     """
     with needs("lora"):
         from peft import PeftConfig, PeftModel, PeftType
@@ -35,7 +36,11 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
             f"cannot load the adapter {adapter_id}: expected a folder or Hugging Face id with "
             f"{' and '.join(FILES)} (pickled weights are refused). transformers says: {error}"
         ) from error
-    config = PeftConfig.from_pretrained(folder)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        file = folder / FILES[0]
+        raise ValueError(f"{file}: expected PEFT's settings, got {error!r}") from error
 
     def misfit(why: str) -> ValueError:
         return ValueError(
@@ -44,21 +49,38 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
         )
 
     if config.peft_type != PeftType.LORA:
-        raise ValueError(f"expected a LoRA adapter, got {config.peft_type.value} in {adapter_id}")
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ValueError(f"expected a LoRA adapter, got {kind} in {adapter_id}")
     made_for = (config.auto_mapping or {}).get("base_model_class", type(model).__name__)
     if made_for != type(model).__name__:
         raise misfit(f"it was made for a {made_for}")
+    own = dict(model.named_parameters())
+    sums = {name: _sum(weight) for name, weight in own.items()}
     try:
         adapted = PeftModel.from_pretrained(model, folder)
         # Load it again to see what the first call only warns about or ignores.
         result = adapted.load_adapter(folder, "default")
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise misfit(f"PEFT says: {error}") from error
     if result.missing_keys or result.unexpected_keys:
         what = "has no" if result.missing_keys else "also has"
         names = result.missing_keys or result.unexpected_keys
         raise misfit(f"it {what} {', '.join(names)}")
+    changed = [name for name, weight in own.items() if _sum(weight) != sums[name]]
+    if changed:
+        how = f"bias={config.bias!r}, init_lora_weights={config.init_lora_weights!r}"
+        raise ValueError(
+            "expected a LoRA adapter beside the base model's own weights, got one that changes "
+            f"{', '.join(changed[:3])} in {adapter_id} ({how}): without it, the model would not be "
+            "the base model (PEFT converts PiSSA and OLoRA, see "
+            "path_initial_model_for_weight_conversion)"
+        )
     return adapted.eval()
+
+
+def _sum(weight: torch.Tensor) -> float | None:
+    """The sum of all entries, to tell whether any was changed; None for weights not in memory."""
+    return None if weight.is_meta else weight.detach().sum(dtype=torch.float64).item()
 
 
 def load_model(

@@ -6,17 +6,19 @@ Probabilities are recomputed on request. `nn.MultiheadAttention` has no such int
 it for the weights of each head.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import dropwhile
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedModel
 
 from rolloutlib.algorithm.attention import require_fusion
-from rolloutlib.algorithm.layers import Layer
-from rolloutlib.recording.interface import INTERFACE, noted_by, weights_noted
+from rolloutlib.algorithm.layers import Layer, numberless
+from rolloutlib.recording.interface import Note, noted_by, recording_attention, weights_noted
 from rolloutlib.recording.kinds import FusedLayer, RecordedWeights
 from rolloutlib.recording.passes import (
     Continued,
@@ -26,6 +28,11 @@ from rolloutlib.recording.passes import (
     one_pass,
     takes_less_fused,
 )
+from rolloutlib.recording.recorded import RecordedLayer
+
+MAIN_INPUTS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
+PARTS = ("vision", "language", "audio", "encoder", "cross")
+OR_A_PART = "To record a part of a model, pass that submodule to record_attention."
 
 
 class Recording:
@@ -43,14 +50,15 @@ class Recording:
         self._calls: dict[str, list] = {}
         self._fused: dict[str, FusedLayer] = {}  # first calls, whose queries were freed
 
-    def note(self, module: torch.nn.Module, make: Callable[[str], Layer]) -> None:
+    def note(self, module: torch.nn.Module, make: Callable[[str], Layer]) -> bool:
         """Keep one attention call of a module of this model; calls of other models are ignored.
 
-        make: gives the layer that made the call, from the module's name.
+        make: gives the layer that made the call, from the module's name. Says whether it is the
+        first call that is kept of this module.
         """
         name = self._names.get(id(module))
         if name is None:
-            return
+            return False
         calls, call = self._calls.setdefault(name, []), make(name)
         if not calls and self.head_fusion is not None and takes_less_fused(call):
             self._fused[name] = fused(call, range(call.shape[1]), self.head_fusion)
@@ -60,6 +68,7 @@ class Recording:
             last = earlier.key[:, :, -1:].clone()  # not a view, which would keep all keys
             calls.append(Continued(earlier.query, last, earlier.mask, earlier.logsumexp))
         calls.append(call)
+        return len(calls) == 1
 
     @property
     def names(self) -> list[str]:
@@ -67,7 +76,11 @@ class Recording:
         return list(self._calls)
 
     def __getitem__(self, part: str) -> list[Layer]:
-        """The layers of a part: "vision", "language", the path of a module, or "" for all.
+        """The layers of a part: "vision", "language", "audio", the "encoder" of a text, "cross"
+        (from the language to another part), the path of a module, or "" for all.
+
+        A part is one stack of layers: attention beside a stack, as in a pooling head, can be had
+        by its path.
 
         The calls of a generation with a growing cache are joined into one pass over all its
         tokens but the last, which the model never received.
@@ -76,32 +89,63 @@ class Recording:
         than once in any other way: with a cache of fixed size, or one that beam search
         reordered.
         """
-        if part in ("vision", "language"):
-            names = [name for name in self._calls if modality(self.model, name) == part]
+        if part in PARTS:
+            names = self._stack(part)
         else:
             names = [n for n in self._calls if part in ("", n) or n.startswith(f"{part}.")]
         if not names:
             raise KeyError(
                 f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}"
             )
+        crossing = self._stack("cross")
         for name in names:  # each layer's calls are freed as soon as they are joined
             whole = one_pass(self._calls[name])
             if name in self._fused:
                 whole = continued(self._fused.pop(name), whole)
+            if name in crossing and isinstance(whole, RecordedLayer):
+                whole = replace(whole, crosses=True)
             self._calls[name] = [whole]
         return [self._calls[name][0] for name in names]
 
+    def _stack(self, part: str) -> list[str]:
+        """The recorded modules of a part that are layers of a stack, or all if there is none."""
+        side = "language" if part == "cross" else part
+        names = [name for name in self._calls if modality(self.model, name) == side]
+        layers = [name for name in names if numberless(name) != name] or names
+        if side == "language" and layers:  # the same layers may also attend to another sequence
+            [(own, _)] = Counter(map(numberless, layers)).most_common(1)
+            layers = [name for name in layers if (numberless(name) == own) == (part != "cross")]
+        return layers
+
     def require_complete(self) -> None:
-        """Raise a RuntimeError that names the attention modules that were not captured."""
-        missing = [name for name in attention_modules(self.model) if name not in self._calls]
-        if missing or not self._calls:
-            raise RuntimeError(
-                f"captured {len(self._calls)} attention modules, missing {len(missing)}: "
-                f"{', '.join(missing[:5]) or 'no class of the model is named …Attention'}"
-                f"{' …' if len(missing) > 5 else ''}. They did not run, or compute attention "
-                "outside of transformers' AttentionInterface and nn.MultiheadAttention. To record "
-                "a part of a model, pass that submodule to record_attention."
-            )
+        """Raise a RuntimeError as the function `require_complete` does."""
+        require_complete(self.model, self.names)
+
+
+def require_complete(model: torch.nn.Module, names: list[str]) -> None:
+    """Raise a RuntimeError that names the attention modules that were not captured, and layers
+    without attention between those that attend.
+
+    names: of the modules that were recorded.
+    """
+    missing = [name for name in attention_modules(model) if name not in names]
+    if missing or not names:
+        named = _first_five(missing) or "no class of the model is named …Attention"
+        raise RuntimeError(
+            f"captured {len(names)} attention modules, missing {len(missing)}: {named}. "
+            "They did not run, or compute attention outside of transformers' "
+            f"AttentionInterface and nn.MultiheadAttention. {OR_A_PART}"
+        )
+    skipped = list(layers_without_attention(model, names))
+    if skipped:
+        raise RuntimeError(
+            "expected layers in which tokens pass on information by attention alone, got "
+            f"{len(skipped)} others in the same stack: {_first_five(skipped)}. {OR_A_PART}"
+        )
+
+
+def _first_five(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def attention_modules(model: torch.nn.Module) -> list[str]:
@@ -110,18 +154,84 @@ def attention_modules(model: torch.nn.Module) -> list[str]:
     return [name for name in named if not any(other.startswith(f"{name}.") for other in named)]
 
 
-def modality(model: torch.nn.Module, name: str) -> str:
-    """Whether this module belongs to the "vision" or the "language" side of a model.
+def layers_without_attention(model: torch.nn.Module, names: list[str]) -> Iterator[str]:
+    """Path and class of each layer of a stack that does something else than attend.
 
-    The innermost transformers model around it declares its input modalities.
+    A stack is a ModuleList, itself in no other, some of whose layers hold recorded modules. The
+    other layers are found, those that shift tokens from window to window, as in Swin, and in a
+    language model those with a convolution beside the attention.
+
+    names: of the modules that were recorded.
+    """
+    stacks = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
+    for path, stack in stacks.items():
+        if any(path.startswith(f"{other}.") for other in stacks):
+            continue
+        own = [name for name in names if name.startswith(f"{path}.")]
+        spoken = bool(own) and modality(model, own[0]) == "language"
+        for number, layer in enumerate(stack if own else ()):
+            here = f"{path}.{number}"
+            attending = [name for name in own if name == here or name.startswith(f"{here}.")]
+            shifts = any(getattr(module, "shift_size", 0) for module in layer.modules())
+            if not attending or shifts or (spoken and _convolves(layer, here, attending)):
+                yield f"{here} ({type(layer).__name__})"
+
+
+def _convolves(layer: torch.nn.Module, path: str, attending: list[str]) -> bool:
+    """Whether a layer of this path has a convolution outside of its attention modules."""
+    found = (f"{path}.{n}" for n, m in layer.named_modules() if isinstance(m, torch.nn.Conv1d))
+    return any(not name.startswith(tuple(f"{each}." for each in attending)) for name in found)
+
+
+def _takes(model: torch.nn.Module) -> set[str]:
+    """The modalities that a transformers model says it takes; none for other modules.
+
+    Text alone is the default, so the name of the model's main input counts as well.
+    """
+    takes = getattr(model, "input_modalities", ())
+    takes = {takes} if isinstance(takes, str) else set(takes)
+    return {MAIN_INPUTS.get(model.main_input_name, "text")} if takes == {"text"} else takes
+
+
+def modality(model: torch.nn.Module, name: str) -> str:
+    """Which part of a model this module belongs to: "language", "vision", "audio" or "encoder".
+
+    The outermost transformers model around it says which of its parts is the decoder and which
+    are towers. What lies in none is of a tower, or of a text encoder if it takes text only.
     """
     path = name.split(".")
-    for length in range(len(path), -1, -1):
-        module = model.get_submodule(".".join(path[:length]))
-        takes = getattr(module, "input_modalities", None)
-        if takes is not None and isinstance(getattr(module, "config", None), PreTrainedConfig):
-            return "language" if "text" in takes else "vision"
-    return "language"
+    around = [model.get_submodule(".".join(path[:length])) for length in range(len(path) + 1)]
+    around = list(dropwhile(lambda module: not isinstance(module, PreTrainedModel), around))
+    if not around:
+        return "language"
+    outer = around[0]
+    towers = {"audio": outer.get_encoder("audio"), "vision": outer.get_encoder("image")}
+    parts = {id(module): part for part, module in towers.items() if module is not outer}
+    takes = _takes(outer)
+    if _reads_tokens(outer):
+        reader = outer.get_decoder()
+        parts = {id(reader): "encoder", id(_innermost_decoder(reader)): "language"} | parts
+        takes = next(filter(None, map(_takes, reversed(around))))
+    other = "encoder"
+    if takes != {"text"}:
+        other = "vision" if {"image", "video"} & _takes(outer) else "audio"
+    return next((parts[id(m)] for m in reversed(around) if id(m) in parts), other)
+
+
+def _innermost_decoder(model: torch.nn.Module) -> torch.nn.Module:
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return inner if inner is model else _innermost_decoder(inner)
+
+
+def _reads_tokens(model: torch.nn.Module) -> bool:
+    """Whether a transformers model takes text; many towers inherit the claim that they do."""
+    if _takes(model) == {"text"}:
+        return True
+    try:
+        embedding = model.get_input_embeddings()
+        return "text" in _takes(model) and isinstance(embedding, torch.nn.Embedding)
+    except NotImplementedError:
+        return False
 
 
 @contextmanager
@@ -136,8 +246,10 @@ def record_attention(
     rollout(recording["language"])
     ```
 
-    The model computes as under SDPA, whatever its own implementation is. On exit, even after an
-    exception, each part gets its own implementation back. Recorded tensors are detached, not
+    The model computes what it computes without a recording, each part by its own implementation;
+    one other than SDPA or eager is replaced by SDPA and put back on exit, even after an exception.
+    The first call of each module is checked: its output must be what the recorded probabilities
+    give. Recorded tensors are detached, not
     copied, and stay on their device. `nn.MultiheadAttention` modules compute their weights
     explicitly, which may change the last digits of their output; these weights are kept.
 
@@ -147,16 +259,24 @@ def record_attention(
     needs the same head_fusion. None, the default, leaves the choice open.
 
     Raises ValueError if the model, or a part of it, is in training mode (dropout would be recorded
-    as attention) and for an unknown head_fusion; RuntimeError on exit if an attention module was
-    not captured.
+    as attention) and for an unknown head_fusion; RuntimeError if a module computes anything else
+    than softmax(QKᵀ · scaling + mask) · V, and on exit if an attention module was not captured or
+    layers of a stack have no attention.
     """
     if head_fusion is not None:
         require_fusion(head_fusion)
     recording = Recording(model, head_fusion)
-
-    def note_weights(module, weights):
-        recording.note(module, partial(RecordedWeights, weights=weights.detach()))
-
-    with noted_by(INTERFACE, model, recording.note), weights_noted(model, note_weights):
+    with attention_noted(model, recording.note):
         yield recording
     recording.require_complete()
+
+
+@contextmanager
+def attention_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
+    """Inside the block, `note` is given every attention call of the model."""
+
+    def note_weights(module, weights):
+        note(module, partial(RecordedWeights, weights=weights.detach()))
+
+    with noted_by(recording_attention, model, note), weights_noted(model, note_weights):
+        yield

@@ -11,14 +11,17 @@ from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
 from rolloutlib.recording.capture import Recording
-from rolloutlib.recording.interface import active, attention_call, gather, noted_by, weights_noted
+from rolloutlib.recording.interface import (
+    active,
+    attention_call,
+    gather,
+    noted_by,
+    require_same,
+    weights_noted,
+)
 from rolloutlib.recording.kinds import DifferentiableLayer
-
-INTERFACE = "rolloutlib with gradients"
 
 
 @dataclass(frozen=True)
@@ -53,21 +56,24 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
         own = weights if weights._base is None else weights._base
         recording.note(module, partial(DifferentiableLayer, attention=own, heads=module.num_heads))
 
-    with noted_by(INTERFACE, model, recording.note), weights_noted(model, note_weights):
+    with noted_by(_open_attention, model, recording.note), weights_noted(model, note_weights):
         yield recording
     recording.require_complete()
     if not all(layer.attention.requires_grad for layer in recording[""]):
         raise ValueError("expected gradients to be on while recording, got torch.no_grad()")
 
 
-def _open_attention(module, query, key, value, attention_mask, **how):
+def _open_attention(function, module, query, key, value, attention_mask, **how):
     """Compute the attention explicitly and note it in every active recording."""
-    attention = attention_call(module, query, key, attention_mask, **how).probabilities()
+    call = attention_call(function, module, query, key, attention_mask, **how)
+    attention = call.probabilities()
     if torch.is_grad_enabled() and not attention.requires_grad:
         attention.requires_grad_()  # the first layer of a model whose weights are frozen
     layer = partial(DifferentiableLayer, attention=attention, heads=query.shape[1])
-    for note in active.get():
-        note(module, layer)
+    if any([note(module, layer) for note in active.get()]):
+        with torch.no_grad():
+            own, _ = function(module, query, key, value, attention_mask, **how)
+            require_same(module, call, value, own)
     return gather(attention, value), None
 
 
@@ -119,7 +125,3 @@ def gradient_rollout_rows(
     rows = torch.as_tensor(rows, device=weights.device)
     start = torch.nn.functional.one_hot(rows, weights.shape[-1]).to(weights)
     return gradient_rollout(layers, start.expand(len(weights), -1, -1))
-
-
-AttentionInterface.register(INTERFACE, _open_attention)
-AttentionMaskInterface.register(INTERFACE, sdpa_mask)

@@ -1,8 +1,9 @@
 """How a model's attention calls reach a recording."""
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -10,23 +11,27 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from rolloutlib.algorithm.layers import Layer
 from rolloutlib.recording.recorded import Call, RecordedLayer
 
-INTERFACE = "rolloutlib"
+OWN = ("sdpa", "eager", None)  # implementations whose masks and causal rule a recording knows
 
-# Stores what a module attended to: `note(module, make)`, where `make(name)` is the layer.
-Note = Callable[[torch.nn.Module, Callable[[str], Layer]], None]
+# Stores what a module attended to: `note(module, make)`, where `make(name)` is the layer. Says
+# whether it is the first call of that module.
+Note = Callable[[torch.nn.Module, Callable[[str], Layer]], bool]
 active: ContextVar[tuple[Note, ...]] = ContextVar("who notes attention calls", default=())
+_attend: ContextVar[Callable] = ContextVar("how calls are noted")
 
 
 @contextmanager
-def noted_by(interface: str, model: torch.nn.Module, note: Note) -> Iterator[None]:
-    """Inside the block, the model attends through the function of this name, which notes its calls.
+def noted_by(attend: Callable, model: torch.nn.Module, note: Note) -> Iterator[None]:
+    """Inside the block, the model attends through `attend`, which notes its calls.
+
+    Each part keeps its implementation's name, which some models ask for, and `attend` is given the
+    function behind it. Parts with an implementation other than SDPA or eager compute under SDPA.
 
     Raises ValueError if the model, or a part of it, is in training mode.
     """
@@ -36,16 +41,54 @@ def noted_by(interface: str, model: torch.nn.Module, note: Note) -> Iterator[Non
     configs = (getattr(module, "config", None) for module in model.modules())
     distinct = {id(c): c for c in configs if isinstance(c, PreTrainedConfig)}.values()
     before = [(config, config._attn_implementation_internal) for config in distinct]
-    token = active.set((*active.get(), note))
+    tokens = active.set((*active.get(), note)), _attend.set(attend)
     try:
         # The public setter would give every part the same implementation, even if they differ.
-        for config, _ in before:
-            config._attn_implementation_internal = interface
-        yield
+        for config, implementation in before:
+            if implementation not in OWN:
+                config._attn_implementation_internal = "sdpa"
+        with _functions_watched(), _run_as_written(model):
+            yield
     finally:
         for config, implementation in before:
             config._attn_implementation_internal = implementation
-        active.reset(token)
+        active.reset(tokens[0])
+        _attend.reset(tokens[1])
+
+
+class _Watching:
+    """Who watches transformers' attention functions now, and what was there before."""
+
+    lock, count, stock = threading.Lock(), 0, None
+
+
+@contextmanager
+def _functions_watched() -> Iterator[None]:
+    """Inside the block, of this thread or another, noted models attend through `attend`."""
+    with _Watching.lock:
+        if _Watching.count == 0:
+            _Watching.stock = AttentionInterface.get_interface
+            AttentionInterface.get_interface = _watched_function
+        _Watching.count += 1
+    try:
+        yield
+    finally:
+        with _Watching.lock:
+            _Watching.count -= 1
+            if _Watching.count == 0:
+                AttentionInterface.get_interface = _Watching.stock
+
+
+def _watched_function(interface, attn_implementation, default):
+    """The attention function of this name; where a recording is active, calls of it are noted."""
+    function = _Watching.stock(interface, attn_implementation, default)
+    return partial(_attend.get(), function) if active.get() else function
+
+
+def _run_as_written(model: torch.nn.Module) -> AbstractContextManager:
+    """A compiled model runs as it was written: its compiled code never asks for a function."""
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
@@ -87,22 +130,41 @@ def _note_weights(module: torch.nn.MultiheadAttention, note: Callable, hooks: Ex
     hooks.callback(hook.remove)
 
 
-def _recording_attention(module, query, key, value, attention_mask, **how):
-    """Note the call in every active recording; the stock SDPA function computes the output.
-
-    That function cannot cap scores: if they are capped, the noted probabilities compute the output.
-    """
-    call = attention_call(module, query.detach(), key.detach(), attention_mask, **how)
-    if call.softcap is not None:
-        output = gather(call.probabilities(), value), None
-    else:
-        with _FlashKernel() as kernel:
-            output = sdpa_attention_forward(module, query, key, value, attention_mask, **how)
-        if attention_mask is None:
-            call = replace(call, logsumexp=kernel.logsumexp)
-    for note in active.get():
-        note(module, partial(RecordedLayer.of, call))
+def recording_attention(function, module, query, key, value, attention_mask, **how):
+    """Note the call in every active recording; the model's own function computes the output."""
+    call = attention_call(function, module, query.detach(), key.detach(), attention_mask, **how)
+    with _FlashKernel() as kernel:
+        output = function(module, query, key, value, attention_mask, **how)
+    noted = call
+    if attention_mask is None and kernel.logsumexp is not None:
+        # A single query of grouped heads reaches the kernel as several queries of its key heads.
+        noted = replace(call, logsumexp=kernel.logsumexp.reshape(call.query.shape[:3]))
+    if any([note(module, partial(RecordedLayer.of, noted)) for note in active.get()]):
+        require_same(module, call, value.detach(), output[0].detach())
     return output
+
+
+def require_same(
+    module: torch.nn.Module,
+    call: Call,
+    value: Float[torch.Tensor, "_ key_head _ width"],
+    output: Float[torch.Tensor, "batch query head width"],
+) -> None:
+    """Raise a RuntimeError unless the call's probabilities give the output that the model computed.
+
+    Two rows are compared, in the middle and at the end: where they agree, masks, windows, caps and
+    the causal rule are those of the model. Rows that see nothing are left out.
+    """
+    rows = torch.tensor([call.shape[1] // 2, call.shape[1] - 1])
+    expected, actual = gather(call.probabilities(rows), value), output[:, rows]
+    off = (expected - actual.reshape(expected.shape)).abs().amax((2, 3))
+    off = off.masked_fill(call.visible(rows) == 0, 0).amax()
+    allowed = torch.finfo(output.dtype).eps ** 0.5 * value.abs().amax()
+    if not off <= allowed:
+        raise RuntimeError(
+            f"{type(module).__name__} does not compute softmax(QKᵀ · scaling + mask) · V: its "
+            f"output differs by {off:.3g}, so its attention cannot be recorded"
+        )
 
 
 class _FlashKernel(TorchDispatchMode):
@@ -118,6 +180,7 @@ class _FlashKernel(TorchDispatchMode):
 
 
 def attention_call(
+    function: Callable,
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -136,12 +199,16 @@ def attention_call(
             "reproduce; expected softmax(QKᵀ · scaling + mask)"
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    causal = causal and attention_mask is None and query.shape[2] > 1
+    unmasked = attention_mask is None and query.shape[2] > 1
+    causal = causal and unmasked and function is sdpa_attention_forward
+    mask = None if attention_mask is None else attention_mask.detach()
+    if mask is not None:
+        mask = mask.expand(-1, -1, query.shape[2], key.shape[2])
     return Call(
         query=query,
         # Under SDPA's causal rule, keys beyond the last query are empty cache slots.
         key=key[:, :, : query.shape[2]] if causal else key,
-        mask=None if attention_mask is None else attention_mask.detach(),
+        mask=mask,
         causal=causal,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
@@ -156,8 +223,3 @@ def gather(
     each = value.repeat_interleave(attention.shape[1] // value.shape[1], dim=1)
     gathered = attention.to(value.dtype) @ each[:, :, : attention.shape[3]]
     return gathered.transpose(1, 2).contiguous()
-
-
-AttentionInterface.register(INTERFACE, _recording_attention)
-# Without a mask function under the same name, padding would silently be ignored.
-AttentionMaskInterface.register(INTERFACE, sdpa_mask)

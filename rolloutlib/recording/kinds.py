@@ -6,10 +6,10 @@ from itertools import accumulate
 from typing import NoReturn
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import consecutive, working_dtype
-from rolloutlib.algorithm.attention import fuse_heads
+from rolloutlib.algorithm.attention import attended, fuse_heads
 from rolloutlib.recording.recorded import Call, every_or_chosen
 
 
@@ -18,12 +18,13 @@ class FusedLayer:
     """One attention layer of one pass, of which only the head-fused attention was kept.
 
     parts: `[batch row seen]` each, all rows in order, without the keys that no row of the part
-    attends to.
+    attends to.  counts: how many keys each row can see.
     """
 
     name: str
     head_fusion: str
     parts: tuple[Float[torch.Tensor, "batch _ _"], ...]
+    counts: Int[torch.Tensor, "batch query"]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,6 +46,10 @@ class FusedLayer:
             part = self.parts[number][:, consecutive(own)]
             gathered[:, consecutive(ours), : part.shape[2]] = part
         return gathered
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see."""
+        return self.counts[:, rows.to(self.counts.device)]
 
     def probabilities(self, rows: torch.Tensor | list[int] | None = None) -> NoReturn:
         """Raise a ValueError: the attention of single heads was not kept."""
@@ -90,6 +95,10 @@ class _WeightsInMemory:
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
         """The head-fused attention of these query rows."""
         return fuse_heads(self.probabilities(rows), how)
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows attends to, with any head."""
+        return attended(self.weights[:, :, consecutive(rows)])
 
 
 @dataclass(frozen=True)
@@ -144,6 +153,11 @@ class RecordedBlocks:
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row key"]:
         """The head-fused attention of these query rows."""
         return self._gathered(rows, lambda block, own: block.fused(own, how))
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see: those of its block."""
+        counts = [b.visible(torch.arange(b.shape[1])) for b in self.blocks]
+        return torch.cat(counts, 1)[:, rows.to(counts[0].device)]
 
     def _gathered(
         self, rows: torch.Tensor, answer: Callable[[Call, torch.Tensor], torch.Tensor]

@@ -32,8 +32,8 @@ def one_pass(calls: list[Layer | Continued]) -> Layer:
     """Join these calls of one module into a layer: one call, a call and those that continued it,
     or the blocks of one pass.
 
-    A module that attends block by block splits one tensor, so the queries of its blocks share
-    memory. The queries of another pass lie elsewhere, because all of them are kept.
+    A module that attends block by block splits one tensor, so the queries of its blocks follow each
+    other in memory. Those of another pass lie elsewhere, because all of them are kept.
     """
     if len(calls) == 1:
         return calls[0]
@@ -45,14 +45,22 @@ def one_pass(calls: list[Layer | Continued]) -> Layer:
             "pass over the whole sequence, about one picture (several pictures, or a video's time "
             "steps, attend one at a time)"
         )
-    recorded = all(isinstance(call, RecordedLayer) for call in calls)
-    passes = {call.query.untyped_storage().data_ptr() for call in calls} if recorded else calls
-    if len(passes) > 1 or any(call.shape[1] != call.shape[2] for call in calls):
+    if not _are_blocks(calls):
         raise ValueError(
             f"{calls[-1].name} ran {len(calls)} times while recording, expected once or a cache "
-            "that grows: record one pass over the whole sequence, after generation"
+            "that grows: record one pass over the whole sequence, after generation (a module that "
+            "attends several times in a pass, as in ALBERT or DiffLlama, is no layer of a stack)"
         )
     return RecordedBlocks(calls[0].name, tuple(calls))
+
+
+def _are_blocks(calls: list[Layer | Continued]) -> bool:
+    """Whether these calls are about consecutive pieces of one sequence, each only about itself."""
+    if not all(isinstance(c, RecordedLayer) and c.shape[1] == c.shape[2] for c in calls):
+        return False
+    first, step = calls[0].query, calls[0].query.stride(2) * calls[0].query.itemsize
+    starts = accumulate((call.shape[1] * step for call in calls), initial=first.data_ptr())
+    return all(call.query.data_ptr() == start for call, start in zip(calls, starts, strict=False))
 
 
 def continues(earlier: object, call: object) -> bool:
@@ -81,8 +89,9 @@ def takes_less_fused(call: object) -> bool:
 @vanishing_flushed()
 def fused(layer: RecordedLayer, rows: range, how: str) -> FusedLayer:
     """Some rows of a layer with its heads fused."""
-    some = torch.arange(rows.start, rows.stop).split(PART)
-    return FusedLayer(layer.name, how, tuple(layer.fused(part, how) for part in some))
+    every = torch.arange(rows.start, rows.stop)
+    parts = tuple(layer.fused(part, how) for part in every.split(PART))
+    return FusedLayer(layer.name, how, parts, layer.visible(every))
 
 
 def continued(first: FusedLayer, whole: RecordedLayer) -> FusedLayer:
@@ -90,13 +99,21 @@ def continued(first: FusedLayer, whole: RecordedLayer) -> FusedLayer:
     rows = range(first.shape[1], whole.shape[1])
     if not rows:
         return first
-    return replace(first, parts=first.parts + fused(whole, rows, first.head_fusion).parts)
+    later = fused(whole, rows, first.head_fusion)
+    counts = torch.cat([first.counts, later.counts], 1)
+    return replace(first, parts=first.parts + later.parts, counts=counts)
 
 
 def _whole_sequence(*calls: RecordedLayer | Continued) -> RecordedLayer:
     """Join a prompt's call and those that continue it into one pass over the whole sequence."""
     *before, last = calls
     ends = list(accumulate(call.query.shape[2] for call in calls))
+    if ends[-1] != last.shape[2]:
+        raise ValueError(
+            f"{last.name} computed {ends[-1]} of {last.shape[2]} rows while recording, as after an "
+            "earlier cache, or where layers share keys as in Gemma 4: record one pass over the "
+            "whole sequence, after generation and without logits_to_keep"
+        )
     for call, end in zip(before, ends, strict=False):
         if not torch.equal(last.key[:, :, end - 1 : end], call.last_key):
             raise ValueError(

@@ -13,7 +13,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from rolloutlib.algorithm.arrays import consecutive, positions, working_dtype
 from rolloutlib.algorithm.attention import require_fusion
@@ -81,6 +81,19 @@ class Call:
             tile.hide_later(block)
         return fused
 
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see: those that the mask leaves to any head.
+
+        A value added to scores hides a key if it is below half the lowest number of its type.
+        """
+        if self.causal or self.mask is None:
+            count = rows + 1 if self.causal else torch.full_like(rows, self.shape[2])
+            return count.to(self.query.device).expand(self.shape[0], -1)
+        shown = self.mask[:, :, consecutive(rows)]
+        if shown.dtype != torch.bool:
+            shown = shown > torch.finfo(shown.dtype).min / 2
+        return shown.any(1).sum(-1).expand(self.shape[0], -1)
+
     def received(self) -> Float[torch.Tensor, "batch key"]:
         """How much attention each key receives: summed over queries, averaged over heads.
 
@@ -147,9 +160,13 @@ class Call:
 
 @dataclass(frozen=True)
 class RecordedLayer(Call):
-    """One attention layer of one pass: the call that the module of this name made."""
+    """One attention layer of one pass: the call that the module of this name made.
+
+    crosses: whether its keys come from another sequence than its queries.
+    """
 
     name: str = field(kw_only=True)
+    crosses: bool = field(default=False, kw_only=True)
 
     @classmethod
     def of(cls, call: Call, name: str) -> "RecordedLayer":

