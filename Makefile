@@ -14,6 +14,8 @@ TIMEOUT ?= 900
 SPACE ?= 8
 # Notebooks at a time; empty: one for each core, fewer where memory is short.
 JOBS ?=
+# More options for JupyterLab, such as --no-browser.
+LAB ?=
 # Processes that run the tests; each loads PyTorch.
 TESTERS ?= 2
 # The app's port, and its model as the notebooks take it: folders or Hugging Face ids.
@@ -45,8 +47,12 @@ test: $(READY)
 	find notebooks app -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTERS) --dist loadfile
 
+# Kernels talk by sockets in a folder that only this user can read, instead of ports, which all
+# users of the machine can reach. The folder has a short name, as sockets need one.
 lab: $(READY)
-	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks
+	sockets=$$(mktemp -d) && trap 'rm -r "$$sockets"' EXIT && trap : INT TERM && \
+	  JUPYTER_PREFER_ENV_PATH=1 JUPYTER_RUNTIME_DIR="$$sockets" $(BIN)/jupyter lab \
+	  --ip=127.0.0.1 --KernelManager.transport=ipc $(AS_ROOT) $(LAB) notebooks
 
 # What is a folder here has another relative path in app/, where Voilà and its settings are.
 app: $(READY)

@@ -79,8 +79,7 @@ def run_one(
             on_progress=progress.show,
             prints=sys.stdout if echo else None,
         )
-    _finish(run)
-    return 0 if run.ok else 1
+    return 0 if _finish(run) else 1
 
 
 @rollout.command()
@@ -157,10 +156,14 @@ def run_all(folder: Path, out: Path, jobs: int | None, timeout: float | None) ->
     tasks = [(notebook, out / notebook.relative_to(folder)) for notebook in left]
     _check_outputs([output for _, output in tasks], notebooks)
     finished = [*refused, *_run_together(tasks, jobs, timeout)]
-    index = pages.write_site(sorted(finished, key=lambda run: run.notebook), out)
+    lost: list[str] = []
+    finished.sort(key=lambda run: run.notebook)
+    index = pages.write_site(finished, out, complain=lost.append)
     failures = sum(not run.ok for run in finished)
     click.echo(f"{len(finished) - failures} of {len(finished)} notebooks finished; see {index}")
-    return 1 if failures > len(refused) else 2 if refused else 0
+    if failures > len(refused) or lost:
+        return 1
+    return 2 if refused else 0
 
 
 @rollout.command()
@@ -176,10 +179,13 @@ def gallery(outputs: Path, out: Path | None, figures: tuple[Path, Path] | None) 
     """Make a site of all that was executed, sweeps too."""
     site = out or OUTPUTS / "site"
     found = pages.executed_in(outputs, site)
-    click.echo(pages.build_site(found, outputs, site))
+    lost: list[str] = []
+    click.echo(pages.build_site(found, outputs, site, lost.append))
     for figure in pages.write_readme_figures(found, outputs, *figures) if figures else ():
         click.echo(figure)
-    return 0
+    for sentence in lost:
+        _complain(sentence, 1)
+    return 1 if lost else 0
 
 
 def _run_together(
@@ -229,12 +235,18 @@ def _notebooks(folder: Path, out: Path) -> list[Path]:
     return sorted(found)
 
 
-def _finish(run: "runs.Run") -> None:
-    _report(run, str(pages.page_of(run.output)))
+def _finish(run: "runs.Run") -> bool:
+    """Report a run and write its page; whether both are as they should be."""
+    page = pages.page_of(run.output)
+    _report(run, str(page))
+    lost: list[str] = []
     if run.executed:
-        pages.write_page(run.executed)
+        pages.page_or_reason(run, page, complain=lost.append)
     if run.ok:
         pages.page_of(runs.failed_output(run.output)).unlink(missing_ok=True)
+    for sentence in lost:
+        _complain(sentence, 1)
+    return run.ok and not lost
 
 
 def _report(run: "runs.Run", page: str = "") -> None:

@@ -1,7 +1,7 @@
 """Controls for settings, with a figure that follows; a still figure where controls do not work."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from matplotlib.figure import Figure
 
@@ -81,3 +81,13 @@ def controls(depth: int, first: Settings) -> dict[str, ipywidgets.Widget]:
     for name, control in controls.items():
         control.value, control.disabled = getattr(first, name), True
     return controls
+
+
+def parts(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    """A widget, its layout and style, and those of all widgets in it."""
+    yield widget
+    for name in ("layout", "style"):
+        if part := getattr(widget, name, None):
+            yield part
+    for child in getattr(widget, "children", ()):
+        yield from parts(child)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from rolloutlib.algorithm.transition import Settings
 from rolloutlib.explorer.browser import STYLE, joined_module
-from rolloutlib.explorer.controls import controls
+from rolloutlib.explorer.controls import controls, parts
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
@@ -162,11 +162,13 @@ class Explorer(ipywidgets.VBox):
         return self.selected or list(range(self.maps.prompt, len(self.maps.words)))
 
     def close(self) -> None:
-        """Remove all parts from the browser and from memory."""
-        for child in self.children:
-            for part in getattr(child, "children", ()):
-                part.close()
-            child.close()
+        """Remove all parts from the browser, and maps, pictures and the recording from memory."""
+        for widget in parts(self):
+            widget.unobserve_all()
+            if widget is not self:
+                widget.close()
+        self._pictures, self._small, self._panels, self._rows = [], [], {}, {}
+        self._compute = lambda settings: {}
         super().close()
 
     def figure(self) -> Figure:

@@ -4,6 +4,9 @@ The site opens from the disk and makes no request to a network.
 """
 
 import io
+import re
+import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,23 +14,20 @@ from typing import NamedTuple
 import pandas as pd
 from PIL import Image
 
-from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file, write_text
 from rolloutlib.files.pictures import read_picture
-from rolloutlib.pages.page import TEMPLATES, Contents, links_from, page_of, relative, write_page
+from rolloutlib.pages.page import PAGES, Contents, links_from, page_of, relative, write_page
 from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.results import read_table, varied_parameters
 from rolloutlib.runs.run import Run, failed_output
-
-with needs("notebooks"):
-    import jinja2
 
 THUMBNAIL_SIZE = (640, 400)
 README_WIDTH, README_BYTES = 480, 150_000
 SWEEP_METRICS = 4  # in the figure of a sweep
 RUN_PAGES = 50  # of a sweep, as each takes a second and some megabytes
+RUN_NAME = re.compile(r"\w[\w .{}()-]*")  # one step of a path, and no way out of a folder
 
-PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+Complain = Callable[[str], object]  # is told, in one sentence, what has no page and why
 
 
 class Card(NamedTuple):
@@ -47,17 +47,21 @@ def write_site(
     *,
     place: Callable[[Path], Path] = page_of,
     sweeps: Sequence[Path] = (),
+    complain: Complain = warnings.warn,
 ) -> Path:
     """Write the pages of runs and of sweeps' folders, and the index with a card for each.
 
+    A page that cannot be written costs only itself: its card says why.
+
     place: where the page of an executed notebook goes; beside it by default.
+    complain: is told the same, in one sentence for each such page.
     """
     index = site / "index.html"
     contents = [("All notebooks", index)]
     contents += [(_title(run), place(run.output)) for run in runs if run.executed]
     contents += [(_sweep_title(folder), _sweep_page(folder, site)) for folder in sweeps]
-    cards = [_write_run(run, place(run.output), site, contents) for run in runs]
-    cards += [_write_sweep(folder, site, contents) for folder in sweeps]
+    cards = [_write_run(run, place(run.output), site, contents, complain) for run in runs]
+    cards += [_try_sweep(folder, site, contents, complain) for folder in sweeps]
     reference = "reference/index.html"  # `make gallery` writes it first
     found = reference if (site / reference).exists() else ""
     page = PAGES.get_template("index.html.j2")
@@ -79,22 +83,32 @@ def executed_in(outputs: Path, site: Path) -> list[Run]:
         if not passed.intersection(path.parents)
         and ".part." not in path.name
         and ".ipynb_checkpoints" not in path.parts
+        and is_inside(path, outputs)
     ]
 
 
-def build_site(found: Sequence[Run], outputs: Path, site: Path) -> Path:
+def build_site(
+    found: Sequence[Run], outputs: Path, site: Path, complain: Complain = warnings.warn
+) -> Path:
     """The gallery of what `executed_in` found in a folder, and of the sweeps there.
 
-    What cannot be read has a card that says so. Raises `Refused` where nothing was executed.
+    What cannot be read has a card that says so, as in `write_site`. Raises `Refused` where nothing
+    was executed.
     """
-    sweeps = sorted(path.parent for path in outputs.glob("sweeps/*/results.parquet"))
+    tables = sorted(outputs.glob("sweeps/*/results.parquet"))
+    sweeps = [table.parent for table in tables if is_inside(table, outputs)]
     if not found and not sweeps:
         raise Refused(f"{outputs}: no notebook was executed here yet")
 
     def place(executed: Path) -> Path:
         return page_of(site / executed.relative_to(outputs))
 
-    return write_site(found, site, place=place, sweeps=sweeps)
+    return write_site(found, site, place=place, sweeps=sweeps, complain=complain)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, with all its links followed, stays in a folder."""
+    return folder.resolve() in path.resolve().parents
 
 
 def run_of(executed: Path) -> Run:
@@ -103,11 +117,15 @@ def run_of(executed: Path) -> Run:
         notebook = Notebook.read(executed)
     except Refused as problem:
         return Run(executed, executed, 0.0, str(problem))
-    said = notebook.content.metadata.get("papermill", {})
+    said = notebook.content.metadata.get("papermill")
+    said = said if isinstance(said, dict) else {}
     failed = executed.name.endswith(".failed.ipynb") or said.get("exception")
     error = "it did not reach its end" if failed else ""
-    source = Path(said.get("input_path") or executed.name)
-    return Run(source, executed, said.get("duration") or 0.0, error, executed=notebook)
+    source, seconds = Path(str(said.get("input_path", executed))), said.get("duration")
+    if not is_inside(source, Path.cwd()):  # whose pictures are not the notebook's to show
+        source = executed
+    seconds = seconds if isinstance(seconds, int | float) else 0.0
+    return Run(source, executed, seconds, error, executed=notebook)
 
 
 def write_readme_figures(
@@ -137,24 +155,50 @@ def _write_small(figure: bytes, path: Path) -> None:
         part.write_bytes(file.getvalue())
 
 
-def _write_run(run: Run, page: Path, site: Path, contents: Contents) -> Card:
+def _write_run(run: Run, page: Path, site: Path, contents: Contents, complain: Complain) -> Card:
     name = title = run.notebook.stem
-    link = picture = ""
+    link, picture, error = "", "", run.error
     if run.executed:  # else it was refused, or could not be written
-        write_page(run.executed, page, contents)
-        picture = _thumbnail(run.executed.figure, page, site)
-        title, link = _title(run), relative(page, site)
-    return Card(name, title, link, picture, run.seconds, run.error)
+        title = _title(run)
+        lost = page_or_reason(run, page, contents, complain)
+        error = error or lost
+        if not lost:
+            picture, link = _thumbnail(run.executed, page, site), relative(page, site)
+    return Card(name, title, link, picture, run.seconds, error)
+
+
+def page_or_reason(
+    run: Run, page: Path, contents: Contents = (), complain: Complain = warnings.warn
+) -> str:
+    """Write the page of a run; or say, and return, why it has none. An older page is removed."""
+    try:
+        write_page(run.executed, page, contents, run.notebook.parent)
+        return ""
+    except Exception as problem:  # whatever a notebook of any origin makes its libraries raise
+        page.unlink(missing_ok=True)
+        return _said(run.output, problem, complain)
+
+
+def _said(source: Path, problem: Exception, complain: Complain) -> str:
+    reason = textwrap.shorten(f"{type(problem).__name__}: {problem}", 200)
+    reason = f"its page could not be written: {reason}"
+    complain(f"{source}: {reason}")
+    return reason
 
 
 def _title(run: Run) -> str:
     return run.executed.title or run.notebook.stem
 
 
-def _thumbnail(figure: bytes | None, page: Path, site: Path) -> str:
-    if figure is None:
+def _thumbnail(executed: Notebook | bytes | None, page: Path, site: Path) -> str:
+    """A small picture beside the page; none where the notebook has none that can be read."""
+    try:
+        figure = executed.figure if isinstance(executed, Notebook) else executed
+        picture = read_picture(figure, "its figure") if figure else None
+    except ValueError:
+        picture = None
+    if picture is None:
         return ""
-    picture = read_picture(figure, "its figure")
     picture.thumbnail(THUMBNAIL_SIZE)
     with complete_file(page.with_suffix(".png")) as part:
         picture.save(part)
@@ -169,7 +213,15 @@ def _sweep_page(folder: Path, site: Path) -> Path:
     return site / "sweeps" / f"{folder.name}.html"
 
 
-def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
+def _try_sweep(folder: Path, site: Path, contents: Contents, complain: Complain) -> Card:
+    try:
+        return _write_sweep(folder, site, contents, complain)
+    except Exception as problem:  # a table of any origin
+        error = _said(folder / "results.parquet", problem, complain)
+        return Card(folder.name, _sweep_title(folder), "", "", 0.0, error)
+
+
+def _write_sweep(folder: Path, site: Path, contents: Contents, complain: Complain) -> Card:
     page = _sweep_page(folder, site)
     table = read_table(folder)
     done = table["error"] == ""
@@ -177,7 +229,7 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
     picture = _thumbnail(_sweep_figure(table[done], varied), page, page.parent)
     shown = ["run", *varied, *table.attrs["metrics"], "seconds", "peak_memory_mb", "error"]
     rows = table[shown].to_html(index=False, na_rep="", float_format="{:.4g}".format, border=0)
-    pages = _write_runs(folder, table, page, contents)
+    pages = _write_runs(folder, table, page, contents, complain)
     for run, one in pages.items():
         link = f'<td><a href="{relative(one, page.parent)}">{run}</a></td>'
         rows = rows.replace(f"<td>{run}</td>", link)
@@ -201,18 +253,22 @@ def _write_sweep(folder: Path, site: Path, contents: Contents) -> Card:
 
 
 def _write_runs(
-    folder: Path, table: pd.DataFrame, sweep: Path, contents: Contents
+    folder: Path, table: pd.DataFrame, sweep: Path, contents: Contents, complain: Complain
 ) -> dict[str, Path]:
     """Write pages of a sweep's executed notebooks; a run that was called directly has none."""
     failed_first = table.sort_values("error", ascending=False, kind="stable")
     back = [contents[0], next(link for link in contents if link[1] == sweep)]
     pages: dict[str, Path] = {}
     for one in failed_first.itertuples():
-        output = folder / one.run / f"{one.notebook}.ipynb"
-        executed = [path for path in (failed_output(output), output) if path.exists()]
+        names = [RUN_NAME.fullmatch(str(name)) for name in (one.run, one.notebook)]
+        output = folder / str(one.run) / f"{one.notebook}.ipynb"
+        both = [failed_output(output), output] if all(names) else []
+        executed = [path for path in both if path.exists() and is_inside(path, folder)]
         if executed and len(pages) < RUN_PAGES:
+            run = run_of(executed[0])
             page = sweep.with_suffix("") / f"{one.run}.html"
-            pages[one.run] = write_page(executed[0], page, back)
+            if run.executed and not page_or_reason(run, page, back, complain):
+                pages[one.run] = page
     return pages
 
 

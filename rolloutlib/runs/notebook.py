@@ -80,7 +80,7 @@ class Notebook:
         except Exception as problem:  # nbformat raises whatever the broken content runs into
             reason = textwrap.shorten(str(problem), 200)  # some quote half the file
             raise Refused(f"{path}: not a notebook: {reason}") from problem
-        return cls(path, nbformat.from_dict(content))  # of an old format, it has old classes
+        return cls(path, nbformat.from_dict(content))  # of an older format, it is a plain dict
 
     @classmethod
     def of(cls, source: "Notebook | Path | str") -> "Notebook":

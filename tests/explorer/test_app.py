@@ -1,6 +1,8 @@
 """The explorer as a page of its own: what it says, also in a real browser with its token."""
 
+import gc
 import io
+import json
 import os
 import re
 import signal
@@ -8,17 +10,20 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+import urllib.error
+import urllib.request
+import weakref
 from pathlib import Path
 
 import ipywidgets
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from places import ROOT
 from small_llava import save_small_llava
 
-from rolloutlib.explorer.app import AskPanel, ask_panel
+from rolloutlib.explorer.app import LARGEST_FILE, AskPanel, ask_panel
 
 ARTIFACTS = ROOT / "outputs" / "explorer"
 LONG = 240_000  # milliseconds: a busy machine may need them to start a kernel
@@ -37,15 +42,17 @@ def panel(checkpoint):
     return panel
 
 
-def upload(panel, content, name="a.png"):
-    file = {"name": name, "type": "image/png", "size": len(content), "content": content}
-    panel.picture.value = [file | {"last_modified": datetime.now(UTC)}]
+def upload(panel, content, name="a.png", size=None):
+    """What the browser sends of a file."""
+    size = len(content) if size is None else size
+    sent = {"content": memoryview(content), "name": name, "size": size}
+    panel.picture.set_state(sent | {"chosen": panel.picture.chosen + 1})
 
 
-def picture():
+def picture(size=(90, 60)):
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, "png")
+    Image.fromarray(noise).resize(size).save(file, "png")
     return file.getvalue()
 
 
@@ -98,7 +105,7 @@ def test_a_new_answer_takes_the_place_of_the_old(panel):
         (
             b"words",
             QUESTION,
-            "not be answered: expected a picture, got notes.txt (5 bytes): not PNG",
+            "The picture is missing. expected a picture, got notes.txt (5 bytes): not PNG",
         ),
         (None, QUESTION, "The picture is missing."),
         (picture(), " ", "The question is missing."),
@@ -128,7 +135,110 @@ def test_a_checkpoint_that_is_not_there_is_said(tmp_path):
     assert f"cannot load the checkpoint {tmp_path}/nowhere: expected a folder" in shown.value
 
 
+def test_what_came_is_said_and_kept_small(panel):
+    upload(panel, picture((3000, 1500)), "<b>a.png")
+    assert "&lt;b&gt;a.png is here, 2048 × 1024 pixels." in panel.status.value
+    assert panel.picture.picture.size == (2048, 1024) and panel.picture.content == b""
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "said"),
+    [
+        (b"", LARGEST_FILE + 1, "a.png is too large: expected at most 20 MB, got 20.0 MB"),
+        (b"", 150 * 2**20, "a.png is too large: expected at most 20 MB, got 150.0 MB"),
+        (b"words", 5, "expected a picture, got a.png"),
+        (picture()[:99], 99, "expected a picture, got a.png"),
+    ],
+)
+def test_picture_that_cannot_be_asked_about_is_refused_at_once(panel, content, size, said):
+    upload(panel, picture())
+    upload(panel, content, size=size)
+    assert said in panel.status.value
+    assert panel.picture.picture is None and panel.picture.content == b""
+    panel.prompt.value = QUESTION
+    panel.ask.click()
+    assert f"The picture is missing. {said}" in panel.status.value
+
+
+def test_more_than_the_page_takes_is_refused_whatever_the_browser_says(panel):
+    panel.picture.largest = 50
+    upload(panel, picture(), size=3)
+    assert "too large" in panel.status.value and panel.picture.picture is None
+
+
+def test_asking_again_keeps_nothing_of_the_answers_before(panel):
+    upload(panel, picture())
+    panel.prompt.value, panel.longest.value = QUESTION, 2
+    kept = []
+    for _ in range(3):
+        panel.ask.click()
+        [explorer] = panel.explored.children
+        arrays = [*explorer._rows.values(), explorer.maps, explorer._compute, explorer]
+        kept.append([weakref.ref(one) for one in arrays])
+        del explorer, arrays
+    gc.collect()
+    assert [any(one() is not None for one in before) for before in kept] == [False, False, True]
+    assert all(one() is not None for one in kept[-1])
+
+
 # In a browser
+
+
+def kernels(address):
+    """The processes of the app's kernels."""
+    option = f"--port={re.search(r':([0-9]+)/', address)[1]}"
+    found = psutil.process_iter(["cmdline"])
+    [server] = [
+        one for one in found if {"explorer.ipynb", option} <= set(one.info["cmdline"] or [])
+    ]
+    return [one for one in server.children() if "ipykernel_launcher" in words_of(one)]
+
+
+def words_of(process):
+    """The command of a process; nothing of one that has ended."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def connection_file(kernel):
+    return Path(next(word for word in kernel.cmdline() if word.endswith(".json")))
+
+
+def kernel_of(page):
+    """The name of a page's kernel."""
+    found = page.locator("#jupyter-config-data").text_content()
+    return json.loads(found)["kernelId"]
+
+
+def status_of(url, method="GET", **headers):
+    request = urllib.request.Request(url, method=method, headers=headers)
+    try:
+        with urllib.request.urlopen(request) as reply:
+            return reply.status, reply.headers
+    except urllib.error.HTTPError as refused:
+        return refused.code, refused.headers
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + LONG / 1000
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def assert_private(kernel):
+    """Its sockets lie in a folder that only this user can read.
+
+    One port is left: it publishes nothing, and takes what forked processes print, with a secret.
+    """
+    assert len([one for one in kernel.net_connections("tcp") if one.status == "LISTEN"]) <= 1
+    said = json.loads(connection_file(kernel).read_text())
+    assert said["transport"] == "ipc"
+    folder = Path(said["ip"]).parent
+    assert folder.is_dir() and folder.stat().st_mode & 0o077 == 0
+    assert len([one for one in folder.iterdir() if one.is_socket()]) >= 5
 
 
 @pytest.fixture
@@ -173,10 +283,8 @@ def test_in_a_browser_a_picture_and_a_question_are_answered_and_explored(app, ch
     ask = page.get_by_role("button", name="ask", exact=True)
     ask.click()
     page.get_by_text("The picture is missing.").wait_for()
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="picture").click()
-    chooser.value.set_files(ROOT / "data" / "images" / "coffee.png")
-    page.get_by_role("button", name="picture (1)").wait_for()
+    page.get_by_label("picture").set_input_files(ROOT / "data" / "images" / "coffee.png")
+    page.get_by_text("coffee.png is here, 600 × 400 pixels.").wait_for()
     page.get_by_label("question").fill("what colour is at the middle centre?")
     page.get_by_label("question").press("Tab")
     ask.click()
@@ -196,3 +304,97 @@ def test_in_a_browser_a_picture_and_a_question_are_answered_and_explored(app, ch
     page.close()
     own = app.partition("?")[0]
     assert [url for url in asked if not url.startswith((own, "blob:", "data:"))] == []
+
+
+def opened(chromium, address):
+    page = chromium.new_context().new_page()
+    page.set_default_timeout(LONG)
+    page.goto(address)
+    page.get_by_label("picture").wait_for()
+    return page
+
+
+def test_app_is_private_and_each_page_has_a_kernel_that_ends_with_it(app, chromium, tmp_path):
+    root, _, token = app.partition("?token=")
+    first, second = opened(chromium, app), opened(chromium, app)
+    one, two = kernels(app)
+    assert kernel_of(first) != kernel_of(second)
+    for kernel in (one, two):
+        assert_private(kernel)
+
+    # Without the token, nothing is shown and nothing can be ended.
+    path = f"api/kernels/{kernel_of(first)}"
+    socket_wanted = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    socket_wanted["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+    assert status_of(root + path)[0] == 403
+    assert status_of(f"{root}{path}/channels", **socket_wanted)[0] == 403
+    assert status_of(f"{root}voila/api/shutdown/{kernel_of(first)}", "POST")[0] == 403
+    assert status_of(f"{root}{path}?token={token}")[0] == 200
+
+    # No page, file or refusal is shown in a frame.
+    files = ["", "login", "voila/static/voila.js", "voila/static/lost.js", "lost/page", path]
+    files += ["voila/files/explorer.ipynb", "voila/templates/lab/static/voila.js"]
+    for file in files:
+        headers = status_of(root + file)[1]
+        assert headers["X-Frame-Options"] == "DENY", file
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"], file
+
+    # A picture above the limit is refused in the browser; the page goes on.
+    (tmp_path / "large.png").write_bytes(bytes(LARGEST_FILE + 1))
+    first.get_by_label("picture").set_input_files(tmp_path / "large.png")
+    first.get_by_text("large.png is too large: expected at most 20 MB").wait_for()
+    first.get_by_label("picture").set_input_files(ROOT / "data" / "images" / "coffee.png")
+    first.get_by_text("coffee.png is here, 600 × 400 pixels.").wait_for()
+    assert "up to 20 MB" in first.locator("body").inner_text()
+
+    # What is asked appears as text.
+    first.get_by_label("question").fill("what <b id='asked'>colour</b> is at the middle centre?")
+    first.get_by_label("question").press("Tab")
+    first.get_by_role("button", name="ask", exact=True).click()
+    first.locator(".rx-chip").first.wait_for()
+    assert first.locator("#asked").count() == 0
+
+    # Loading a page again, or closing it, ends its kernel at once.
+    left = kernel_of(first)
+    first.reload()
+    wait_until(lambda: not (words_of(one) and words_of(two)))
+    first.get_by_label("picture").wait_for()
+    assert kernel_of(first) != left and status_of(f"{root}{path}?token={token}")[0] == 404
+    assert len(kernels(app)) == 2
+    first.context.close()
+    second.context.close()
+    wait_until(lambda: kernels(app) == [])
+
+
+def test_kernels_of_jupyterlab_are_private(tmp_path):
+    """`make lab`: a kernel as its interface starts one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA")}
+    options = f"--no-browser --ServerApp.port={port} --IdentityProvider.token=own"
+    command = ["make", "--old-file=.venv/.ready", "lab", f"LAB={options}"]
+    command.append(f"BIN={Path(sys.executable).parent}")
+    url = f"http://127.0.0.1:{port}/api/kernels?token=own"
+    with open(tmp_path / "lab.log", "w") as log:
+        server = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until(lambda: "/lab?token=" in (tmp_path / "lab.log").read_text())
+        assert status_of(url, "POST")[0] == 201
+        started = psutil.Process(server.pid)
+
+        def found():
+            below = started.children(recursive=True)
+            return [one for one in below if "ipykernel_launcher" in words_of(one)]
+
+        wait_until(lambda: found() and connection_file(found()[0]).exists())
+        [kernel] = found()
+        folder = connection_file(kernel).parent
+        wait_until(lambda: len([one for one in folder.iterdir() if one.is_socket()]) >= 5)
+        assert_private(kernel)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+    wait_until(lambda: not folder.exists())

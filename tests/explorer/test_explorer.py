@@ -1,5 +1,7 @@
 import base64
+import gc
 import io
+import weakref
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -8,6 +10,7 @@ import pytest
 import traitlets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from reference import products
 from small_llava import save_small_llava
@@ -15,6 +18,7 @@ from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import explore, load_model, rollout_rows, through_tower
 from rolloutlib.explorer.answers import explore_clip
+from rolloutlib.explorer.controls import parts
 from rolloutlib.explorer.maps import Heatmaps, Mark
 from rolloutlib.explorer.widget import COLOURS, Explorer
 from rolloutlib.files.pictures import upright_rgb
@@ -355,6 +359,22 @@ def test_what_cannot_be_computed_is_said(explorer, monkeypatch):
         explorer._controls["start_layer"].value = 1
     assert explorer.maps.status == "The kernel could not compute this: no such layer"
     assert not explorer.maps.busy
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_closed_it_frees_maps_pictures_recording_and_layouts(answer, is_held):
+    before = {*_instances}
+    explorer = explore(answer)
+    freed = [explorer._compute, explorer._small[0], *explorer._rows.values()]
+    if not is_held:
+        freed += [explorer, *parts(explorer)]
+    freed = list(map(weakref.ref, freed))
+    explorer.close()
+    if not is_held:
+        del explorer
+    gc.collect()
+    assert [one() for one in freed if one() is not None] == []
+    assert {*_instances} == before
 
 
 def test_closed_it_leaves_no_part_behind(explorer):

@@ -201,3 +201,95 @@ def test_what_cannot_be_read_has_a_card_that_says_so(outputs, capsys):
     assert "04_broken.ipynb: not a notebook" in index and "Look &lt;b&gt;" in index
     assert cli.main(["gallery", "--outputs", "lost"]) == 2
     assert "lost: there is no such folder" in capsys.readouterr().err
+
+
+# What somebody else made
+
+
+def write_own_table(folder, **columns):
+    folder.mkdir(parents=True)
+    table = pd.DataFrame({"run": ["r"], "notebook": ["look"], "error": [""], **columns})
+    table = table.assign(seconds=1.0, peak_memory_mb=None)
+    table.attrs = {"parameters": [], "metrics": []}
+    table.to_parquet(folder / "results.parquet")
+
+
+@pytest.mark.parametrize(
+    ("run", "notebook"),
+    [("..", "look"), ("../grid", "look"), ("run1", "../run1/look"), ("", "look"), (".", "look")],
+)
+def test_run_that_leads_out_of_its_folder_has_no_page(outputs, run, notebook):
+    folder = outputs / "sweeps" / "own"
+    write_own_table(folder, run=[run], notebook=[notebook])
+    for place in (folder, folder.parent, folder / "run1"):
+        write_executed(place / "look.ipynb", "Outside", said={})
+    build(outputs)
+    pages = outputs / "site"
+    assert "Outside" not in "".join(page.read_text() for page in pages.rglob("*.html"))
+    assert not (pages / "sweeps" / "own").exists() and (pages / "sweeps" / "own.html").exists()
+
+
+def test_absolute_run_has_no_page(outputs, tmp_path):
+    write_executed(tmp_path / "far" / "look.ipynb", "Outside", said={})
+    write_own_table(outputs / "sweeps" / "own", run=[str(tmp_path / "far")])
+    build(outputs)
+    assert not (tmp_path / "far.html").exists()
+    assert "<td><a" not in (outputs / "site" / "sweeps" / "own.html").read_text()
+
+
+@pytest.mark.parametrize("link", ["folder", "notebook", "table"])
+def test_link_out_of_the_outputs_is_not_followed(outputs, tmp_path, link):
+    far = tmp_path / "far"
+    write_executed(far / "r" / "look.ipynb", "Outside", said={})
+    write_own_table(far / "table")
+    own = outputs / "sweeps" / "own"
+    if link == "table":
+        own.parent.mkdir(exist_ok=True)
+        own.symlink_to(far / "table")
+    else:
+        write_own_table(own)
+        target = own / "r" if link == "folder" else own / "r" / "look.ipynb"
+        target.parent.mkdir(exist_ok=True)
+        target.symlink_to(far / "r" if link == "folder" else far / "r" / "look.ipynb")
+    (outputs / "linked.ipynb").symlink_to(far / "r" / "look.ipynb")
+    build(outputs)
+    pages = (outputs / "site").rglob("*.html")
+    assert "Outside" not in "".join(page.read_text() for page in pages)
+
+
+@pytest.mark.parametrize("table", ["no table", "no columns", "no lists of columns"])
+def test_table_of_any_origin_costs_only_its_own_page(outputs, capsys, table):
+    folder = outputs / "sweeps" / "odd"
+    folder.mkdir()
+    if table == "no table":
+        (folder / "results.parquet").write_text("words")
+    else:
+        columns = {"run": ["r"]} | ({"error": [""]} if "lists" in table else {})
+        pd.DataFrame(columns).to_parquet(folder / "results.parquet")
+    assert cli.main(["gallery"]) == 1
+    [said] = capsys.readouterr().err.splitlines()
+    assert said.startswith("rollout: outputs/sweeps/odd/results.parquet: its page could not be")
+    index = (outputs / "site" / "index.html").read_text()
+    assert "Sweep: odd" in index and "Sweep: grid" in index and "Look &lt;b&gt;" in index
+
+
+@pytest.mark.parametrize(
+    "said", [3, [], {"duration": "long"}, {"input_path": 3}, {"input_path": ""}]
+)
+def test_odd_notes_of_papermill_do_no_harm(outputs, said):
+    write_executed(outputs / "odd.ipynb", "Odd", said=said)
+    build(outputs)
+    assert "Odd" in (outputs / "site" / "index.html").read_text()
+
+
+def test_notebook_that_names_another_source_shows_no_pictures_from_there(outputs, tmp_path):
+    far = tmp_path.parent / f"{tmp_path.name}-far"
+    write_executed(far / "a.ipynb", "A", said={})
+    Image.new("RGB", (9, 9)).save(far / "private.png")
+    for name, source in (("near", "notebooks/01_look.ipynb"), ("far", str(far / "a.ipynb"))):
+        said = {"input_path": source}
+        write_executed(outputs / f"{name}.ipynb", "![](private.png)", said=said)
+    Image.new("RGB", (9, 9)).save(tmp_path / "notebooks" / "private.png")
+    build(outputs)
+    assert "left out: private.png" in (outputs / "site" / "far.html").read_text()
+    assert "left out" not in (outputs / "site" / "near.html").read_text()

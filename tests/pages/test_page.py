@@ -1,6 +1,8 @@
 import base64
+import http.server
 import io
 import re
+import threading
 
 import nbformat
 import pytest
@@ -10,9 +12,10 @@ from small_notebooks import write_notebook
 
 from rolloutlib import cli
 from rolloutlib.files import complete as files
+from rolloutlib.pages import foreign
 from rolloutlib.pages import gallery as site
+from rolloutlib.pages import page as page_module
 from rolloutlib.pages.page import mathml, write_page
-from rolloutlib.runs.run import run_notebook
 
 DRAW = "import matplotlib.pyplot as plt; plt.figure(figsize=(12, 3)); plt.plot([1, 3]);"
 
@@ -154,61 +157,336 @@ def test_folder_without_notebooks_is_refused(tmp_path, capsys):
     assert "no notebook" in capsys.readouterr().err
 
 
-# Widgets, in a real browser; the first of these tests starts a kernel
+# What a notebook of any origin brings
 
 DOT = io.BytesIO()
-Image.new("RGB", (40, 30)).save(DOT, "png")
-COUNTER = """
-import anywidget, ipywidgets, traitlets
-class Counter(anywidget.AnyWidget):
-    _esm = '''
-    export default { render({ model, el }) {
-      const button = document.createElement("button");
-      const draw = () => { button.textContent = `${model.get("words")[0]} ${model.get("count")}`; };
-      button.onclick = () => { model.set("count", model.get("count") + 1); model.save_changes(); };
-      model.on("change:count", draw);
-      const bytes = new Uint8Array(model.get("data").buffer);
-      el.append(button, `</script> sum ${bytes.reduce((a, b) => a + b, 0)}`);
-      draw();
-    } };
-    '''
-    _css = "button { color: rgb(1, 2, 3); }"
-    count = traitlets.Int(3).tag(sync=True)
-    words = traitlets.List(["</script><b>clicked"]).tag(sync=True)
-    data = traitlets.Bytes(bytes([1, 2, 200])).tag(sync=True)
-counter = Counter()
-ipywidgets.VBox([ipywidgets.IntSlider(), counter])
-"""
-BROKEN = {
-    "application/vnd.jupyter.widget-view+json": {"model_id": "1"},
-    "image/png": base64.b64encode(DOT.getvalue()).decode(),
-    "text/plain": "Broken()",
-}
+Image.new("RGB", (40, 30), "red").save(DOT, "png")
+PNG = base64.b64encode(DOT.getvalue()).decode()
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>'
 
 
-def test_anywidget_is_alive_on_a_page_from_the_disk(tmp_path, browser):
-    path = write_notebook(tmp_path, "count", COUNTER, title="# Count $r$")
-    run = run_notebook(path, tmp_path / "count.ipynb", {})
-    assert run.ok, run.error
-    page, asked, complaints = browser(write_page(run.output))
-    button = page.locator("button")
-    button.click()
-    button.click()
-    assert button.inner_text() == "</script><b>clicked 5"
-    assert "</script> sum 203" in page.locator(".widget").inner_text()
-    assert button.evaluate("e => getComputedStyle(e).color") == "rgb(1, 2, 3)"
-    assert page.locator("h1 math mi").bounding_box()["height"] > 5
-    assert "VBox(" not in page.locator(".output").inner_text()
-    assert asked == [] and complaints == []
+def pictures_of(page):
+    return [picture.get("src", "") for picture in page.select("img")]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "svg+xml"])
+@pytest.mark.parametrize("source", ["![a](attachment:a%20b.x)", '<img src="attachment:a b.x">'])
+def test_attached_picture_is_embedded(tmp_path, kind, source):
+    cell = markdown(f"see {source} there")
+    cell.attachments = {"a b.x": {f"image/{kind}": PNG}}
+    page = page_with(tmp_path, cell)
+    assert pictures_of(page) == [f"data:image/{kind};base64,{PNG}"]
+    assert "see" in page.text and "there" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.png", "png"), ("b.JPG", "jpeg"), ("deep/c.gif", "gif"), ("d e.svg", "svg+xml")],
+)
+@pytest.mark.parametrize("source", ["![a](<{}>)", '<img alt="a" src="{}">', 'x <IMG SRC="./{}"> y'])
+def test_local_picture_is_embedded_wherever_the_page_lies(tmp_path, name, kind, source):
+    content = SVG.encode() if kind == "svg+xml" else DOT.getvalue()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    path = tmp_path / "page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[markdown(source.format(name))]), path)
+    text = write_page(path, tmp_path / "elsewhere" / "page.html").read_text()
+    embedded = base64.b64encode(content).decode()
+    assert pictures_of(BeautifulSoup(text, "html.parser")) == [
+        f"data:image/{kind};base64,{embedded}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "lost.png",
+        "../outside.png",
+        "deep/../../outside.png",
+        "link.png",
+        "/outside.png",
+        "file:///outside.png",
+        "https://example.org/a.png",
+        "//example.org/a.png",
+        "attachment:lost.png",
+        "notes.txt",
+        "",
+    ],
+)
+@pytest.mark.parametrize("source", ["![words]({})", '<img alt="words" src="{}">'])
+def test_other_picture_is_left_out_and_named(tmp_path, address, source):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / "deep").mkdir()
+    (folder / "notes.txt").write_text("words")
+    (tmp_path / "outside.png").write_bytes(DOT.getvalue())
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    page = page_with(folder, markdown(source.format(address)))
+    assert pictures_of(page) == []
+    address = address.removeprefix("file:///outside.png")  # which is not even kept as a text
+    assert f"words [picture left out: {address}]" in page.text
+
+
+def test_picture_above_the_limit_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign, "LARGEST_PICTURE", 9)
+    (tmp_path / "a.png").write_bytes(DOT.getvalue())
+    assert "left out: a.png" in page_with(tmp_path, markdown("![](a.png)")).text
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("<script>one()</script>two", "two"),
+        ("<script src='https://example.org/a.js'></script>two", "two"),
+        ("<SCRIPT\n>one()</SCRIPT\n>two", "two"),
+        ("<p onclick='one()'>two</p>", "<p>two</p>"),
+        ("<meta http-equiv='refresh' content='0;url=https://example.org'>two", "two"),
+        ("<link rel='preconnect' href='https://example.org'>two", "two"),
+        ("<base href='https://example.org'>two", "two"),
+        ("<form action='https://example.org'><button>two</button></form>", "two"),
+        ("<iframe srcdoc='<p>one</p>'></iframe>two", "two"),
+        ("<a href='javascript:one()'>two</a>", "<a>two</a>"),
+        (
+            "<svg><script>one()</script><rect width='1'/></svg>",
+            '<svg><rect width="1"></rect></svg>',
+        ),
+        ("a < b & c", "a &lt; b &amp; c"),
+        ('<td style="color: red">two</td>', "two"),
+        ('<p style="color: red">two</p>', '<p style="color: red">two</p>'),
+    ],
+)
+def test_html_keeps_its_words_and_nothing_that_acts(source, kept):
+    assert foreign.safe_html(source, lambda address: address) == kept
+
+
+def test_too_many_tags_are_left_out_with_a_notice(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign, "MOST_TAGS", 5)
+    page = page_with(tmp_path, code_with({"text/html": "<b>1</b><b>2</b><b>3</b>"}))
+    assert "HTML left out: expected HTML of at most 5 tags, got 6" in page.text
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ({"application/x-own": "abc"}, "[output of the type application/x-own]"),
+        ({"application/json": {"a": [1]}}, "[output of the type application/json]"),
+        ({"application/pdf": "JVBE"}, "[output of the type application/pdf]"),
+        ({}, "[output of the type nothing]"),
+        ({"application/geo+json": {"a": 1}, "text/plain": "<GeoJSON>"}, "<GeoJSON>"),
+        ({"text/latex": "$r$"}, "$r$"),
+        ({"text/markdown": "*yes*"}, "yes"),
+    ],
+)
+def test_output_of_any_type_is_shown_or_named(tmp_path, data, shown):
+    assert shown in page_with(tmp_path, code_with(data)).text
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "webp", "svg+xml"])
+def test_output_that_is_a_picture_is_one(tmp_path, kind):
+    content = SVG if kind == "svg+xml" else PNG
+    [source] = pictures_of(page_with(tmp_path, code_with({f"image/{kind}": content})))
+    assert source.startswith(f"data:image/{kind};base64,")
+
+
+def test_long_output_is_cut_with_a_notice(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "LONGEST_TEXT", 10)
+    stream = nbformat.v4.new_output("stream", text="a" * 25)
+    error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=["b" * 25])
+    cell = nbformat.v4.new_code_cell("1", outputs=[stream, error])
+    text = page_with(tmp_path, cell, code_with({"text/plain": "c" * 25})).text
+    for letter in "abc":
+        assert letter * 11 not in text and f"{letter * 10}\n[15 more characters left out]" in text
+
+
+def test_error_is_shown_in_colour_and_one_without_a_traceback_too(tmp_path):
+    lines = ["\x1b[31mValueError\x1b[0m: a <b>"]
+    full = nbformat.v4.new_output("error", ename="ValueError", evalue="a <b>", traceback=lines)
+    bare = nbformat.v4.new_output("error", ename="simpleError", evalue="of R", traceback=[])
+    page = page_with(tmp_path, nbformat.v4.new_code_cell("1", outputs=[full, bare]))
+    assert page.select_one(".ansi-red-fg").text == "ValueError" and "a <b>" in page.text
+    assert "simpleError: of R" in page.text and "\x1b" not in page.text
+
+
+@pytest.mark.parametrize("language", ["R", "julia", "rust", "no such language"])
+def test_notebook_of_another_language_that_was_executed_elsewhere(tmp_path, language):
+    notebook = nbformat.v4.new_notebook(cells=[code_with({"text/plain": "[1] 2"})])
+    notebook.metadata["language_info"] = {"name": language}
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    assert "[1] 2" in write_page(tmp_path / "a.ipynb").read_text()
+
+
+def test_notebook_of_format_three(tmp_path):
+    cell = nbformat.v3.new_code_cell("1 + 1", prompt_number=1)
+    cell.outputs = [nbformat.v3.new_output("pyout", output_text="two", prompt_number=1)]
+    sheet = nbformat.v3.new_worksheet(cells=[nbformat.v3.new_heading_cell("Old", level=1), cell])
+    notebook = nbformat.v3.new_notebook(worksheets=[sheet])
+    (tmp_path / "old.ipynb").write_text(nbformat.v3.writes_json(notebook))
+    page = BeautifulSoup(write_page(tmp_path / "old.ipynb").read_text(), "html.parser")
+    assert page.h1.text.startswith("Old") and "two" in page.text
+
+
+VIEW = {"model_id": "1", "version_major": 2, "version_minor": 0}
+MAP = {"_anywidget_id": page_module.EXPLORER, "_esm": "no()", "_css": "x{}"}
+
+
+def with_state(widgets, view=VIEW):
+    """An executed notebook with one widget, which has a still picture."""
+    data = {page_module.WIDGET_VIEW: view, "image/png": PNG, "text/plain": "Widget()"}
+    notebook = nbformat.v4.new_notebook(cells=[code_with(data)])
+    notebook.metadata["widgets"] = widgets
+    return notebook
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        [],
+        {"1": None},
+        {"1": {"state": []}},
+        {"1": {"state": {"children": "IPY_MODEL_1"}}},
+        {"1": {"state": {"children": [None, 3, "2"]}}},
+        {"1": {"state": {"children": ["IPY_MODEL_1"]}}},
+        {"1": {"state": {"children": ["IPY_MODEL_2"]}}, "2": {"state": {"children": ["1"]}}},
+    ],
+)
+def test_widgets_whose_state_is_odd_leave_their_still_picture(tmp_path, state):
+    nbformat.write(with_state({page_module.WIDGET_STATE: {"state": state}}), tmp_path / "a.ipynb")
+    page = BeautifulSoup(write_page(tmp_path / "a.ipynb").read_text(), "html.parser")
+    assert len(pictures_of(page)) == 1 and not page.find_all("script")
+
+
+@pytest.mark.parametrize("view", [{}, None, 3, {"model_id": ["1"]}])
+def test_widget_without_a_name_leaves_its_still_picture(tmp_path, view):
+    state = {page_module.WIDGET_STATE: {"state": {"1": {"state": MAP}}}}
+    nbformat.write(with_state(state, view), tmp_path / "a.ipynb")
+    page = BeautifulSoup(write_page(tmp_path / "a.ipynb").read_text(), "html.parser")
+    assert len(pictures_of(page)) == 1 and not page.find_all("script")
+
+
+def test_picture_that_is_broken_costs_only_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("a", "AAAA"), ("b", "not base64"), ("c", PNG)):
+        notebook = nbformat.v4.new_notebook(cells=[markdown(f"# {name}")])
+        notebook.cells.append(code_with({"image/png": content}))
+        (tmp_path / "outputs").mkdir(exist_ok=True)
+        nbformat.write(notebook, tmp_path / "outputs" / f"{name}.ipynb")
+    assert cli.main(["gallery"]) == 0
+    index = BeautifulSoup((tmp_path / "outputs/site/index.html").read_text(), "html.parser")
+    assert [card.h2.text for card in index.select(".card")] == ["a", "b", "c"]
+    assert len(pictures_of(index)) == 1 and len(index.select("a[href]")) == 3
+
+
+@pytest.mark.parametrize("command", [["gallery"], ["run-all", "notebooks"]])
+def test_page_that_fails_costs_only_that_page(tmp_path, monkeypatch, capsys, command):
+    """Starts kernels in the second case."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        path = write_notebook(tmp_path, name, "1", title=f"# Title {name}")
+        (tmp_path / "outputs").mkdir(exist_ok=True)
+        (tmp_path / "outputs" / path.name).write_bytes(path.read_bytes())
+    render = page_module._text_of
+    monkeypatch.setattr(
+        page_module,
+        "_text_of",
+        lambda one, *rest: 1 / 0 if one.path.name == "a.ipynb" else render(one, *rest),
+    )
+    assert cli.main(command) == 1
+    reason = "its page could not be written: ZeroDivisionError: division by zero"
+    [said] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rollout:")]
+    assert said.endswith(f"a.ipynb: {reason}")
+    [index] = (tmp_path / "outputs").rglob("index.html")
+    cards = BeautifulSoup(index.read_text(), "html.parser").select(".card")
+    assert [card.h2.text for card in cards] == ["Title a", "Title b"]
+    assert reason in cards[0].text and "ok" in cards[1].text
+    assert [bool(card.a.get("href")) for card in cards] == [False, True]
+
+
+def test_attachment_in_a_folder_is_run_and_written_once(tmp_path, monkeypatch, capsys):
+    """Starts a kernel. The page is rendered once, although the index links it to all others."""
+    monkeypatch.chdir(tmp_path)
+    path = write_notebook(tmp_path, "a", "1", title="# A\n\n![](local.png) ![](attachment:b)")
+    (path.parent / "local.png").write_bytes(DOT.getvalue())
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].attachments = {"b": {"image/png": PNG}}
+    nbformat.write(notebook, path)
+    page_module._text_of.cache_clear()
+    assert cli.main(["run-all", "notebooks"]) == 0
+    page = BeautifulSoup((tmp_path / "outputs" / "a.html").read_text(), "html.parser")
+    assert pictures_of(page) == [f"data:image/png;base64,{PNG}"] * 2
+    assert [link.text for link in page.select("nav a")] == ["All notebooks", "A"]
+    assert page_module._text_of.cache_info()[:2] == (1, 1)  # hits and misses
+    assert cli.main(["gallery"]) == 0
+    page = BeautifulSoup((tmp_path / "outputs/site/a.html").read_text(), "html.parser")
+    assert pictures_of(page) == [f"data:image/png;base64,{PNG}"] * 2
+
+
+# In a real browser
+
+FOREIGN = """export default { render({ el }) { window.reached = 1; el.textContent = "mine"; } }"""
+
+
+@pytest.fixture
+def arrived():
+    """What was asked of a server on this machine, whose address comes first."""
+    asked = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/seen", asked
+        server.shutdown()
+
+
+def test_page_runs_nothing_of_the_notebook_and_asks_for_nothing(tmp_path, browser, arrived):
+    """Harmless: each attempt would only set a variable, or ask a server on this machine."""
+    address, asked = arrived
+    attempts = [
+        "<script>window.reached = 1</script>",
+        f'<img src="{address}.png" onerror="window.reached = 1">',
+        f'<link rel="stylesheet" href="{address}.css"><iframe src="{address}"></iframe>',
+        f"<style>body {{ background: url({address}.png) }} @import '{address}.css';</style>",
+        f'<meta http-equiv="refresh" content="0;url={address}">',
+    ]
+    state = {"1": {"state": {"_esm": FOREIGN, "_anywidget_id": "own.Widget"}, "buffers": []}}
+    notebook = with_state({page_module.WIDGET_STATE: {"state": state}})
+    notebook.cells += [code_with({"text/html": attempt}) for attempt in attempts]
+    notebook.cells += [markdown(attempt) for attempt in attempts]
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    page, _, _ = browser(write_page(tmp_path / "a.ipynb"))
+    page.wait_for_timeout(500)
+    assert page.url.endswith("a.html") and asked == []
+    assert page.evaluate("window.reached") is None
+    assert page.locator(".output_png img").count() == 1  # of the widget
+
+
+def test_policy_stops_what_a_page_should_not_have(tmp_path, browser, arrived):
+    """Some of these attempts written into the finished page, as if they had come through."""
+    address, asked = arrived
+    nbformat.write(nbformat.v4.new_notebook(cells=[markdown("# A")]), tmp_path / "a.ipynb")
+    page = write_page(tmp_path / "a.ipynb")
+    attempts = f"<script>window.reached = 1</script><img src='{address}.png'>"
+    page.write_text(page.read_text().replace("</body>", f"{attempts}</body>"))
+    opened, _, complaints = browser(page)
+    opened.wait_for_timeout(500)
+    assert opened.evaluate("window.reached") is None and asked == []
+    assert len(complaints) == 2 and all("Content Security Policy" in one for one in complaints)
+    page.write_text(re.sub("<meta [^>]*Content-Security-Policy[^>]*>", "", page.read_text()))
+    assert browser(page)[0].evaluate("window.reached") == 1
+    assert asked == ["/seen.png"]  # so the attempts were real
 
 
 def test_widget_that_fails_leaves_its_still_picture(tmp_path, browser):
-    module = "export default { render() { throw new Error('broken off') } }"
-    state = {"1": {"state": {"_esm": module}, "buffers": []}}
-    notebook = nbformat.v4.new_notebook(cells=[code_with(BROKEN)])
-    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": state}}
-    nbformat.write(notebook, tmp_path / "broken.ipynb")
+    state = {page_module.WIDGET_STATE: {"state": {"1": {"state": MAP | {"pictures": 3}}}}}
+    nbformat.write(with_state(state), tmp_path / "broken.ipynb")
     page, _, complaints = browser(write_page(tmp_path / "broken.ipynb"))
     page.wait_for_function("document.images[0].complete")
     assert page.locator(".widget img").bounding_box()["width"] == 40
-    assert len(complaints) == 1 and "broken off" in complaints[0]
+    assert len(complaints) == 1 and "TypeError" in complaints[0]

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-STYLE = FOLDER / "widget.css"
+# A text, not a path: anywidget watches files, and keeps every widget of one in memory.
+STYLE = (FOLDER / "widget.css").read_text(encoding="utf-8")
 # A part imports from those before it.
 PARTS = ("dom", "numbers", "maps", "words", "pictures", "film", "controls", "widget")
 
