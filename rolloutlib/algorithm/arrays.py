@@ -115,5 +115,6 @@ def on_every_core(
 
 
 def _keep_to_one_core() -> None:
+    torch.get_num_threads()  # gives a new thread everyone's number, which would else come later
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # a setting of each thread, see `vanishing_flushed`
