@@ -1,13 +1,17 @@
 """NumPy and torch arrays through one algorithm: NumPy in gives NumPy out."""
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 Array = np.ndarray | torch.Tensor
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -84,3 +88,33 @@ def vanishing_flushed() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(kept)
+
+
+def on_every_core(
+    function: Callable[[Item], Result], items: Sequence[Item], device: torch.device
+) -> Iterator[Result]:
+    """The function of each item, in order; on the CPU, as many at a time as torch has threads.
+
+    Each runs on one core. If several cores shared a step that fits the cache, each of its small
+    products would wait for the slowest of them.
+    """
+    threads = min(torch.get_num_threads(), len(items)) if device.type == "cpu" else 1
+    if threads == 1:
+        yield from map(function, items)
+        return
+    every = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=_keep_to_one_core) as pool:
+        ahead: deque = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            torch.set_num_threads(every)  # for threads that are started later
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _keep_to_one_core() -> None:
+    torch.get_num_threads()  # gives a new thread everyone's number, which would else come later
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # a setting of each thread, see `vanishing_flushed`

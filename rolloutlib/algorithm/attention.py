@@ -109,8 +109,7 @@ def add_residual(
     require_share("residual", residual)
     if fused.ndim < 2 or fused.shape[-1] != fused.shape[-2]:
         raise ValueError(f"expected square matrices [... query key], got {tuple(fused.shape)}")
-    positions = torch.arange(fused.shape[-1], device=fused.device)
-    return mix_identity(fused.clone(), positions, residual)
+    return mix_identity(fused.clone(), torch.arange(fused.shape[-1]), residual)
 
 
 def mix_identity(
@@ -125,7 +124,7 @@ def mix_identity(
     if isinstance(chosen, slice):
         fused.diagonal(chosen.start, -2, -1).add_(residual / sums)
     else:
-        fused[..., torch.arange(len(rows), device=rows.device), rows] += residual / sums
+        fused[..., torch.arange(len(rows)), rows] += residual / sums
     return fused
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from jaxtyping import Float
 
-from rolloutlib.algorithm.arrays import Array, as_tensor, positions, vanishing_flushed
-from rolloutlib.algorithm.layers import Layer, answer_like, layers_from, row_tiles, whole_rows
+from rolloutlib.algorithm.arrays import Array, as_tensor, positions
+from rolloutlib.algorithm.layers import Layer, answer_like, layers_from, with_keys
 from rolloutlib.algorithm.transition import Settings, Transition
 
 
@@ -112,7 +112,7 @@ def rollout_rows(
     relevance = Transition(last, settings).rows(positions(rows, last.shape[1]))
     for layer in reversed(below):
         relevance = Transition(layer, settings).before(relevance)
-    return answer_like(last, relevance)
+    return answer_like(last, with_keys(relevance, last.shape[2]))
 
 
 def carry_back(
@@ -150,7 +150,7 @@ def carry_back(
         )
     for layer in reversed(chosen):
         carried = Transition(layer, settings).before(carried)
-    return answer_like(chosen[-1], carried)
+    return answer_like(chosen[-1], with_keys(carried, outputs))
 
 
 def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch key"]:
@@ -164,15 +164,8 @@ def attention_received(layers: Iterable[Array | Layer]) -> Float[Array, "*batch 
     """
     total = 0
     for count, layer in enumerate(layers_from(layers, 0, square=False), start=1):
-        received = _received(layer)
+        batch, queries, keys = layer.shape
+        every = torch.ones(batch, 1, queries, device=layer.device)
+        received = with_keys(Transition(layer, Settings(residual=0.0)).before(every), keys)
         total = total + (received - total) / count
-    return answer_like(layer, total[:, None])[..., 0, :]
-
-
-@vanishing_flushed()
-def _received(layer: Layer) -> Float[torch.Tensor, "batch key"]:
-    """The sum over queries of one layer's attention, averaged over heads."""
-    if hasattr(layer, "received"):  # a recorded layer does without whole rows in memory
-        return layer.received()
-    parts = (layer.fused(rows, "mean") for rows in row_tiles(layer))
-    return sum(whole_rows(part, layer).sum(1) for part in parts)
+    return answer_like(layer, total)[..., 0, :]

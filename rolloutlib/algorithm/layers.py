@@ -11,7 +11,8 @@ from rolloutlib.algorithm.arrays import Array, as_tensor, consecutive
 from rolloutlib.algorithm.attention import attended, merge_heads, require_attention
 
 CHUNK = 192  # query rows per step, at least: enough for fast products
-ENTRIES = 600_000  # or more rows, up to this many entries: 2.4 MB in float32
+# Or more rows, up to this many entries: 2.4 MB in float32 on the CPU.
+ENTRIES = {"cpu": 600_000, "other": 8_000_000}
 
 
 @runtime_checkable
@@ -19,6 +20,7 @@ class Layer(Protocol):
     """One layer's attention, however it is stored: it returns the query rows that are asked for."""
 
     shape: tuple[int, int, int]  # batch, queries, keys
+    device: torch.device
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows, in memory that the caller may change.
@@ -44,6 +46,7 @@ class DenseLayer:
             raise ValueError(f"attention is empty: got shape {tuple(tensor.shape)}")
         self.heads = tensor[(None,) * (4 - tensor.ndim)]
         self.shape = (self.heads.shape[0], *self.heads.shape[2:])
+        self.device = tensor.device
         self.numpy = isinstance(attention, np.ndarray)
         self.batched = tensor.ndim == 4
 
@@ -66,29 +69,30 @@ class DenseLayer:
         return result.numpy() if self.numpy else result
 
 
-def row_tiles(layer: Layer) -> tuple[torch.Tensor, ...]:
-    """All query rows of a layer, in tiles that fit the cache."""
-    _, queries, keys = layer.shape
-    size = ENTRIES // keys
+def row_tiles(layer: Layer, queries: int | None = None) -> tuple[torch.Tensor, ...]:
+    """The first query rows of a layer, by default all, in tiles that fit the cache."""
+    queries, keys = queries or layer.shape[1], layer.shape[2]
+    size = ENTRIES.get(layer.device.type, ENTRIES["other"]) // keys
     if size < queries:  # whole chunks: a few extra rows would make one more, slow product
         size = max(size // CHUNK, 1) * CHUNK
     return torch.arange(queries).split(size)
 
 
-def whole_rows(
-    part: Float[torch.Tensor, "batch row seen"], layer: Layer
+def with_keys(
+    part: Float[torch.Tensor, "batch row seen"], keys: int
 ) -> Float[torch.Tensor, "batch row key"]:
-    """Fill in zeros for the keys that were left out."""
-    left_out = layer.shape[2] - part.shape[2]
+    """Fill in zeros for the keys that were left out, up to this number of them."""
+    left_out = keys - part.shape[2]
     return torch.nn.functional.pad(part, (0, left_out)) if left_out else part
 
 
 def joined(
-    parts: Iterable[Float[torch.Tensor, "batch row seen"]], layer: Layer
-) -> Float[torch.Tensor, "batch row key"]:
-    """Stack the parts of a layer, with all their keys; a single part is not copied."""
-    parts = [whole_rows(part, layer) for part in parts]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    parts: Iterable[Float[torch.Tensor, "batch row _"]],
+) -> Float[torch.Tensor, "batch row seen"]:
+    """Stack the parts of a layer, with as many keys as any has; a single part is not copied."""
+    parts = list(parts)
+    seen = max(part.shape[2] for part in parts)
+    return parts[0] if len(parts) == 1 else torch.cat([with_keys(part, seen) for part in parts], 1)
 
 
 def without_unseen(
@@ -96,8 +100,10 @@ def without_unseen(
 ) -> Float[torch.Tensor, "batch row seen"]:
     """Leave out the keys after the last of these rows, if none of the rows attends to them."""
     seen = int(rows.max()) + 1
+    if seen == fused.shape[-1] or fused.device.type != "cpu":  # a look would make the GPU wait
+        return fused
     # The last key is usually enough to show that attention is not causal.
-    if seen < fused.shape[-1] and not fused[..., -1].any() and not fused[..., seen:].any():
+    if not fused[..., -1].any() and not fused[..., seen:].any():
         return fused[..., :seen]
     return fused
 

@@ -1,14 +1,15 @@
 """One layer's step from its inputs to its outputs, and the product of such steps."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from jaxtyping import Float
 
-from rolloutlib.algorithm.arrays import consecutive, vanishing_flushed
+from rolloutlib.algorithm.arrays import consecutive, on_every_core, vanishing_flushed
 from rolloutlib.algorithm.attention import clear_lowest, mix_identity, require_fusion, require_share
-from rolloutlib.algorithm.layers import Layer, joined, row_tiles, without_unseen
+from rolloutlib.algorithm.layers import Layer, joined, row_tiles, with_keys, without_unseen
 
 
 class Product:
@@ -116,12 +117,17 @@ class Transition:
 
     def __init__(self, layer: Layer, settings: Settings):
         self.layer, self.settings = layer, settings
-        self.tiles = row_tiles(layer)
         # The discard threshold depends on the whole matrix, so that is computed once.
         self.whole = None
         if settings.discard_ratio > 0:
-            whole = joined(map(self.mixed, self.tiles), layer)
+            whole = with_keys(joined(self._each(self.mixed, row_tiles(layer))), layer.shape[2])
             self.whole = clear_lowest(whole, settings.discard_ratio)
+
+    def _each(
+        self, function: Callable[[torch.Tensor], torch.Tensor], tiles: Sequence[torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """The function of each tile of rows, in order."""
+        return on_every_core(function, tiles, self.layer.device)
 
     def mixed(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
         """Rows of the fused attention with the residual mixed in."""
@@ -129,7 +135,7 @@ class Transition:
         if self.settings.receptive_field:
             # Rows that see nothing attend evenly to all keys, so they are left as they are.
             fused = fused / self.layer.visible(rows).clamp(min=1)[..., None]
-        return mix_identity(fused, rows.to(fused.device), self.settings.residual)
+        return mix_identity(fused, rows, self.settings.residual)
 
     def part(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
         """Rows of Ā, at most one tile of them."""
@@ -138,30 +144,37 @@ class Transition:
         return without_unseen(self.whole[:, consecutive(rows)], rows)
 
     @vanishing_flushed()
-    def rows(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row key"]:
-        """Rows of Ā with all their keys."""
-        return joined(map(self.part, rows.split(len(self.tiles[0]))), self.layer)
+    def rows(self, rows: torch.Tensor) -> Float[torch.Tensor, "batch row seen"]:
+        """Rows of Ā, any number of them."""
+        return joined(self._each(self.part, rows.split(len(row_tiles(self.layer)[0]))))
 
     @vanishing_flushed()
     def after(self, product: "Product | None") -> "Product":
         """Ā · product: the rollout after one more layer; Ā itself if there is no product yet."""
         grown = Product(product, self.layer.shape)
-        for rows in self.tiles:
-            grown.append(self.part(rows))
+        for part in self._each(self.part, row_tiles(self.layer)):
+            grown.append(part)
         grown.earlier = None
         return grown
 
     @vanishing_flushed()
     def before(
-        self, relevance: Float[torch.Tensor, "batch row query"]
-    ) -> Float[torch.Tensor, "batch row key"]:
-        """relevance · Ā: rows of the rollout, carried one layer back."""
-        total = torch.zeros_like(relevance)
-        for rows in self.tiles:
-            share = relevance[..., consecutive(rows)]
-            if share.any():  # in causal layers, rows after the last wanted one have none
-                part = self.part(rows)
-                total = total.to(part)
-                total[..., : part.shape[-1]].baddbmm_(share.to(part), part)
-                del part  # before the next one is made
-        return total
+        self, relevance: Float[torch.Tensor, "batch row seen_query"]
+    ) -> Float[torch.Tensor, "batch row seen"]:
+        """relevance · Ā: rows of the rollout, carried one layer back.
+
+        Relevance that ends before the last query has none there. So in causal layers, rows after
+        the last wanted one cost nothing.
+        """
+
+        def carried(rows: torch.Tensor) -> torch.Tensor:
+            part = self.part(rows)
+            return relevance[..., consecutive(rows)].to(part) @ part
+
+        total, reach = None, 0
+        for share in self._each(carried, row_tiles(self.layer, relevance.shape[-1])):
+            if total is None:
+                total = share.new_zeros(*share.shape[:-1], self.layer.shape[2])
+            total[..., : share.shape[-1]] += share
+            reach = max(reach, share.shape[-1])
+        return total[..., :reach]

@@ -32,6 +32,11 @@ class FusedLayer:
         length = sum(part.shape[1] for part in self.parts)
         return self.parts[0].shape[0], length, self.parts[-1].shape[2]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the attention is stored."""
+        return self.parts[0].device
+
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows.
 
@@ -81,6 +86,11 @@ class _WeightsInMemory:
     def shape(self) -> tuple[int, int, int]:
         """Batch, queries, keys."""
         return self.weights.shape[0], *self.weights.shape[2:]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are stored."""
+        return self.weights.device
 
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None
@@ -142,6 +152,11 @@ class RecordedBlocks:
         """Batch, queries, keys."""
         length = sum(block.shape[1] for block in self.blocks)
         return self.blocks[0].shape[0], length, length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer's attention is computed."""
+        return self.blocks[0].device
 
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None

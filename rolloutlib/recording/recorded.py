@@ -50,6 +50,11 @@ class Call:
         """Batch, queries, keys."""
         return self.query.shape[0], self.query.shape[2], self.key.shape[2]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the layer's attention is computed."""
+        return self.query.device
+
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None
     ) -> Float[torch.Tensor, "batch head row key"]:
@@ -94,19 +99,6 @@ class Call:
             shown = shown > torch.finfo(shown.dtype).min / 2
         return shown.any(1).sum(-1).expand(self.shape[0], -1)
 
-    def received(self) -> Float[torch.Tensor, "batch key"]:
-        """How much attention each key receives: summed over queries, averaged over heads.
-
-        No head-fused row is held in memory: in a long sequence, rows are long.
-        """
-        total = self._zeros(self.shape[2])
-        for item, _, keys, tile in self._tiles(torch.arange(self.shape[1])):
-            block = total[item, None, keys]
-            for head, shares in tile.exponentials():
-                tile.hide_later(head)
-                block.add_(shares.mT @ head)  # an addmm_ would round after every row
-        return total
-
     def _zeros(self, *shape: int) -> torch.Tensor:
         dtype = working_dtype(self.query.dtype)
         return self.query.new_zeros(self.shape[0], *shape, dtype=dtype)
@@ -129,7 +121,9 @@ class Call:
 
     def _sides(self, rows: int) -> tuple[int, int]:
         """Rows and keys of a tile, as measured. Tall tiles make fast products, but in causal
-        attention those on the diagonal are half empty."""
+        attention those on the diagonal are half empty. A GPU takes all rows of a step at once."""
+        if self.device.type != "cpu":
+            return rows, self.shape[2]
         longest = max(least for least in CAUSAL_SIDES if least <= self.shape[2])
         queries, keys = CAUSAL_SIDES[longest] if self.causal else SIDES
         height, width = min(rows, queries), min(self.shape[2], keys // self.sharing or 1)
@@ -148,8 +142,10 @@ class Call:
 
         No score exceeds its row's log-sum-exp, so none overflows; one that underflows is less than
         e^-40 of its row. Underflow costs time, though: |q · k| ≤ |q| · |k| in a sample of the rows
-        tells where to expect it.
+        tells where to expect it. On a GPU it costs nothing, and reading the answer would.
         """
+        if self.device.type != "cpu":
+            return [[False] * self.key.shape[1]] * self.shape[0]
         low, high = self.logsumexp.aminmax(dim=-1)
         sample = (each[:, :, ::SAMPLED] for each in (self.query, self.key))
         query, key = (torch.linalg.vector_norm(each.float(), dim=-1).amax(-1) for each in sample)

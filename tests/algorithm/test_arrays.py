@@ -1,5 +1,8 @@
 """NumPy and torch through one algorithm, row numbers, and numbers that vanish."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from rolloutlib.algorithm.arrays import (
     as_tensor,
     consecutive,
     numpy_too,
+    on_every_core,
     positions,
     vanishing_flushed,
     working_dtype,
@@ -186,3 +190,57 @@ def test_the_setting_comes_back_after_an_error(flush):
         with pytest.raises(ZeroDivisionError):
             divide()
         assert vanishes() == flush
+
+
+# Cores
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def threads():
+    """Sets how many threads torch has; afterwards it has as many as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_come_in_order(threads, count):
+    threads(count)
+
+    def slow_at_first(number):
+        time.sleep(0.02 / (number + 1))
+        return number**2
+
+    assert list(on_every_core(slow_at_first, range(7), CPU)) == [n**2 for n in range(7)]
+
+
+def test_several_run_at_a_time_each_on_one_core(threads):
+    threads(3)
+    together = threading.Barrier(3, timeout=60)  # nobody passes before three are there
+
+    def meet(_):
+        together.wait()
+        return torch.get_num_threads(), (torch.tensor([2.0**-126]) / 4).item()
+
+    assert list(on_every_core(meet, range(6), CPU)) == [(1, 0.0)] * 6
+    assert torch.get_num_threads() == 3
+    counted = []
+    later = threading.Thread(target=lambda: counted.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert counted == [3]
+
+
+def test_what_one_raises_is_raised(threads):
+    threads(2)
+    with pytest.raises(ZeroDivisionError):
+        list(on_every_core(lambda number: 1 / number, [2, 1, 0, 3], CPU))
+
+
+def test_a_gpu_gets_one_step_after_another(threads):
+    threads(2)
+    here = threading.get_ident()
+    meta = torch.device("meta")
+    assert list(on_every_core(lambda _: threading.get_ident(), range(3), meta)) == [here] * 3

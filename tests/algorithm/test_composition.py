@@ -128,6 +128,19 @@ def test_layers_whose_first_tokens_see_each_other():
     np.testing.assert_allclose(rollout(mixed), expected, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("discard_ratio", [0.0, 0.3])
+def test_numbers_do_not_depend_on_how_many_cores_there_are(discard_ratio):
+    layers = random_layers(14, depth=3, heads=2, size=1300, causal=True)
+    cores, found = torch.get_num_threads(), []
+    try:
+        for torch_threads in (1, 3):
+            torch.set_num_threads(torch_threads)
+            found.append(rollout_rows(layers, [1299, 7], discard_ratio=discard_ratio))
+    finally:
+        torch.set_num_threads(cores)
+    np.testing.assert_array_equal(*found)
+
+
 def test_products_by_layer_are_not_written_over():
     layers = random_layers(13, depth=5, heads=2, size=9)
     for step, expected in zip(rollout_by_layer(layers), reference.products(layers), strict=True):

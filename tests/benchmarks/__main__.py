@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.growth import CURVES, chosen, growth
-from benchmarks.measure import peak_memory, times
+from benchmarks.measure import free_memory, peak_memory, times
 from benchmarks.report import line, write_report
 from benchmarks.table import rows_in_a_fresh_process, rows_of
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import LARGE, WORKLOADS
+
+LARGE_BYTES = 20e9
 
 
 def memory_of(name: str, which: str, small: bool) -> int | list[int]:
@@ -45,6 +47,9 @@ def main() -> int:
         return 0
     table, curves = [], growth(options.small) if "growth" in options.only else {}
     for name in filter(options.only.__contains__, WORKLOADS):
+        if name == LARGE and not options.small and free_memory() < LARGE_BYTES:
+            print(f"{name} is skipped: {free_memory() / 1e9:.0f} GB are free, it takes 20")
+            continue
         for row in rows_in_a_fresh_process(name, options.small):
             print(line(row), flush=True)
             table.append(row)

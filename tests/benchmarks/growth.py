@@ -40,7 +40,7 @@ def growth(small: bool) -> dict[str, dict]:
         seconds = times({str(point): run for point, run in runs.items()}, 3)
         peaks = memory_in_a_fresh_process(axis, "all", small)
         memory = [max(peak, 4096) / 2**20 for peak in peaks]
-        spent = [seconds[str(point)] for point in points]
+        spent = [seconds[str(point)].cpu for point in points]
         curves[axis] = {
             "points": points,
             "seconds": spent,

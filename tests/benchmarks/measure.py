@@ -1,23 +1,31 @@
-"""CPU time in rounds where contenders take turns, and memory beyond what was there before."""
+"""Time in rounds where contenders take turns, and memory beyond what was there before."""
 
 import ctypes
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 SIZE = 1024  # side of the matrices whose product shows how fast the machine is in that round
 
 
-def times(contenders: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each contender, and of "sgemm", over rounds in which all take turns.
+class Seconds(NamedTuple):
+    """How long a call took by the wall clock, and how long all its threads computed."""
+
+    wall: float
+    cpu: float
+
+
+def times(contenders: dict[str, Callable], rounds: int) -> dict[str, Seconds]:
+    """Median seconds of each contender, and of "sgemm", over rounds in which all take turns.
 
     Other programs on the machine slow all contenders of a round equally.
     """
@@ -26,10 +34,20 @@ def times(contenders: dict[str, Callable], rounds: int) -> dict[str, float]:
     taken = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            start = time.process_time()
+            wall, cpu = time.perf_counter(), time.process_time()
             run()
-            taken[name].append(time.process_time() - start)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+            finished()
+            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: Seconds(*map(statistics.median, zip(*spent, strict=True)))
+        for name, spent in taken.items()
+    }
+
+
+def finished() -> None:
+    """Wait until the GPU, if there is one, has done what it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def sgemm_speed(seconds: float) -> float:
@@ -49,6 +67,11 @@ def peak_memory(run: Callable) -> int:
     after = _status()
     del result
     return after["VmHWM"] - before["VmRSS"] - (after["RssFile"] - before["RssFile"])
+
+
+def free_memory() -> int:
+    """Bytes that a program may take without anything being swapped out. Linux only."""
+    return int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
 
 
 def _status() -> dict[str, int]:

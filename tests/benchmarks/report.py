@@ -32,18 +32,18 @@ def markdown(table: list[dict], curves: dict, load: str) -> str:
     lines = [
         "# Benchmark",
         "",
-        f"{processor()}, one thread; PyTorch {torch.__version__}; {date.today()}. "
-        f"Load of the machine: {load}.",
+        f"{processor()}; PyTorch {torch.__version__}; {date.today()}. Load of the machine: {load}.",
         "",
-        "Medians of CPU time over rounds in which contenders take turns; peak memory beyond the "
-        "input, each in a fresh process. Agreement: largest difference from float64, as a share of "
+        "Medians over rounds in which contenders take turns: of the time that one thread computed, "
+        "or where there are several, of the wall clock; peak memory beyond the input, each in a "
+        "fresh process. Agreement: largest difference from float64, as a share of "
         "the largest entry. Machine's limit: attention that is given is read once, thresholds are "
         "selected by `np.partition`, and products run at the speed of the sgemm of the same "
         "rounds; or, where queries and keys are given, exp(QKᵀ) is computed once, in tiles that a "
         "cache holds; all else takes no time.",
         "",
-        "| workload | measure | value | target | met | agreement |",
-        "|---|---|---|---|---|---|",
+        "| workload | threads | measure | value | target | met | agreement |",
+        "|---|---|---|---|---|---|---|",
         *map(line, table),
     ]
     if not all(row["met"] in (True, None) for row in table):
@@ -68,8 +68,8 @@ def line(row: dict) -> str:
     met = {True: "yes", False: "**no**", None: ""}[row["met"]]
     agreement = f"{row['agreement']:.1e}" + ("" if row["agrees"] else " **too far**")
     target = "" if row["target"] is None else f"{row['target']:g}"
-    cells = [row["workload"], row["measure"], f"{row['value']:.3g}", target, met, agreement]
-    return f"| {' | '.join(cells)} |"
+    about = [row["workload"], str(row["threads"]), row["measure"], f"{row['value']:.3g}"]
+    return f"| {' | '.join([*about, target, met, agreement])} |"
 
 
 def missed(row: dict, table: list[dict]) -> str:

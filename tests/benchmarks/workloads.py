@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import product as combinations
 
 import numpy as np
 import torch
@@ -10,13 +11,14 @@ import torch.nn.functional as F
 from reference import products
 
 from benchmarks import contenders
-from rolloutlib import attention_received, rollout, rollout_rows
-from rolloutlib.algorithm.layers import DenseLayer
+from rolloutlib import attention_received, carry_back, rollout, rollout_rows
+from rolloutlib.algorithm.layers import DenseLayer, row_tiles
 from rolloutlib.algorithm.transition import Product, Settings, Transition
 from rolloutlib.recording.recorded import Call
 from rolloutlib.video import spatial_rollout
 
 OURS = "rolloutlib"
+LARGE = "answer of LLaVA-1.5-7B"
 LOUD = "scores up to 300"
 ALONE = "exp(QKᵀ) alone"  # which cannot be avoided, even if all else took no time
 LIMIT = ", machine's limit"  # after the name of a measure: the limit that no code could beat
@@ -49,6 +51,7 @@ class Workload:
     expected: the float64 answers of `OURS` and of other contenders.  reading: reads the input once
     and selects thresholds, as every contender must; None where it is small beside the rest.
     work: floating point operations of `OURS` that are products, or 0.  tolerance: of the agreement.
+    threads: of torch, for all contenders.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Workload:
     work: float = 0.0
     rounds: int = 3
     tolerance: float = 1e-5
+    threads: int = 1
 
 
 def softmax_layers(layers: int, *shape: int) -> list[torch.Tensor]:
@@ -69,16 +73,27 @@ def softmax_layers(layers: int, *shape: int) -> list[torch.Tensor]:
 
 
 def recorded_layers(
-    layers: int, heads: int, size: int, width: int, *, causal: bool, loud: float = 0.0
+    layers: int,
+    heads: int,
+    size: int,
+    width: int,
+    *,
+    causal: bool,
+    loud: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    key_heads: int | None = None,
 ) -> tuple[list[Call], list[torch.Tensor]]:
     """Layers as a recording keeps them, and their values. `loud`: the size of the largest score."""
     generator, recorded, values = torch.Generator().manual_seed(0), [], []
     for _ in range(layers):
-        query, key, value = torch.randn(3, 1, heads, size, width, generator=generator)
+        query = torch.randn(1, heads, size, width, generator=generator).to(dtype)
+        shape = 2, 1, key_heads or heads, size, width
+        key, value = torch.randn(shape, generator=generator).to(dtype)
         largest = float((query[0, 0] @ key[0, 0].mT).abs().max())
         scaling = loud / largest if loud else width**-0.5
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        known = flash(query, key, value, 0.0, causal, scale=scaling)[1]
+        every = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+        known = flash(query, *every, 0.0, causal, scale=scaling)[1]
         recorded.append(Call(query, key, None, causal, scaling, logsumexp=known))
         values.append(value)
     return recorded, values
@@ -88,7 +103,12 @@ def sdpa_pass(layers: list[Call], values: list[torch.Tensor]) -> None:
     """The cost of attention itself in these layers."""
     for layer, value in zip(layers, values, strict=True):
         F.scaled_dot_product_attention(
-            layer.query, layer.key, value, is_causal=layer.causal, scale=layer.scaling
+            layer.query,
+            layer.key,
+            value,
+            is_causal=layer.causal,
+            scale=layer.scaling,
+            enable_gqa=layer.sharing > 1,
         )
 
 
@@ -97,7 +117,8 @@ def float64_layers(layers: list[Call]) -> list[np.ndarray]:
     fused = []
     for layer in layers:
         total, size = 0, layer.shape[1]
-        for query, key in zip(layer.query[0].double(), layer.key[0].double(), strict=True):
+        keys = layer.key[0].double().repeat_interleave(layer.sharing, 0)
+        for query, key in zip(layer.query[0].double(), keys, strict=True):
             scores = query @ key.mT * layer.scaling
             if layer.causal:
                 scores.masked_fill_(torch.ones(size, size).triu(1).bool(), -torch.inf)
@@ -244,6 +265,72 @@ def rows(small: bool, model: str, layers: int, heads: int, size: int, width: int
     )
 
 
+def one_layer(small: bool, size: int, threads: int) -> Workload:
+    """Each way through a layer of 16 heads, against one SDPA pass with as many threads."""
+    size, wanted = (40 if small else size), 16
+    relevance = torch.rand(1, wanted, size, generator=torch.Generator().manual_seed(1))
+    compared, expected, ratios = {}, {}, []
+    for causal, dtype in combinations((True, False), (torch.float32, torch.bfloat16)):
+        kind = f"{'causal' if causal else 'both ways'}, {str(dtype).removeprefix('torch.')}"
+        two, values = recorded_layers(2, 16, size, 64, causal=causal, dtype=dtype)
+        compared[f"SDPA, {kind}"] = partial(sdpa_pass, two, values)
+        ways = {
+            "carry_back": (
+                lambda two=two: carry_back(two, relevance)[0],
+                lambda two=two: relevance[0].double().numpy() @ float64_rows(two, range(size)),
+            ),
+            "rollout_rows": (
+                lambda two=two: rollout_rows(two, range(size - wanted, size))[0],
+                lambda two=two: float64_rows(two, range(size - wanted, size)),
+            ),
+            "attention_received": (
+                lambda two=two: attention_received(two)[0],
+                lambda two=two: np.mean(float64_layers(two), 0).sum(0),
+            ),
+        }
+        for way, (ours, answer) in ways.items():
+            name = f"{way}, {kind}"
+            compared[name], expected[name] = ours, answer
+            ratios.append(Ratio(f"{name} ÷ SDPA", name, f"SDPA, {kind}", 0.8, larger=False))
+    main = "rollout_rows, causal, float32"
+    ratios.append(Ratio(f"{main} ÷ SDPA{LIMIT}", "limit", "SDPA, causal, float32"))
+    return Workload(
+        f"2 layers, 16 heads x 64, S={size}, {threads} threads",
+        compared | {OURS: compared[main]},
+        expected | {OURS: expected[main]},
+        ratios,
+        work=2.0 * 16 * 64 * size**2,  # QKᵀ of both layers, half of each
+        tolerance=1e-4,  # the kernel's own sums of bfloat16 products are off by some 1e-5
+        threads=threads,
+    )
+
+
+def long_sequence(small: bool) -> Workload:
+    """Llama's heads, a long prompt."""
+    layers, heads, size = (2, 4, 60) if small else (4, 32, 16_384)
+    shape = {"causal": True, "key_heads": heads // 4, "dtype": torch.bfloat16}
+    recorded, values = recorded_layers(layers, heads, size, 128, **shape)
+    wanted = range(size - 16, size)
+    few, _ = recorded_layers(2, heads, min(size, 2048), 128, **shape)
+    shown = f"{layers} layers, {heads} / {heads // 4} heads x 128, S={size}, bfloat16"
+    return Workload(
+        f"16 rows of Llama, {shown}",
+        {
+            "SDPA": lambda: sdpa_pass(recorded, values),
+            OURS: lambda: rollout_rows(recorded, wanted)[0].sum(-1),
+            "shorter": lambda: rollout_rows(few, range(16))[0],
+        },
+        # Float64 rows of the long one would take minutes: those of a shorter one are compared.
+        {OURS: lambda: np.ones(len(wanted)), "shorter": lambda: float64_rows(few, range(16))},
+        [
+            Ratio("times one SDPA pass", OURS, "SDPA", 0.8, larger=False),
+            Ratio("MB of scratch", OURS, "MB", 64, larger=False, memory=True),
+        ],
+        rounds=1,
+        threads=2,
+    )
+
+
 def received(small: bool, patches: int) -> Workload:
     """Against the full matrix, and with large scores."""
     patches = 300 if small else patches
@@ -296,7 +383,8 @@ def causal_product(small: bool) -> Workload:
     first, second = (Transition(DenseLayer(layer), Settings()) for layer in layers)
     product = first.after(None)
     product.spare = [torch.empty(size, size)]  # as from the third layer on
-    parts, whole = [second.part(tile) for tile in second.tiles], torch.empty(size, size)
+    tiles, whole = row_tiles(second.layer), torch.empty(size, size)
+    parts = [second.part(tile) for tile in tiles]
 
     def grown():
         later = Product(product, second.layer.shape)
@@ -393,6 +481,13 @@ def limits(measure: str, over: str | tuple[str, ...], row: str = "one row") -> l
     ]
 
 
+def real_answer(small: bool, model: str) -> Workload:
+    """An answer and its maps against the answer alone, at a real model's size."""
+    from benchmarks import answers  # with transformers
+
+    return getattr(answers, model)(small)
+
+
 def _read_and_select(layer: torch.Tensor) -> None:
     """What a discarding layer always needs: to read its entries, and to select a threshold."""
     layer.sum()
@@ -439,4 +534,12 @@ WORKLOADS = {
     "rows of Fuyu": lambda small: rows(small, "Fuyu", 3, 64, 2300, 64),
     "generate, long": lambda small: generation(small, 2300, 1.10),
     "received, large": received_large,
+    **{
+        f"{size} on {threads}": partial(one_layer, size=size, threads=threads)
+        for size in (800, 3072)
+        for threads in (1, 2)
+    },
+    "long": long_sequence,
+    "answer of Qwen3-VL": lambda small: real_answer(small, "qwen3_vl"),
+    LARGE: lambda small: real_answer(small, "llava_7b"),
 }

@@ -7,7 +7,7 @@ from small_llava import small_llava
 
 from rolloutlib import FusedLayer, record_attention, rollout_rows
 from rolloutlib.algorithm.composition import rollout
-from rolloutlib.algorithm.layers import whole_rows
+from rolloutlib.algorithm.layers import with_keys
 from rolloutlib.recording import passes
 from rolloutlib.recording.passes import Continued, continues, one_pass, takes_less_fused
 from rolloutlib.recording.recorded import RecordedLayer
@@ -94,7 +94,7 @@ def test_heads_fused_while_recording_roll_out_alike(
     rows = torch.tensor([23, 5, 12])  # generated, and of two parts, in no order
     for layer, expected in zip(chosen_before, chosen_later, strict=True):
         some, wanted = (each.fused(rows, head_fusion) for each in (layer, expected))
-        torch.testing.assert_close(whole_rows(some, layer), whole_rows(wanted, layer))
+        torch.testing.assert_close(*(with_keys(part, layer.shape[2]) for part in (some, wanted)))
     for settings in ({}, {"discard_ratio": 0.2}, {"residual": 0.9}):
         torch.testing.assert_close(
             rollout(chosen_before, head_fusion=head_fusion, **settings)[:, padding:],

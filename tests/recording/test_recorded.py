@@ -185,7 +185,7 @@ def test_masks_and_caps_are_those_of_the_definition(kind, softcap, size):
         for how, whole in merged.items():
             fused = layer.fused(rows, how).double()
             torch.testing.assert_close(fused, whole[:, rows], atol=1e-6, rtol=0)
-    received = layer.received().double()
+    received = attention_received([layer]).double()
     torch.testing.assert_close(received, expected.mean(1).sum(1), atol=1e-5, rtol=0)
 
 
