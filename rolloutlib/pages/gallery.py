@@ -4,7 +4,6 @@ The site opens from the disk and makes no request to a network.
 """
 
 import io
-import re
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +24,6 @@ THUMBNAIL_SIZE = (640, 400)
 README_WIDTH, README_BYTES = 480, 150_000
 SWEEP_METRICS = 4  # in the figure of a sweep
 RUN_PAGES = 50  # of a sweep, as each takes a second and some megabytes
-RUN_NAME = re.compile(r"\w[\w .{}()-]*")  # one step of a path, and no way out of a folder
 
 Complain = Callable[[str], object]  # is told, in one sentence, what has no page and why
 
@@ -260,9 +258,8 @@ def _write_runs(
     back = [contents[0], next(link for link in contents if link[1] == sweep)]
     pages: dict[str, Path] = {}
     for one in failed_first.itertuples():
-        names = [RUN_NAME.fullmatch(str(name)) for name in (one.run, one.notebook)]
-        output = folder / str(one.run) / f"{one.notebook}.ipynb"
-        both = [failed_output(output), output] if all(names) else []
+        output = folder / one.run / f"{one.notebook}.ipynb"
+        both = failed_output(output), output
         executed = [path for path in both if path.exists() and is_inside(path, folder)]
         if executed and len(pages) < RUN_PAGES:
             run = run_of(executed[0])

@@ -49,12 +49,13 @@ class Recording:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._calls: dict[str, list] = {}
         self._fused: dict[str, FusedLayer] = {}  # first calls, whose queries were freed
+        self._kinds: set[tuple] = set()  # of calls that were kept
 
     def note(self, module: torch.nn.Module, make: Callable[[str], Layer]) -> bool:
         """Keep one attention call of a module of this model; calls of other models are ignored.
 
         make: gives the layer that made the call, from the module's name. Says whether it is the
-        first call that is kept of this module.
+        first call of its kind: of the module's class, with or without a mask, causal or not.
         """
         name = self._names.get(id(module))
         if name is None:
@@ -68,7 +69,10 @@ class Recording:
             last = earlier.key[:, :, -1:].clone()  # not a view, which would keep all keys
             calls.append(Continued(earlier.query, last, earlier.mask, earlier.logsumexp))
         calls.append(call)
-        return len(calls) == 1
+        causal, masked = getattr(call, "causal", False), getattr(call, "mask", None) is not None
+        known = len(self._kinds)
+        self._kinds.add((type(module), causal, masked))
+        return len(self._kinds) > known
 
     @property
     def names(self) -> list[str]:
@@ -248,10 +252,10 @@ def record_attention(
 
     The model computes what it computes without a recording, each part by its own implementation;
     one other than SDPA or eager is replaced by SDPA and put back on exit, even after an exception.
-    The first call of each module is checked: its output must be what the recorded probabilities
-    give. Recorded tensors are detached, not
-    copied, and stay on their device. `nn.MultiheadAttention` modules compute their weights
-    explicitly, which may change the last digits of their output; these weights are kept.
+    The first call of each kind is checked: its output must be what the recorded probabilities give.
+    Recorded tensors are detached, not copied, and stay on their device. `nn.MultiheadAttention`
+    modules compute their weights explicitly, which may change the last digits of their output;
+    these weights are kept.
 
     head_fusion: "mean", "max" or "min" to fuse heads while recording. Layers where no token
     sees a later one then keep fused attention instead of queries and keys if it is smaller: for

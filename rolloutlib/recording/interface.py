@@ -1,6 +1,7 @@
 """How a model's attention calls reach a recording."""
 
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -18,9 +19,16 @@ from rolloutlib.algorithm.layers import Layer
 from rolloutlib.recording.recorded import Call, RecordedLayer
 
 OWN = ("sdpa", "eager", None)  # implementations whose masks and causal rule a recording knows
+# What SDPA chooses from: on the CPU, and on CUDA devices.
+KERNELS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
 
 # Stores what a module attended to: `note(module, make)`, where `make(name)` is the layer. Says
-# whether it is the first call of that module.
+# whether it is the first call of its kind.
 Note = Callable[[torch.nn.Module, Callable[[str], Layer]], bool]
 active: ContextVar[tuple[Note, ...]] = ContextVar("who notes attention calls", default=())
 _attend: ContextVar[Callable] = ContextVar("how calls are noted")
@@ -133,12 +141,11 @@ def _note_weights(module: torch.nn.MultiheadAttention, note: Callable, hooks: Ex
 def recording_attention(function, module, query, key, value, attention_mask, **how):
     """Note the call in every active recording; the model's own function computes the output."""
     call = attention_call(function, module, query.detach(), key.detach(), attention_mask, **how)
-    with _FlashKernel() as kernel:
+    with _Kernel() as kernel:
         output = function(module, query, key, value, attention_mask, **how)
     noted = call
     if attention_mask is None and kernel.logsumexp is not None:
-        # A single query of grouped heads reaches the kernel as several queries of its key heads.
-        noted = replace(call, logsumexp=kernel.logsumexp.reshape(call.query.shape[:3]))
+        noted = replace(call, logsumexp=_by_query(kernel.logsumexp, call))
     if any([note(module, partial(RecordedLayer.of, noted)) for note in active.get()]):
         require_same(module, call, value.detach(), output[0].detach())
     return output
@@ -157,9 +164,13 @@ def require_same(
     """
     rows = torch.tensor([call.shape[1] // 2, call.shape[1] - 1])
     expected, actual = gather(call.probabilities(rows), value), output[:, rows]
+    query = call.query[:, :, rows]
     off = (expected - actual.reshape(expected.shape)).abs().amax((2, 3))
     off = off.masked_fill(call.visible(rows) == 0, 0).amax()
-    allowed = torch.finfo(output.dtype).eps ** 0.5 * value.abs().amax()
+    eps = torch.finfo(output.dtype).eps
+    longest = (torch.linalg.vector_norm(x.float(), dim=-1).amax() for x in (query, call.key))
+    # Scores are off by eps of their size, if a model rounds them; exponentials by as much more.
+    allowed = (eps**0.5 + eps * math.prod(longest) * call.scaling) * value.abs().amax()
     if not off <= allowed:
         raise RuntimeError(
             f"{type(module).__name__} does not compute softmax(QKᵀ · scaling + mask) · V: its "
@@ -167,16 +178,32 @@ def require_same(
         )
 
 
-class _FlashKernel(TorchDispatchMode):
-    """Inside the block, keep the log-sum-exps that the flash kernel returns with its output."""
+class _Kernel(TorchDispatchMode):
+    """Inside the block, keep the log-sum-exps that a kernel of SDPA returns with its output."""
 
     logsumexp: torch.Tensor | None = None
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in KERNELS:
+            names = [argument.name for argument in function._schema.arguments]
+            if "compute_log_sumexp" in names:  # which it does for gradients only
+                asked = names.index("compute_log_sumexp")
+                args = (*args[:asked], True, *args[asked + 1 :])
         result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+        if function in KERNELS:
             self.logsumexp = result[1].detach()
         return result
+
+
+def _by_query(logsumexp: torch.Tensor, call: Call) -> Float[torch.Tensor, "batch head query"]:
+    """The log-sum-exps of a kernel, of which some add an axis, or entries after the last query.
+
+    A single query of grouped heads reaches the kernel as several queries of its key heads.
+    """
+    known = logsumexp.flatten(2)
+    if known.shape[1] == call.query.shape[1]:
+        known = known[..., : call.shape[1]]
+    return known.reshape(call.query.shape[:3])
 
 
 def attention_call(
