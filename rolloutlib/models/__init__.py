@@ -11,7 +11,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "clicks": ["read_click"],
         "load": ["load_model"],
         "multimodal": ["Answer", "MultimodalModel"],
+        "prompts": ["WholePrompt"],
         "text": ["load_minilm", "record_sentence"],
         "tower": ["heatmaps", "through_tower"],
+        "words": ["Word"],
     },
 )

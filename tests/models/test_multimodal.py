@@ -10,6 +10,7 @@ from small_qwen3_vl import save_small_qwen3_vl
 from transformers import LlavaImageProcessor
 
 from rolloutlib import load_model, rollout, rollout_rows
+from rolloutlib.models import WholePrompt
 from rolloutlib.recording.gradients import weigh_by_gradient
 
 QUESTION = "what colour is the star ?"
@@ -102,7 +103,9 @@ def test_gradients_come_with_the_logits_of_the_answer(llava, answer, picture):
 
 def test_two_pictures_in_one_prompt(llava, picture):
     other = picture.resize((40, 200))
-    answer = llava.generate([picture, other], "<image> <image> what colour ?", max_new_tokens=2)
+    answer = llava.generate(
+        [picture, other], WholePrompt("<image> <image> what colour ?"), max_new_tokens=2
+    )
     assert [image.view.picture for image in answer.images] == [(60, 90), (200, 40)]
     first, second = (image.positions for image in answer.images)
     assert len(first) == len(second) == 16 and first.max() < second.min()
@@ -198,7 +201,7 @@ def test_a_processor_that_pads_to_a_square_loads(tmp_path, picture):
 @pytest.mark.parametrize(
     ("prompt", "new_tokens", "message"),
     [
-        ("USER: <image> <image> what ?", 2, "image"),
+        (WholePrompt("USER: <image> <image> what ?"), 2, "image"),
         ("what ? " * 1010, 2, "at most 1024 together"),
         (QUESTION, 2000, "at most 1024 together"),
         (QUESTION, 0, "max_new_tokens must be 1 or more, got 0"),
