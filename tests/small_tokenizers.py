@@ -1,7 +1,9 @@
-"""Tokenizers of every kind, trained in a moment on a few sentences."""
+"""Tokenizers of every kind, trained in a moment on a few sentences, and answers made of them."""
 
+import json
 from functools import cache
 
+import torch
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -12,8 +14,17 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    BatchFeature,
+    ByT5Tokenizer,
+    CLIPImageProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
+from rolloutlib.models import Answer, MultimodalModel
+from rolloutlib.models.families import FAMILIES
 from rolloutlib.tiny.tokenizers import fuyu_tokenizer, scene_tokenizer, screen_tokenizer
 
 TEXTS = [
@@ -34,7 +45,7 @@ def _fast(tokenizer: Tokenizer, **settings) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(names | extra | settings))
 
 
-def _trained(tokenizer: Tokenizer, trainer: type, size: int = 700, **how) -> Tokenizer:
+def _trained(tokenizer: Tokenizer, trainer: type, size: int, **how) -> Tokenizer:
     how = {"special_tokens": SPECIAL, "vocab_size": size, "show_progress": False} | how
     tokenizer.train_from_iterator(TEXTS * 3, trainer(**how))
     return tokenizer
@@ -45,26 +56,32 @@ def byte_level(**settings) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _fast(_trained(tokenizer, trainers.BpeTrainer, 330, initial_alphabet=ALPHABET))
+    return _fast(
+        _trained(tokenizer, trainers.BpeTrainer, 330, initial_alphabet=ALPHABET), **settings
+    )
 
 
 def byte_fallback(template: str = "<s> $A", **settings) -> PreTrainedTokenizerFast:
     """As Llama and Mistral: pieces that begin with "▁", and bytes for what is unknown."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     ascii_only = {"initial_alphabet": list("▁abcdefghijklmnopqrstuvwxyz(),."), "limit_alphabet": 36}
     special = [*SPECIAL, *BYTES]
     _trained(tokenizer, trainers.BpeTrainer, 500, special_tokens=special, **ascii_only)
-    numbers = [(sign, SPECIAL.index(sign)) for sign in ("<s>", "</s>")]
-    tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=numbers)
     # Bytes are ordinary tokens; only training needed them as special ones.
-    import json
-
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = content["added_tokens"][: len(SPECIAL)]
-    return _fast(Tokenizer.from_str(json.dumps(content)), **settings)
+    return with_ends(_fast(Tokenizer.from_str(json.dumps(content)), **settings), template)
+
+
+def with_ends(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
+    """The tokenizer with what it adds to a text, such as "<s> $A </s>"."""
+    numbers = [(sign, SPECIAL.index(sign)) for sign in ("<s>", "</s>")]
+    ends = processors.TemplateProcessing(single=template, special_tokens=numbers)
+    tokenizer.backend_tokenizer.post_processor = ends
+    return tokenizer
 
 
 def unigram(**settings) -> PreTrainedTokenizerFast:
@@ -112,3 +129,30 @@ KINDS = {
 def tokenizer(kind: str) -> PreTrainedTokenizerBase:
     """One tokenizer of each kind, by its name."""
     return KINDS[kind]()
+
+
+def processor_of(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> LlavaProcessor:
+    """A processor with this tokenizer and chat template: 56 pixels, 4 x 4 patches."""
+    sizes = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    return LlavaProcessor(
+        CLIPImageProcessor(**sizes),
+        tokenizer,
+        14,
+        "default",
+        template,
+        num_additional_image_tokens=1,
+    )
+
+
+def answered(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Answer:
+    """An answer of these tokens, after a prompt of one token."""
+    return Answer(
+        prompt="",
+        inputs=BatchFeature(),
+        sequence=torch.tensor([0, *ids]),
+        tokens=[tokenizer.decode([number]) for number in ids],
+        text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        images=[],
+        frames=[],
+        model=MultimodalModel(torch.nn.Identity(), processor_of(tokenizer), FAMILIES["llava"]),
+    )

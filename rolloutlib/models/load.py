@@ -79,8 +79,8 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
     `disable_adapter()` switches the adapter off.
 
     Raises FileNotFoundError if the adapter or its safetensors are unavailable, ValueError for
-    malformed files, for an adapter that is not LoRA and for one that was made for another model: if its class, a layer's
-    name or a weight's shape does not fit. ImportError without PEFT.
+    malformed files, for an adapter that is not LoRA and for one that was made for another model:
+    if its class, a layer's name or a weight's shape does not fit. ImportError without PEFT.
     """
     with needs("lora"):
         from peft import PeftConfig, PeftModel, PeftType

@@ -37,22 +37,22 @@ def read_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[W
         else:
             words.append(part)
         start += len(part)
+    if len(words) > 1 and not words[-1] and not alone:  # last tokens that add nothing to the text
+        last = words.pop()
+        words[-1] = Word(words[-1], words[-1].tokens + last.tokens)
     return words
 
 
 def read_parts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Word]:
     """The shortest parts of a text that can be read: most are one token, but a character may have
-    several, and its first ones alone decode to something else.
+    several, and its first ones alone decode to something else. A part may be empty.
     """
-    decoded = [tokenizer.decode(ids[: end + 1]) for end in range(len(ids))]
     parts, text, start, first = [], tokenizer.decode(ids), 0, 0
-    for end, so_far in enumerate(decoded, start=1):
-        if len(so_far) > start and text.startswith(so_far):
+    for end in range(1, len(ids) + 1):
+        so_far = tokenizer.decode(ids[:end])
+        if len(so_far) >= start and text.startswith(so_far):
             parts.append(Word(text[start : len(so_far)], range(first, end)))
             start, first = len(so_far), end
-    if first < len(ids):  # the last tokens add nothing to the text
-        last = parts.pop() if parts else Word(text)
-        parts.append(Word(last, last.tokens + list(range(first, len(ids)))))
     return parts
 
 
