@@ -18,6 +18,9 @@ from rolloutlib.models.multimodal import MultimodalModel
 from rolloutlib.models.prompts import require_room
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Where a checkpoint may name the files of its weights, and which of our arguments say where it is.
+NAMING = {"config.json": "transformers_weights", "model.safetensors.index.json": "weight_map"}
+HUB = {"revision", "local_files_only"}
 LONGEST = 1_000_000  # bytes of an adapter's configuration; PEFT writes one or two thousand
 REFUSED = {"layer_replication", "megatron_config"}  # copies of layers, and modules to import
 
@@ -31,17 +34,33 @@ def load_pretrained(kind: type, source: str | Path, **how):
     Raises FileNotFoundError if the files are unavailable, broken or pickled.
     """
     how["trust_remote_code"] = False
-    if issubclass(kind, PreTrainedModel) or kind.__name__.startswith("AutoModel"):
-        how["use_safetensors"] = True
     try:
+        if issubclass(kind, PreTrainedModel) or kind.__name__.startswith("AutoModel"):
+            how["use_safetensors"] = True
+            require_safetensors(str(source), **{name: how[name] for name in HUB & how.keys()})
         return kind.from_pretrained(source, **how)
-    except (OSError, SafetensorError, RecursionError) as error:
+    except Exception as error:  # transformers trusts the names and types of what it reads
+        if type(error) is ValueError or isinstance(error, ImportError):
+            raise  # its own words
         raise FileNotFoundError(
             f"cannot load the checkpoint {source}: expected a folder or Hugging Face id with "
             "config, processor and safetensors weights (pickled weights are refused). Without a "
             "network use a folder, such as the default data/checkpoints/tiny-llava. "
             f"transformers says: {error}"
         ) from error
+
+
+def require_safetensors(source: str, **hub) -> None:
+    """Raise an OSError if a checkpoint names files of another kind as its weights."""
+    for name, key in NAMING.items():
+        try:
+            content = json.loads(Path(cached_file(source, name, **hub)).read_text("utf-8"))
+        except OSError:
+            continue  # there is none, or transformers says why it cannot be read
+        named = content.get(key) or {}
+        for file in [named] if isinstance(named, str) else named.values():
+            if not file.endswith(".safetensors"):
+                raise OSError(f"{name} names {file} as weights, expected safetensors")
 
 
 def require_adapter(config: Path, weights: Path) -> None:
@@ -105,7 +124,8 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
     except Exception as error:  # PEFT trusts the names and types of what it reads
         raise ValueError(f"cannot read {folder / FILES[0]}: {error!r}") from error
     if config.peft_type != PeftType.LORA:
-        raise ValueError(f"expected a LoRA adapter, got {config.peft_type.value} in {adapter_id}")
+        got = getattr(config.peft_type, "value", None)
+        raise ValueError(f"expected a LoRA adapter, got {got} in {adapter_id}")
     made_for = (config.auto_mapping or {}).get("base_model_class", type(model).__name__)
     if made_for != type(model).__name__:
         raise misfit(f"it was made for a {made_for}")

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-# Boundaries of words and of characters by the Unicode standard (annex 29).
-BOUNDARY = regex.compile(r"(?w)\b")
+# Boundaries of words and characters as a person sees them, by the Unicode standard (annex 29).
+BOUNDARY, CHARACTER = regex.compile(r"(?w)\b"), regex.compile(r"\X")
 
 
 class Word(str):
@@ -27,7 +27,8 @@ def read_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[W
     space belongs to the word that follows, and a special token is a word of its own.
     """
     parts = read_parts(tokenizer, ids)
-    boundaries = {found.start() for found in BOUNDARY.finditer("".join(parts))}
+    starts = [{f.start() for f in way.finditer("".join(parts))} for way in (BOUNDARY, CHARACTER)]
+    boundaries = set.intersection(*starts)
     special, words, start, alone = special_ids(tokenizer), [], 0, False
     for part in parts:
         before, alone = alone, not special.isdisjoint(ids[token] for token in part.tokens)

@@ -228,3 +228,41 @@ def test_nothing_generated_is_an_error(llava, picture):
 def test_several_sequences_are_refused(llava, picture):
     with pytest.raises(ValueError, match="one generated sequence, got 2"):
         llava.generate(picture, QUESTION, max_new_tokens=2, num_beams=2, num_return_sequences=2)
+
+
+@pytest.mark.parametrize("save", [save_small_llava, save_small_fuyu, save_small_qwen3_vl])
+def test_a_generated_image_token_is_refused_by_name(save, tmp_path, picture):
+    model = load_model(save(tmp_path), dtype="float32")
+    token = model.model.config.image_token_id
+    inputs = model.prepare([picture], QUESTION)
+    sequence = torch.cat([inputs["input_ids"], torch.tensor([[5, token, 5]])], 1)
+    with pytest.raises(ValueError, match=f"got the image token {token} as generated token 1"):
+        model.answer([picture], QUESTION, inputs, sequence)
+
+
+def test_a_generated_video_token_is_refused_by_name(tmp_path, picture):
+    qwen = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")
+    inputs = qwen.prepare([picture], QUESTION)
+    token = qwen.model.config.video_token_id
+    sequence = torch.cat([inputs["input_ids"], torch.tensor([[token]])], 1)
+    with pytest.raises(ValueError, match=rf"suppress_tokens=\[{token}\]"):
+        qwen.answer([picture], QUESTION, inputs, sequence)
+
+
+def test_what_cannot_be_placed_is_refused_before_it_is_generated(llava, picture, monkeypatch):
+    monkeypatch.setattr(llava.processor, "num_additional_image_tokens", 2)
+    monkeypatch.setattr(type(llava.model), "generate", lambda *_, **__: pytest.fail("it began"))
+    monkeypatch.setattr(llava.processor, "vision_feature_select_strategy", "default")
+    monkeypatch.setattr(llava.model.config, "vision_feature_layer", [-2, -1])
+    with pytest.raises(ValueError, match="expected one vision_feature_layer"):
+        llava.generate(picture, QUESTION)
+
+
+def test_words_are_whole_characters_and_know_their_tokens(tmp_path, picture):
+    qwen = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")  # a token is a byte
+    inputs = qwen.prepare([picture], QUESTION)
+    ids = qwen.processor.tokenizer("ein Stern 😀 é", return_tensors="pt")["input_ids"]
+    answer = qwen.answer([picture], QUESTION, inputs, torch.cat([inputs["input_ids"], ids], 1))
+    assert answer.words == ["ein", " Stern", " 😀", " é"]
+    assert [word.tokens for word in answer.words[2:]] == [[9, 10, 11, 12, 13], [14, 15, 16]]
+    assert "".join(answer.words) == answer.text and len(answer.tokens) == 17
