@@ -51,7 +51,15 @@ def load_pretrained(kind: type, source: str | Path, **how):
 
 
 def require_safetensors(source: str, **hub) -> None:
-    """Raise an OSError if a checkpoint names files of another kind as its weights."""
+    """Raise an OSError if a checkpoint names files of another kind as its weights, or has an
+    adapter in its folder, which transformers would add unasked and unchecked.
+    """
+    with suppress(OSError):
+        if cached_file(source, FILES[0], **hub):
+            raise ValueError(
+                f"expected a checkpoint without an adapter, got {FILES[0]} in {source}: it belongs "
+                "in a folder of its own, as adapter_id"
+            )
     for name, key in NAMING.items():
         try:
             content = json.loads(Path(cached_file(source, name, **hub)).read_text("utf-8"))

@@ -434,6 +434,13 @@ def test_a_pickled_adapter_is_refused(qwen, lora, tmp_path):
         load_model(qwen, adapter_id=copy)
 
 
+def test_an_adapter_in_the_checkpoints_own_folder_is_not_added_unasked(qwen, lora, tmp_path):
+    copy = shutil.copytree(qwen, tmp_path / "both")
+    shutil.copytree(lora, copy, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"without an adapter, got adapter_config.json in .*both"):
+        load_model(copy)
+
+
 def test_a_missing_adapter_names_itself(qwen, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cannot load the adapter .*nowhere"):
         load_model(qwen, adapter_id=tmp_path / "nowhere")
