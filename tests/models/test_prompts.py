@@ -45,10 +45,9 @@ def special_in(name, ids):
     """The special tokens, in order, except for words that the tokenizer does not know."""
     tokenizer = PROCESSORS[name].tokenizer
     known = special_ids(tokenizer) - {tokenizer.unk_token_id}
-    known |= {
-        tokenizer.convert_tokens_to_ids(sign) for sign in ("|SPEAKER|", "|NEWLINE|", "<0x04>")
-    }
-    return [number for number in ids.tolist() if number in known - {tokenizer.unk_token_id, None}]
+    if name == "fuyu":
+        known |= set(tokenizer.convert_tokens_to_ids(["|SPEAKER|", "|NEWLINE|", "<0x04>"]))
+    return [number for number in ids.tolist() if number in known]
 
 
 SIGNS = [
