@@ -80,7 +80,7 @@ def test_pip_accepts_what_conda_would_hand_to_it(tmp_path):
 
 
 def test_the_core_is_light():
-    assert len(PROJECT["dependencies"]) <= 16
+    assert len(PROJECT["dependencies"]) <= 17  # one of them, regex, comes with transformers anyway
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
