@@ -50,11 +50,13 @@ def reserved(processor: ProcessorMixin, family: Family, question: str) -> list[s
     """The tokens of a question that are not text to the model, such as "</s>" or "<image>"."""
     tokenizer = processor.tokenizer
     signs = [processor.image_token, getattr(processor, "video_token", None), *family.signs]
-    known = special_ids(tokenizer) | set(tokenizer.convert_tokens_to_ids(list(filter(None, signs))))
+    signs = list(filter(None, signs))
+    known = special_ids(tokenizer) | set(tokenizer.convert_tokens_to_ids(signs))
     if (tokenizer.unk_token or question) not in question:
         known -= {tokenizer.unk_token_id}  # what the tokenizer doesn't know is text, too
     ids = tokenizer(question, add_special_tokens=False)["input_ids"]
-    return tokenizer.convert_ids_to_tokens([number for number in ids if number in known])
+    found = tokenizer.convert_ids_to_tokens([number for number in ids if number in known])
+    return found + [sign for sign in signs if sign in question]  # processors look for the text
 
 
 def inputs_of(processor: ProcessorMixin, text: str, **given) -> BatchFeature:

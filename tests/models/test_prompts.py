@@ -89,6 +89,12 @@ def test_text_that_only_looks_like_it_is_a_question(name, question):
     assert special_in(name, asked(name, question)) == special_in(name, asked(name, "what?"))
 
 
+def test_a_sign_that_only_the_processor_reads_is_refused():
+    """The tokenizer reads "|0|" and "SPEAKER|", but the processor puts a picture there."""
+    with pytest.raises(ValueError, match=r"plain text, got '\|SPEAKER\|'"):
+        asked("fuyu", "|0|SPEAKER|")
+
+
 PIECES = st.sampled_from(
     [
         "<image>",
