@@ -16,22 +16,31 @@ from rolloutlib.explorer.widget import Explorer
 from rolloutlib.grid import View
 from rolloutlib.models import Answer
 from rolloutlib.models.tower import on_picture
+from rolloutlib.models.words import Word, by_word, read_words
 
 
 @dataclass(frozen=True)
 class Words:
-    """What can be pointed at in a prompt and its answer: every token outside pictures.
+    """What can be pointed at in a prompt and its answer: every word outside pictures.
 
-    texts: prompt first.  prompt: how many of them belong to the prompt.
-    positions: where each is in the sequence.
-    rows: the query row behind each: its own for a word of the prompt; for a generated word the row
-    before it, which predicted it.
+    texts: prompt first; each knows its tokens, which are numbered from 0 and leave out pictures.
+    prompt: how many of them belong to the prompt.
+    positions: where each token is in the sequence.
+    rows: the query row behind each token: its own for a token of the prompt; for a generated token
+    the row before it, which predicted it.
     """
 
-    texts: list[str]
+    texts: list[Word]
     prompt: int
-    positions: Int[torch.Tensor, " word"]
-    rows: Int[torch.Tensor, " word"]
+    positions: Int[torch.Tensor, " token"]
+    rows: Int[torch.Tensor, " token"]
+
+    def drawn(
+        self, relevance: Float[torch.Tensor, "word key"]
+    ) -> Float[torch.Tensor, "word other_word"]:
+        """What each word drew on every other: the sum over the other's tokens."""
+        on_tokens = relevance[:, self.positions.to(relevance.device)]
+        return torch.stack([on_tokens[:, word.tokens].sum(-1) for word in self.texts], 1)
 
 
 def explore(
@@ -49,8 +58,8 @@ def explore(
 
     Replays the answer and shows the language model's rollout: the row that predicted each generated
     word, and the row of each word of the prompt; one before the picture drew nothing from it. Rows
-    are scaled to sum to 1. The time steps of a video are pictures along a time slider, each shown
-    by its first frame.
+    are scaled to sum to 1, and a word of several tokens has the mean of their rows. The time steps
+    of a video are pictures along a time slider, each shown by its first frame.
 
     to_patches: carry each map through the vision tower, as `through_tower` does, with the same
     residual.
@@ -65,12 +74,13 @@ def explore(
     pictures, views, labels = _seen(answer, to_patches)
 
     def panels(settings: Settings) -> Panels:
-        relevance = normalize_rows(rollout_rows(layers, words.rows, **asdict(settings))[0])
+        rows = normalize_rows(rollout_rows(layers, words.rows, **asdict(settings))[0])
+        relevance = by_word(rows, words.texts)
         on_pictures = []
         for image in answer.images:
             maps = on_picture(recording, image, relevance, to_patches, settings.residual).cpu()
             on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)
-        return {"": {"": Heatmaps(on_pictures, relevance.cpu()[:, words.positions])}}
+        return {"": {"": Heatmaps(on_pictures, words.drawn(relevance).cpu())}}
 
     shown = {"depth": len(layers), "settings": first, "prompt": words.prompt}
     look = {"labels": labels} | look
@@ -98,15 +108,20 @@ def explore_clip(
 
 
 def words_of(answer: Answer) -> Words:
-    """The words of a prompt and its answer, and the query row behind each of them."""
+    """The words of a prompt and its answer, and the query rows behind each of them."""
     outside = torch.ones(len(answer.sequence), dtype=torch.bool)
     for image in answer.images:
         outside[int(image.positions[0]) : int(image.positions[-1]) + 1] = False
     positions = outside.nonzero().flatten()
-    prompt = len(positions) - len(answer.tokens)
-    decode = answer.model.processor.tokenizer.decode
-    texts = [decode([token]) for token in answer.sequence[positions].tolist()]
-    return Words(texts, prompt, positions, torch.cat([positions[:prompt], answer.rows]))
+    asked = len(positions) - len(answer.tokens)
+    gaps = (positions.diff() > 1).nonzero().flatten() + 1
+    tokenizer, texts, first = answer.model.processor.tokenizer, [], 0
+    for run in positions.tensor_split(sorted({*gaps.tolist(), asked})):  # no word spans a picture
+        words = read_words(tokenizer, answer.sequence[run].tolist())
+        texts += [Word(word, (first + token for token in word.tokens)) for word in words]
+        first += len(run)
+    prompt, rows = len(texts) - len(answer.words), torch.cat([positions[:asked], answer.rows])
+    return Words(texts, prompt, positions, rows)
 
 
 def _seen(answer: Answer, to_patches: bool) -> tuple[list[Image.Image], list[View], list[str]]:

@@ -9,9 +9,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
         "clicks": ["read_click"],
-        "load": ["load_model"],
+        "load": ["load_model", "load_pretrained"],
         "multimodal": ["Answer", "MultimodalModel"],
+        "prompts": ["WholePrompt"],
         "text": ["load_minilm", "record_sentence"],
         "tower": ["heatmaps", "through_tower"],
+        "words": ["Word", "by_word"],
     },
 )

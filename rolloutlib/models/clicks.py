@@ -1,10 +1,12 @@
 """Clicks: the point that an answer names, and the tokens that spell its coordinates."""
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 
 from rolloutlib.models import Answer
+from rolloutlib.models.words import read_parts
 
 NUMBER = r"(-?\d+(?:\.\d+)?)"
 # How a point may be written, the clearest first; a box of four numbers does not count.
@@ -47,20 +49,16 @@ def read_click(answer: Answer) -> Click:
     error: `message` says so.
     """
     generated = answer.sequence[-len(answer.tokens) :].tolist()
-    # Where each token ends in the text: some tokenizers put spaces between tokens.
-    decode = answer.model.processor.tokenizer.decode
-    texts = [decode(generated[: n + 1]) for n in range(len(generated))]
-    ends, text = [len(part) for part in texts], texts[-1]
+    parts = read_parts(answer.model.processor.tokenizer, generated)
+    ends, text = list(accumulate(map(len, parts))), "".join(parts)
     found = next(filter(None, (re.search(way, text) for way in POINTS)), None)
     if found is None:
         every = list(range(len(generated)))
         message = f"no point in the answer {answer.text!r}: expected x and y, such as (412, 96)"
         return Click(None, None, [], [], every, message)
     x, y = (float(number) for number in found.groups())
-    on = [
-        list(range(bisect_right(ends, found.start(n)), bisect_right(ends, found.end(n) - 1) + 1))
-        for n in (1, 2)
-    ]
+    spans = [(bisect_right(ends, found.start(n)), bisect_left(ends, found.end(n))) for n in (1, 2)]
+    on = [[token for part in parts[a : b + 1] for token in part.tokens] for a, b in spans]
     inside = all(number in range(1000) for number in (x, y))
     message = "" if inside else f"expected whole numbers in 0..999, got ({x:g}, {y:g})"
     return Click(x, y, *on, on[0] + on[1], message)

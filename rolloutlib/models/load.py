@@ -1,18 +1,102 @@
 """Load a checkpoint, and add a LoRA adapter to it."""
 
+import json
 import textwrap
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils import cached_file
 
 from rolloutlib.extras import needs
 from rolloutlib.models.families import FAMILIES
 from rolloutlib.models.multimodal import MultimodalModel
+from rolloutlib.models.prompts import require_room
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Where a checkpoint may name the files of its weights, and which of our arguments say where it is.
+NAMING = {"config.json": "transformers_weights", "model.safetensors.index.json": "weight_map"}
+HUB = {"revision", "local_files_only"}
+LONGEST = 1_000_000  # bytes of an adapter's configuration; PEFT writes one or two thousand
+REFUSED = {"layer_replication", "megatron_config"}  # copies of layers, and modules to import
+
+
+def load_pretrained(kind: type, source: str | Path, **how):
+    """What a class of transformers, such as `AutoModel`, loads from a path or Hugging Face id.
+
+    All of the package and its notebooks load here: a checkpoint's own code is never run, and
+    weights are read from safetensors only.  how: as in `from_pretrained`.
+
+    Raises FileNotFoundError if the files are unavailable, broken or pickled.
+    """
+    how["trust_remote_code"] = False
+    try:
+        if issubclass(kind, PreTrainedModel) or kind.__name__.startswith("AutoModel"):
+            how["use_safetensors"] = True
+            require_safetensors(str(source), **{name: how[name] for name in HUB & how.keys()})
+        return kind.from_pretrained(source, **how)
+    except Exception as error:  # transformers trusts the names and types of what it reads
+        if type(error) is ValueError or isinstance(error, ImportError):
+            raise  # its own words
+        raise FileNotFoundError(
+            f"cannot load the checkpoint {source}: expected a folder or Hugging Face id with "
+            "config, processor and safetensors weights (pickled weights are refused). Without a "
+            "network use a folder, such as the default data/checkpoints/tiny-llava. "
+            f"transformers says: {error}"
+        ) from error
+
+
+def require_safetensors(source: str, **hub) -> None:
+    """Raise an OSError if a checkpoint names files of another kind as its weights, or has an
+    adapter in its folder, which transformers would add unasked and unchecked.
+    """
+    with suppress(OSError):
+        if cached_file(source, FILES[0], **hub):
+            raise ValueError(
+                f"expected a checkpoint without an adapter, got {FILES[0]} in {source}: it belongs "
+                "in a folder of its own, as adapter_id"
+            )
+    for name, key in NAMING.items():
+        try:
+            content = json.loads(Path(cached_file(source, name, **hub)).read_text("utf-8"))
+        except OSError:
+            continue  # there is none, or transformers says why it cannot be read
+        named = content.get(key) or {}
+        for file in [named] if isinstance(named, str) else named.values():
+            if not file.endswith(".safetensors"):
+                raise OSError(f"{name} names {file} as weights, expected safetensors")
+
+
+def require_adapter(config: Path, weights: Path) -> None:
+    """Raise a ValueError if an adapter's files are malformed, or ask for what they do not hold.
+
+    PEFT makes room for all that the configuration asks for, before it reads the weights.
+    """
+    size = config.stat().st_size
+    if size > LONGEST:
+        raise ValueError(f"expected at most {LONGEST} bytes in {config}, got {size}")
+    try:
+        asked = json.loads(config.read_text("utf-8"))
+        ranks = [asked.get("r", 1), *(asked.get("rank_pattern") or {}).values()]
+        with safe_open(weights, "pt") as file:
+            largest = max(max(file.get_slice(name).get_shape()) for name in file.keys())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON in {config}, line {error.lineno}: {error.msg}") from error
+    except SafetensorError as error:
+        raise ValueError(f"expected safetensors in {weights}: {error}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"expected the settings of an adapter in {config}: {error}") from error
+    if not all(isinstance(rank, int) and 1 <= rank <= largest for rank in ranks):
+        raise ValueError(
+            f"expected ranks in [1, {largest}], as in its weights, got {ranks} in {config}"
+        )
+    for name in REFUSED & asked.keys():
+        if asked[name]:
+            raise ValueError(f"expected an adapter without {name}, got {asked[name]!r} in {config}")
 
 
 def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Module:
@@ -21,10 +105,10 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
     The result is PEFT's model around the given one. Only safetensors are read;
     `disable_adapter()` switches the adapter off.
 
-    Raises FileNotFoundError if the adapter or its safetensors are unavailable, ValueError for an
-    adapter that is not LoRA, for one that changes the model's own weights, because without it the
-    model would not be the base model, and for one that was made for another model: if its class, a
-    layer's name or a weight's shape does not fit. ImportError without PEFT.
+    Raises FileNotFoundError if the adapter or its safetensors are unavailable, ValueError for
+    malformed files, for an adapter that is not LoRA, for one that changes the model's own weights,
+    because without it the model would not be the base model, and for one that was made for another
+    model: if its class, a layer's name or a weight's shape does not fit. ImportError without PEFT.
     """
     with needs("lora"):
         from peft import PeftConfig, PeftModel, PeftType
@@ -36,11 +120,7 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
             f"cannot load the adapter {adapter_id}: expected a folder or Hugging Face id with "
             f"{' and '.join(FILES)} (pickled weights are refused). transformers says: {error}"
         ) from error
-    try:
-        config = PeftConfig.from_pretrained(folder)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        file = folder / FILES[0]
-        raise ValueError(f"{file}: expected PEFT's settings, got {error!r}") from error
+    require_adapter(folder / FILES[0], folder / FILES[1])
 
     def misfit(why: str) -> ValueError:
         return ValueError(
@@ -48,6 +128,10 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
             f"{adapter_id}, made for {config.base_model_name_or_path}: {textwrap.shorten(why, 400)}"
         )
 
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except Exception as error:  # PEFT trusts the names and types of what it reads
+        raise ValueError(f"cannot read {folder / FILES[0]}: {error!r}") from error
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise ValueError(f"expected a LoRA adapter, got {kind} in {adapter_id}")
@@ -60,7 +144,7 @@ def load_adapter(model: PreTrainedModel, adapter_id: str | Path) -> torch.nn.Mod
         adapted = PeftModel.from_pretrained(model, folder)
         # Load it again to see what the first call only warns about or ignores.
         result = adapted.load_adapter(folder, "default")
-    except (RuntimeError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+    except Exception as error:
         raise misfit(f"PEFT says: {error}") from error
     if result.missing_keys or result.unexpected_keys:
         what = "has no" if result.missing_keys else "also has"
@@ -96,28 +180,54 @@ def load_model(
     revision, dtype, device_map: as in transformers. Only safetensors are read, and a checkpoint's
     own code is never run.  adapter_id: a LoRA adapter to add, by path or id.
 
-    Raises ValueError for a family that the package does not know and for an adapter that was made
-    for another model; FileNotFoundError if a folder, a download or its safetensors are
-    unavailable.
+    A blank picture goes through the processor and the vision tower, so that what does not fit is
+    found here.
+
+    Raises ValueError for a family that the package does not know, for a processor that does not
+    fit the model and for an adapter that is malformed or was made for another model;
+    FileNotFoundError if a folder, a download or its safetensors are unavailable.
     """
-    source, how = str(name_or_path), {"revision": revision, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(source, **how)
-        if config.model_type not in FAMILIES:
-            raise ValueError(
-                f"expected a checkpoint of {', '.join(FAMILIES)}, got model_type "
-                f"{config.model_type!r} in {source}"
-            )
-        processor = AutoProcessor.from_pretrained(source, **how)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, device_map=device_map, use_safetensors=True, **how
+    source, how = str(name_or_path), {"revision": revision}
+    config = load_pretrained(AutoConfig, source, **how)
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"expected a checkpoint of {', '.join(FAMILIES)}, got model_type "
+            f"{config.model_type!r} in {source}"
         )
-    except (OSError, SafetensorError) as error:
-        raise FileNotFoundError(
-            f"cannot load the checkpoint {source}: expected a folder or Hugging Face id with "
-            "config, processor and safetensors weights (pickled weights are refused). Without a "
-            "network use a folder, such as the default data/checkpoints/tiny-llava. "
-            f"transformers says: {error}"
+    processor = load_pretrained(AutoProcessor, source, **how)
+    how |= {"dtype": dtype, "device_map": device_map}
+    model = load_pretrained(AutoModelForImageTextToText, source, **how).eval()
+    loaded = MultimodalModel(model, processor, FAMILIES[config.model_type])
+    require_fit(loaded, source)
+    return replace(loaded, model=load_adapter(model, adapter_id)) if str(adapter_id) else loaded
+
+
+def require_fit(loaded: MultimodalModel, source: str) -> None:
+    """Raise a ValueError unless the processor and the model agree on the tokens of a picture."""
+    expected, processor = loaded.family.processor, loaded.processor
+    if not isinstance(processor, expected):
+        raise ValueError(
+            f"expected a {expected.__name__} in {source}, got {type(processor).__name__}"
+        )
+    if getattr(processor, "patch_size", 0) is None:
+        raise ValueError(f"expected patch_size in the processor's settings in {source}, got none")
+    blank = [Image.new("RGB", (96, 64))]
+    try:
+        inputs = loaded.prepare(blank, "?")
+        loaded.seen(blank, inputs)
+        require_room(loaded.model.config, inputs["input_ids"].shape[1], 1)
+        decoder = loaded.model.get_decoder()
+        with torch.no_grad(), decoder.register_forward_pre_hook(_stop), suppress(_Reached):
+            loaded.model(**inputs)
+    except Exception as error:
+        raise ValueError(
+            f"the processor in {source} does not fit its model: {textwrap.shorten(str(error), 400)}"
         ) from error
-    model = load_adapter(model, adapter_id) if str(adapter_id) else model
-    return MultimodalModel(model.eval(), processor, FAMILIES[config.model_type])
+
+
+class _Reached(Exception):
+    """The decoder is reached: all that comes from the picture is in its place."""
+
+
+def _stop(*_) -> None:
+    raise _Reached

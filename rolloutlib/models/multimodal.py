@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -13,17 +14,18 @@ from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import ImageTokens, image_tokens
 from rolloutlib.models.families import Family
 from rolloutlib.models.prompts import (
+    PER_TOKEN,
     full_prompt,
+    inputs_of,
     require_room,
     require_shapes,
+    require_text,
     video_inputs,
     without_ending,
 )
+from rolloutlib.models.words import Word, read_words
 from rolloutlib.recording.capture import Recording, record_attention
 from rolloutlib.recording.gradients import record_gradients
-
-# What a processor returns for each token of the prompt, and its value for a generated token.
-PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Answer:
 
     inputs: the processor's output for the prompt and its pictures.
     sequence: the prompt's S token ids and the T generated ones, without the closing token.
-    tokens: the T generated tokens as text.  text: the whole answer.
+    tokens: the T generated tokens as text, each by itself.  text: the whole answer, without
+    special tokens.
     images: for each picture of the prompt its tokens' positions and pixels; one for a video.
     frames: all frames of a video.
     model: the one that answered, and can replay the answer.
@@ -55,6 +58,15 @@ class Answer:
         if len(self.images) != 1:
             raise ValueError(f"expected one picture in the prompt, got {len(self.images)}")
         return self.images[0]
+
+    @cached_property
+    def words(self) -> list[Word]:
+        """What a person reads: the tokens merged to whole characters and words.
+
+        Each knows its tokens. "".join gives the answer as decoded, special tokens included.
+        """
+        generated = self.sequence[-len(self.tokens) :].tolist()
+        return read_words(self.model.processor.tokenizer, generated)
 
     @property
     def rows(self) -> Int[torch.Tensor, " token"]:
@@ -86,21 +98,23 @@ class MultimodalModel:
     ) -> Answer:
         """Ask the model about the pictures.
 
-        prompt: a question, put into the checkpoint's chat template; or the whole text, which is
-        used as it is if it already has image tokens.  frame_rate: in frames per second; if given,
-        the pictures are the frames of one video.  record: keep what every layer attended to, as
-        `answer.recording`, at almost no cost; only after beam search or with a cache of fixed size
-        it takes a replay pass.  generation: anything that transformers' `generate` takes (beams,
-        sampling, …), for one answer.
+        prompt: a question in plain text, put into the checkpoint's chat template; or the whole
+        text, image tokens included, as a `WholePrompt`.  frame_rate: in frames per second; if
+        given, the pictures are the frames of one video.  record: keep what every layer attended to,
+        as `answer.recording`, at almost no cost; only after beam search or with a cache of fixed
+        size it takes a replay pass.  generation: anything that transformers' `generate` takes
+        (beams, sampling, …), for one answer.
 
-        Raises ValueError if the prompt has no room for its image tokens or the context none for
-        the answer, if the model generates nothing, for no picture, for one that is too large or too
-        elongated, for frames of different sizes and for a video if the model takes none.
+        Raises ValueError for a question with special tokens, if the prompt has no room for its
+        image tokens or the context none for the answer, if the model generates nothing or an image
+        token, for no picture, for one that is too large or too elongated, for frames of different
+        sizes and for a video if the model takes none.
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         pictures = [upright_rgb(picture) for picture in pictures]
         inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
         require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
+        self.seen(pictures, inputs)  # what cannot be placed on a picture is refused now, not later
         with record_attention(self.model) if record else nullcontext() as recording:
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
         answer = self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
@@ -125,7 +139,7 @@ class MultimodalModel:
         require_shapes(pictures)
         if frame_rate is None:
             text = full_prompt(self.processor, self.family, prompt, "image", len(pictures))
-            inputs = self.processor(images=pictures, text=text, return_tensors="pt")
+            inputs = inputs_of(self.processor, text, images=pictures)
         else:
             inputs = video_inputs(self.processor, self.family, pictures, prompt, frame_rate)
         return inputs.to(self.model.device, self.model.dtype)
@@ -139,33 +153,42 @@ class MultimodalModel:
     ) -> Answer:
         """Read one generated sequence, prompt included, however it was generated.
 
-        Raises ValueError for more or fewer than one, and where nothing was generated.
+        Raises ValueError for more or fewer than one, where nothing was generated, and for a
+        generated image token, which has no picture.
         """
         if sequences.shape[0] != 1:
             raise ValueError(f"expected one generated sequence, got {sequences.shape[0]}")
         pictures = [upright_rgb(picture) for picture in pictures]
-        views = self.family.views(self.processor, inputs, pictures)
         length = inputs["input_ids"].shape[1]
         generated = without_ending(sequences[0, length:], self.model.generation_config)
         if len(generated) == 0:
             raise ValueError("expected at least one generated token, got none")
-        tokenizer, config = self.processor.tokenizer, self.model.config
-        video = "pixel_values_videos" in inputs
+        require_text(self.model.config, generated)
+        tokenizer = self.processor.tokenizer
         return Answer(
             prompt=prompt,
             inputs=inputs,
             sequence=torch.cat([sequences[0, :length], generated]),
             tokens=[tokenizer.decode([token]) for token in generated.tolist()],
             text=tokenizer.decode(generated, skip_special_tokens=True).strip(),
-            images=image_tokens(
-                pictures[: len(views)],
-                views,
-                inputs["input_ids"][0],
-                config.video_token_id if video else config.image_token_id,
-                self.family.patches(config, self.processor, views),
-            ),
-            frames=pictures if video else [],
+            images=self.seen(pictures, inputs),
+            frames=pictures if "pixel_values_videos" in inputs else [],
             model=self,
+        )
+
+    def seen(self, pictures: list[Image.Image], inputs: BatchFeature) -> list[ImageTokens]:
+        """Where the image tokens of a prompt are, and what part of each picture they stand for.
+
+        Raises ValueError if the processor's settings do not fit the number of tokens.
+        """
+        views, config = self.family.views(self.processor, inputs, pictures), self.model.config
+        video = "pixel_values_videos" in inputs
+        return image_tokens(
+            pictures[: len(views)],
+            views,
+            inputs["input_ids"][0],
+            config.video_token_id if video else config.image_token_id,
+            self.family.patches(config, self.processor, views),
         )
 
     def record(self, answer: Answer) -> Recording:

@@ -9,6 +9,16 @@ from transformers import BatchFeature, GenerationConfig, PreTrainedConfig, Proce
 from transformers.video_utils import VideoMetadata
 
 from rolloutlib.models.families import Family
+from rolloutlib.models.words import special_ids
+
+# What a processor returns for each token of the prompt, and its value for a generated token.
+PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0}
+BLANK = "\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+class WholePrompt(str):
+    """A prompt that is used as it is, with its own image tokens, and not put into a template."""
+
 
 ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
@@ -16,15 +26,57 @@ ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fai
 def full_prompt(
     processor: ProcessorMixin, family: Family, prompt: str, kind: str, count: int
 ) -> str:
-    """The text for the processor, with one token for each "image" or "video"."""
-    token = getattr(processor, f"{kind}_token", None)
-    if token and token in prompt:
+    """The text for the processor, with one token for each "image" or "video".
+
+    Raises ValueError for a question with special tokens, or with the text that ends a turn: it
+    would be read as more than a question.
+    """
+    if isinstance(prompt, WholePrompt):
         return prompt
-    if processor.chat_template is None:
-        return family.prompt_template.format(prompt=prompt)
-    content = [{"type": kind}] * count + [{"type": "text", "text": prompt}]
-    conversation = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(conversation, add_generation_prompt=True)
+
+    def put(question: str) -> str:
+        if processor.chat_template is None:
+            return family.prompt_template.format(prompt=question)
+        content = [{"type": kind}] * count + [{"type": "text", "text": question}]
+        conversation = [{"role": "user", "content": content}]
+        return processor.apply_chat_template(conversation, add_generation_prompt=True)
+
+    ending = put(BLANK).partition(BLANK)[2].splitlines()
+    closing = [line.strip() for line in ending if line.strip() and line.strip() in prompt]
+    if found := reserved(processor, family, prompt) + closing:
+        raise ValueError(
+            f"expected a question in plain text, got {found[0]!r}, which means something else to "
+            "the model; a prompt that is used as it is is a rolloutlib.models.WholePrompt"
+        )
+    return put(prompt)
+
+
+def reserved(processor: ProcessorMixin, family: Family, question: str) -> list[str]:
+    """The tokens of a question that are not text to the model, such as "</s>" or "<image>"."""
+    tokenizer = processor.tokenizer
+    signs = [processor.image_token, getattr(processor, "video_token", None), *family.signs]
+    signs = list(filter(None, signs))
+    known = special_ids(tokenizer) | set(tokenizer.convert_tokens_to_ids(signs))
+    if (tokenizer.unk_token or question) not in question:
+        known -= {tokenizer.unk_token_id}  # what the tokenizer doesn't know is text, too
+    ids = tokenizer(question, add_special_tokens=False)["input_ids"]
+    found = tokenizer.convert_ids_to_tokens([number for number in ids if number in known])
+    return found + [sign for sign in signs if sign in question]  # processors look for the text
+
+
+def inputs_of(processor: ProcessorMixin, text: str, **given) -> BatchFeature:
+    """The processor's output for a full prompt, with one BOS token and without an EOS token of the
+    tokenizer's own: a template may begin with BOS, and EOS would end the turn before the answer.
+    """
+    tokenizer = processor.tokenizer
+    if tokenizer.bos_token and text.lstrip().startswith(tokenizer.bos_token):
+        given["add_special_tokens"] = False
+    inputs = processor(text=text, return_tensors="pt", **given)
+    ends = text.rstrip().endswith(tokenizer.eos_token or "")
+    if not ends and inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
+        for name in {"input_ids", *PER_TOKEN} & inputs.keys():
+            inputs[name] = inputs[name][:, :-1]
+    return inputs
 
 
 def video_inputs(
@@ -50,12 +102,12 @@ def video_inputs(
     if len(frames) < least:
         raise ValueError(f"expected a video of at least {least} frames, got {len(frames)}")
     numbers = list(range(len(frames)))
-    return processor(
+    return inputs_of(
+        processor,
+        full_prompt(processor, family, prompt, "video", 1),
         videos=[frames],
-        text=full_prompt(processor, family, prompt, "video", 1),
         video_metadata=[VideoMetadata(len(frames), fps=frame_rate, frames_indices=numbers)],
         do_sample_frames=False,
-        return_tensors="pt",
     )
 
 
@@ -84,6 +136,19 @@ def require_room(config: PreTrainedConfig, length: int, new: int) -> None:
             f"the prompt with its image tokens is {length} tokens long and the answer up to "
             f"{new}; expected at most {context} together, the model's context"
         )
+
+
+def require_text(config: PreTrainedConfig, generated: Int[torch.Tensor, " token"]) -> None:
+    """Raise a ValueError if an image or video token was generated: there is no picture behind it,
+    so no pass over the answer can be recorded.
+    """
+    signs = {config.image_token_id, getattr(config, "video_token_id", None)}
+    for number, token in enumerate(generated.tolist()):
+        if token in signs:
+            raise ValueError(
+                f"expected an answer in text, got the image token {token} as generated token "
+                f"{number}; generate with suppress_tokens=[{token}] avoids it"
+            )
 
 
 def without_ending(

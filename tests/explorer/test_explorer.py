@@ -7,6 +7,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 import traitlets
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from small_llava import save_small_llava
 from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import explore, load_model, rollout_rows, through_tower
-from rolloutlib.explorer.answers import explore_clip
+from rolloutlib.explorer.answers import explore_clip, words_of
 from rolloutlib.explorer.controls import parts
 from rolloutlib.explorer.maps import Heatmaps, Mark
 from rolloutlib.explorer.widget import COLOURS, Explorer
@@ -71,12 +72,9 @@ def received(explorer):
 
 
 def test_words_are_all_that_was_asked_and_answered(explorer, answer, model):
-    tokenizer = model.processor.tokenizer
-    kept = [
-        token for token in answer.sequence.tolist() if token != model.model.config.image_token_id
-    ]
-    assert explorer.maps.words == [tokenizer.decode([token]) for token in kept]
-    assert explorer.maps.words[explorer.maps.prompt :] == answer.tokens
+    asked = "USER: what colour is the star ? ASSISTANT:".split()
+    assert [word.strip() for word in explorer.maps.words[: explorer.maps.prompt]] == asked
+    assert explorer.maps.words[explorer.maps.prompt :] == answer.words
 
 
 @pytest.mark.parametrize(
@@ -117,6 +115,29 @@ def test_maps_can_be_carried_on_to_the_patches(answer, model):
     explorer = explore(answer, to_patches=True, residual=0.8)
     patches = np.prod(answer.image.patch_view.grid)
     np.testing.assert_allclose(received(explorer)[-len(rows) :, :patches], expected, atol=1e-5)
+
+
+def test_a_word_of_several_tokens_has_their_mean_and_is_drawn_on_by_their_sum(tmp_path):
+    qwen = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")  # a token is a byte
+    pictures = [Image.new("RGB", (64, 64), (90, 0, 0)), Image.new("RGB", (64, 96))]
+    inputs = qwen.prepare(pictures, "wo ist 😀?")
+    ids = qwen.processor.tokenizer("ein Stern 😀", return_tensors="pt")["input_ids"]
+    sequence = torch.cat([inputs["input_ids"], ids], 1)
+    answer = qwen.answer(pictures, "wo ist 😀?", inputs, sequence)
+    explorer, words = explore(answer), words_of(answer)
+    assert explorer.maps.words == words.texts
+    assert words.texts[words.prompt :] == ["ein", " Stern", " 😀"]
+    asked = [word.strip() for word in words.texts[: words.prompt]]
+    assert "😀" in asked and "<|vision_start|>" in asked and "�" not in "".join(asked)
+    assert [t for word in words.texts for t in word.tokens] == list(range(len(words.positions)))
+    rows = rollout_rows(qwen.record(answer)["language"], words.rows)[0]
+    rows /= rows.sum(-1, keepdim=True)
+    image = torch.cat([one.positions for one in answer.images])
+    for number, word in enumerate(words.texts):
+        row = rows[word.tokens].mean(0)
+        on_words = [row[words.positions[other.tokens]].sum() for other in words.texts]
+        expected = [*row[image].tolist(), *on_words]
+        np.testing.assert_allclose(received(explorer)[number], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("to_patches", [False, True])

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_llava import small_tokenizer as word_tokenizer
 from small_qwen3_vl import save_small_qwen3_vl
+from small_tokenizers import answered as answered_in
+from small_tokenizers import tokenizer
 
 from rolloutlib import load_model
 from rolloutlib.models.clicks import read_click
@@ -109,3 +111,35 @@ def test_numbers_that_are_one_token_each_are_found(qwen, asked, monkeypatch):
 def test_a_point_lies_on_the_picture(qwen, asked):
     click = read_click(answered(qwen, asked, "(0, 999)"))
     assert click.pixel((100, 2000)) == (1.0, 99.95)
+
+
+FAST = ["byte level", "byte fallback", "unigram", "word piece", "end of word"]
+
+
+def spelt_by(kind, text):
+    """For x and for y, the tokens whose characters the tokenizer itself says they have."""
+    encoded = tokenizer(kind)(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = []
+    for number in ("412", "96"):
+        start = text.rindex(number)
+        end = start + len(number)
+        over = enumerate(encoded["offset_mapping"])
+        spans.append([token for token, (a, b) in over if a < end and b > start])
+    return encoded["input_ids"], spans
+
+
+@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("before", ["点击按钮 ", "été 😀 ", "Нажмите ", "click ", "", "<|im_end|>"])
+def test_a_point_behind_any_script_has_its_own_tokens(kind, before):
+    ids, spans = spelt_by(kind, f"{before}(412, 96)")
+    click = read_click(answered_in(tokenizer(kind), ids))
+    assert (click.x, click.y) == (412, 96)
+    assert [click.x_tokens, click.y_tokens] == spans
+
+
+@pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
+@given(before=st.text(st.characters(exclude_categories=["Cs", "Nd"]), max_size=12))
+def test_a_point_behind_any_text_has_its_own_tokens(kind, before):
+    ids, spans = spelt_by(kind, f"{before} (412, 96)")
+    click = read_click(answered_in(tokenizer(kind), ids))
+    assert [click.x_tokens, click.y_tokens] == spans

@@ -1,7 +1,10 @@
 """What a folder must hold to be loaded, and what is refused."""
 
+import ast
 import json
 import shutil
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +22,24 @@ from peft import (
 )
 from PIL import Image
 from safetensors.torch import load_file
-from small_llava import save_small_llava, small_llava
+from small_fuyu import save_small_fuyu
+from small_llava import save_small_llava, small_llava, small_processor, small_tokenizer
 from small_qwen3_vl import save_small_lora, save_small_qwen3_vl, small_qwen3_vl
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    Dinov2WithRegistersConfig,
+    LlavaForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    SiglipVisionConfig,
+)
 
-from rolloutlib import load_model
+from rolloutlib import heatmaps, load_model
+from rolloutlib.models.load import load_pretrained
+from rolloutlib.models.vision import load_vision_transformer
 
 QUESTION = "what colour is the star ?"
 
@@ -107,6 +124,249 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(folder, tmp_path):
     with pytest.raises(ValueError):
         load_model(copy)
     assert not (copy / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("model.safetensors.index.json", {"metadata": {}, "weight_map": {"lm_head": "w.bin"}}),
+        ("config.json", {"transformers_weights": "adapter_model.bin"}),
+        ("config.json", {"transformers_weights": "../weights.pt"}),
+    ],
+)
+def test_weights_that_are_named_elsewhere_are_safetensors(folder, tmp_path, file, settings):
+    path = shutil.copytree(folder, tmp_path / "naming") / file
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | settings))
+    with pytest.raises(FileNotFoundError, match=r"as weights, expected safetensors"):
+        load_model(path.parent)
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "{}", "", '"text"'])
+def test_a_malformed_file_is_one_sentence_with_the_folder(folder, tmp_path, file, content):
+    copy = shutil.copytree(folder, tmp_path / "malformed")
+    (copy / file).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match="malformed"):
+        load_model(copy)
+
+
+# The processor and the model
+
+
+def altered(folder, copy, file="processor_config.json", **settings):
+    """A checkpoint with other settings in one of its files; None removes one."""
+    path = shutil.copytree(folder, copy) / file
+    content = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({name: v for name, v in content.items() if v is not None}))
+    return copy
+
+
+SMALLER = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+UNCUT = {"size": {"shortest_edge": 56}, "do_center_crop": False}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"patch_size": None},
+            "expected patch_size in the processor's settings in .*odd, got none",
+        ),
+        ({"patch_size": 7}, "do not match, tokens: 64"),
+        ({"num_additional_image_tokens": 0}, "expected 16 image tokens .*, got 15"),
+        ({"num_additional_image_tokens": 5}, "do not match, tokens: 20"),
+        ({"vision_feature_select_strategy": "full"}, "do not match, tokens: 17"),
+        ({"vision_feature_select_strategy": None}, "do not match, tokens: 17"),
+        ({"image_processor": SMALLER}, r"28\*28\) doesn't match model \(56\*56"),
+        ({"image_processor": UNCUT}, r"doesn't match model \(56\*56"),
+        ({"image_processor": {"size": {"max_height": 9, "max_width": 9}}}, "odd does not fit"),
+    ],
+)
+def test_a_processor_that_does_not_fit_is_refused_at_load(folder, tmp_path, settings, message):
+    own = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    if "image_processor" in settings:
+        settings = {"image_processor": own | settings["image_processor"]}
+    with pytest.raises(ValueError, match=message):
+        load_model(altered(folder, tmp_path / "odd", **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vision_feature_layer": [-2]}, r"expected one vision_feature_layer, got \[-2\]"),
+        ({"vision_feature_layer": 9}, "odd does not fit its model"),
+        ({"vision_feature_select_strategy": "full"}, "do not match, tokens: 16"),
+    ],
+)
+def test_a_model_that_its_processor_does_not_fit_is_refused(folder, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(altered(folder, tmp_path / "odd", "config.json", **settings))
+
+
+def test_a_context_too_short_for_a_picture_is_refused_at_load(folder, tmp_path):
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    settings = {"text_config": text | {"max_position_embeddings": 12}}
+    with pytest.raises(ValueError, match="expected at most 12 together"):
+        load_model(altered(folder, tmp_path / "short", "config.json", **settings))
+
+
+@pytest.mark.parametrize(
+    "size", [{"patch_size": 32}, {"merge_size": 4}, {"temporal_patch_size": 1}]
+)
+def test_a_qwen_processor_of_other_sizes_is_refused_at_load(qwen, tmp_path, size):
+    own = json.loads((qwen / "processor_config.json").read_text())["image_processor"]
+    with pytest.raises(ValueError, match="odd does not fit its model"):
+        load_model(altered(qwen, tmp_path / "odd", image_processor=own | size))
+
+
+def test_a_fuyu_processor_of_other_sizes_is_refused_at_load(tmp_path):
+    fuyu = save_small_fuyu(tmp_path / "fuyu")
+    own = json.loads((fuyu / "processor_config.json").read_text())["image_processor"]
+    other = own | {"patch_size": {"height": 20, "width": 20}}
+    with pytest.raises(ValueError, match="odd does not fit its model"):
+        load_model(altered(fuyu, tmp_path / "odd", image_processor=other))
+
+
+def with_tower(folder, vision, strategy, extra):
+    """A LLaVA with another vision tower, of 4 x 4 patches."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    vision = vision(image_size=56, patch_size=14, num_attention_heads=4, **sizes)
+    config = small_llava().config
+    config.vision_config, config.vision_feature_select_strategy = vision, strategy
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor = small_processor()
+    processor.vision_feature_select_strategy = strategy
+    processor.num_additional_image_tokens = extra
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("vision", "strategy", "extra"),
+    [
+        (SiglipVisionConfig, "full", 0),
+        (CLIPVisionConfig, "full", 1),
+        (Dinov2WithRegistersConfig, "full", 5),
+        (Dinov2WithRegistersConfig, "default", 5),
+    ],
+)
+def test_towers_with_other_extra_tokens_work(tmp_path, picture, vision, strategy, extra):
+    llava = load_model(with_tower(tmp_path, vision, strategy, extra), dtype="float32")
+    unlike = {"suppress_tokens": [2, 3]}
+    answer = llava.generate(picture, QUESTION, max_new_tokens=2, min_new_tokens=2, **unlike)
+    every = (answer.sequence == llava.model.config.image_token_id).nonzero().flatten()
+    assert torch.equal(answer.image.positions, every[-16:])
+    assert len(every) == 16 + extra - (strategy == "default")
+    # The patch behind each token is the one that changes it.
+    assert torch.equal(answer.image.patches.positions, torch.arange(16) + extra)
+    maps = heatmaps(llava.record(answer), answer)
+    assert maps.shape == (2, 4, 4) and (maps > 0).all()
+
+
+def test_a_tower_without_the_class_token_that_is_dropped_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"expected 16 image tokens .*, got 15"):
+        load_model(with_tower(tmp_path, SiglipVisionConfig, "default", 0))
+
+
+def test_the_classes_of_pixtral_are_refused_by_name(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "pixtral")
+    tokenizer = small_tokenizer()
+    tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"], special_tokens=True)
+    images = PixtralImageProcessor(patch_size={"height": 14, "width": 14})
+    (copy / "processor_config.json").unlink()
+    PixtralProcessor(images, tokenizer, patch_size=14).save_pretrained(copy)
+    with pytest.raises(ValueError, match=r"expected a LlavaProcessor in .*, got PixtralProcessor"):
+        load_model(copy)
+
+
+# What loads
+
+PICKLES = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+LOADERS = {"from_pretrained", "torch.load", "torch.jit.load", "torch.hub.load", "read_pickle"}
+ROOT = Path(__file__).parents[2]
+
+
+def sources():
+    """All Python that users run: the package, notebooks, the app, and the scripts."""
+    for folder in ("rolloutlib", "docs", "tests/benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path, path.read_text("utf-8")
+    for folder in ("notebooks", "app"):
+        for path in sorted((ROOT / folder).rglob("*.ipynb")):
+            cells = json.loads(path.read_text("utf-8"))["cells"]
+            code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+            yield path, "\n".join(code)
+
+
+def unsafe(source):
+    """What code loads by other ways than ours: its calls, imports and permissions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = (
+                [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            )
+            yield from (name for name in names if name and name.split(".")[0] in PICKLES)
+        elif isinstance(node, ast.Attribute) and node.attr in {"from_pretrained", "read_pickle"}:
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in LOADERS:
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"np.load", "numpy.load"}:
+            if not any(k.arg == "allow_pickle" and k.value.value is False for k in node.keywords):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.keyword) and node.arg in {"trust_remote_code", "allow_pickle"}:
+            if ast.unparse(node.value) != "False":
+                yield f"{node.arg}={ast.unparse(node.value)}"
+
+
+def test_nothing_is_loaded_but_by_the_function_that_refuses_code_and_pickles():
+    found = {path.relative_to(ROOT).as_posix(): list(unsafe(text)) for path, text in sources()}
+    own = found.pop("rolloutlib/models/load.py")
+    assert sorted(own) == [
+        "PeftConfig.from_pretrained",
+        "PeftModel.from_pretrained",
+        "kind.from_pretrained",
+    ]
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "AutoModel.from_pretrained('x')",
+        "load = AutoModel.from_pretrained",
+        "torch.load('x')",
+        "import pickle",
+        "from joblib import load",
+        "np.load('x')",
+        "np.load('x', allow_pickle=True)",
+        "load_pretrained(AutoModel, 'x', trust_remote_code=True)",
+        "pd.read_pickle('x')",
+    ],
+)
+def test_the_search_finds_other_ways(code):
+    assert list(unsafe(code))
+
+
+@pytest.mark.parametrize("load", [load_vision_transformer, partial(load_pretrained, BertModel)])
+def test_other_models_with_pickled_weights_are_refused_by_name(tmp_path, load):
+    model = BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1))
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="pickled weights are refused"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("load", [load_vision_transformer, partial(load_pretrained, AutoTokenizer)])
+def test_other_loaders_run_no_code_of_a_checkpoint(tmp_path, load):
+    auto_map = {"AutoConfig": "own.Own", "AutoModel": "own.Own", "AutoTokenizer": ["own.Own", None]}
+    config = {"model_type": "strange", "auto_map": auto_map}
+    for file in ("config.json", "tokenizer_config.json"):
+        (tmp_path / file).write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    with pytest.raises((ValueError, FileNotFoundError)):
+        load(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 # Adapters
@@ -297,6 +557,68 @@ def test_a_pickled_adapter_is_refused(qwen, lora, tmp_path):
         load_model(qwen, adapter_id=copy)
 
 
+def test_an_adapter_in_the_checkpoints_own_folder_is_not_added_unasked(qwen, lora, tmp_path):
+    copy = shutil.copytree(qwen, tmp_path / "both")
+    shutil.copytree(lora, copy, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"without an adapter, got adapter_config.json in .*both"):
+        load_model(copy)
+
+
 def test_a_missing_adapter_names_itself(qwen, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cannot load the adapter .*nowhere"):
         load_model(qwen, adapter_id=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"expected JSON in .*adapter_config.json, line 1"),
+        ('{"r": 4,\n "r"}', r"expected JSON in .*adapter_config.json, line 2"),
+        ("[" * 100_000, r"adapter_config.json: maximum recursion"),
+        ("[]", r"expected the settings of an adapter in .*adapter_config.json"),
+        ("{}", r"expected a LoRA adapter, got None in .*malformed"),
+        ('{"peft_type": "NOPE"}', r"cannot read .*adapter_config.json"),
+        ('{"rank_pattern": 3}', r"expected the settings of an adapter in .*adapter_config.json"),
+        (" " * 1_000_001, r"at most 1000000 bytes in .*adapter_config.json, got 1000001"),
+        ("\x00", r"expected JSON in .*adapter_config.json, line 1"),
+    ],
+)
+def test_a_malformed_adapter_is_one_sentence_with_its_file(qwen, lora, tmp_path, content, message):
+    copy = shutil.copytree(lora, tmp_path / "malformed")
+    (copy / "adapter_config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_model(qwen, adapter_id=copy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"r": 2_000_000_000},
+            r"expected ranks in \[1, \d+\], as in its weights, got \[2000000000",
+        ),
+        ({"r": "4"}, r"expected ranks in"),
+        ({"r": None}, r"expected ranks in"),
+        ({"rank_pattern": {"q_proj": 1_000_000}}, r"expected ranks in"),
+        ({"layer_replication": [[0, 1000]]}, "an adapter without layer_replication"),
+        ({"megatron_config": {"a": 1}}, "an adapter without megatron_config"),
+        ({"lora_alpha": "much"}, r"expected an adapter for|cannot read"),
+        ({"target_modules": 7}, r"expected an adapter for|cannot read"),
+    ],
+)
+def test_an_adapter_that_asks_for_too_much_is_refused(qwen, lora, tmp_path, settings, message):
+    copy = altered(lora, tmp_path / "odd", "adapter_config.json")
+    config = json.loads((copy / "adapter_config.json").read_text()) | settings
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_model(qwen, adapter_id=copy)
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"\x00" * 8, b"\xff" * 16, b"\x10" + b"\x00" * 7 + b"{" * 16]
+)
+def test_an_adapter_with_a_broken_header_is_refused(qwen, lora, tmp_path, header):
+    copy = shutil.copytree(lora, tmp_path / "broken")
+    (copy / "adapter_model.safetensors").write_bytes(header)
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors"):
+        load_model(qwen, adapter_id=copy)

@@ -11,6 +11,7 @@ from small_qwen3_vl import save_small_qwen3_vl
 from transformers import LlavaImageProcessor
 
 from rolloutlib import heatmaps, load_model, rollout, rollout_rows
+from rolloutlib.models import WholePrompt
 from rolloutlib.recording.gradients import weigh_by_gradient
 
 QUESTION = "what colour is the star ?"
@@ -132,7 +133,9 @@ def test_gradients_come_with_the_logits_of_the_answer(llava, answer, picture):
 
 def test_two_pictures_in_one_prompt(llava, picture):
     other = picture.resize((40, 200))
-    answer = llava.generate([picture, other], "<image> <image> what colour ?", max_new_tokens=2)
+    answer = llava.generate(
+        [picture, other], WholePrompt("<image> <image> what colour ?"), max_new_tokens=2
+    )
     assert [image.view.picture for image in answer.images] == [(60, 90), (200, 40)]
     first, second = (image.positions for image in answer.images)
     assert len(first) == len(second) == 16 and first.max() < second.min()
@@ -228,7 +231,7 @@ def test_a_processor_that_pads_to_a_square_loads(tmp_path, picture):
 @pytest.mark.parametrize(
     ("prompt", "new_tokens", "message"),
     [
-        ("USER: <image> <image> what ?", 2, "image"),
+        (WholePrompt("USER: <image> <image> what ?"), 2, "image"),
         ("what ? " * 1010, 2, "at most 1024 together"),
         (QUESTION, 2000, "at most 1024 together"),
         (QUESTION, 0, "max_new_tokens must be 1 or more, got 0"),
@@ -296,3 +299,41 @@ def test_the_model_sees_the_picture_upright_and_wide_grey_scaled(llava, answer, 
 def test_no_picture_is_named(llava):
     with pytest.raises(ValueError, match="expected at least one picture, got none"):
         llava.generate([], QUESTION)
+
+
+@pytest.mark.parametrize("save", [save_small_llava, save_small_fuyu, save_small_qwen3_vl])
+def test_a_generated_image_token_is_refused_by_name(save, tmp_path, picture):
+    model = load_model(save(tmp_path), dtype="float32")
+    token = model.model.config.image_token_id
+    inputs = model.prepare([picture], QUESTION)
+    sequence = torch.cat([inputs["input_ids"], torch.tensor([[5, token, 5]])], 1)
+    with pytest.raises(ValueError, match=f"got the image token {token} as generated token 1"):
+        model.answer([picture], QUESTION, inputs, sequence)
+
+
+def test_a_generated_video_token_is_refused_by_name(tmp_path, picture):
+    qwen = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")
+    inputs = qwen.prepare([picture], QUESTION)
+    token = qwen.model.config.video_token_id
+    sequence = torch.cat([inputs["input_ids"], torch.tensor([[token]])], 1)
+    with pytest.raises(ValueError, match=rf"suppress_tokens=\[{token}\]"):
+        qwen.answer([picture], QUESTION, inputs, sequence)
+
+
+def test_what_cannot_be_placed_is_refused_before_it_is_generated(llava, picture, monkeypatch):
+    monkeypatch.setattr(llava.processor, "num_additional_image_tokens", 2)
+    monkeypatch.setattr(type(llava.model), "generate", lambda *_, **__: pytest.fail("it began"))
+    monkeypatch.setattr(llava.processor, "vision_feature_select_strategy", "default")
+    monkeypatch.setattr(llava.model.config, "vision_feature_layer", [-2, -1])
+    with pytest.raises(ValueError, match="expected one vision_feature_layer"):
+        llava.generate(picture, QUESTION)
+
+
+def test_words_are_whole_characters_and_know_their_tokens(tmp_path, picture):
+    qwen = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")  # a token is a byte
+    inputs = qwen.prepare([picture], QUESTION)
+    ids = qwen.processor.tokenizer("ein Stern 😀 é", return_tensors="pt")["input_ids"]
+    answer = qwen.answer([picture], QUESTION, inputs, torch.cat([inputs["input_ids"], ids], 1))
+    assert answer.words == ["ein", " Stern", " 😀", " é"]
+    assert [word.tokens for word in answer.words[2:]] == [[9, 10, 11, 12, 13], [14, 15, 16]]
+    assert "".join(answer.words) == answer.text and len(answer.tokens) == 17

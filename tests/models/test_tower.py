@@ -13,6 +13,7 @@ from small_llava import save_small_llava, small_llava, small_processor
 from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import carry_back, heatmaps, load_model, rollout, rollout_rows, through_tower
+from rolloutlib.models import WholePrompt
 
 
 def dense_rollout(layers, sequence, **settings):
@@ -137,7 +138,7 @@ def test_qwen_video_stays_within_its_steps_in_time(qwen):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_llava_from_decision_to_patches_is_one_product(llava, settings):
-    prompt = "<image> <image> what colour ?"
+    prompt = WholePrompt("<image> <image> what colour ?")
     answer = llava.generate(pictures((60, 90), (80, 50)), prompt, max_new_tokens=2)
     recording = llava.record(answer)
     assert len(recording["vision"]) == 3  # the last one feeds nothing

@@ -13,7 +13,10 @@ class Family(Protocol):
     """A model family: everything that differs from one to the next."""
 
     model_type: ClassVar[str]  # as in a checkpoint's config.json
+    processor: ClassVar[type[ProcessorMixin]]  # the class whose settings `views` reads
     prompt_template: ClassVar[str]  # for checkpoints without a chat template; {prompt} is the text
+    # What the processor writes beside the tokenizer's special tokens, and a question must not.
+    signs: ClassVar[tuple[str, ...]]
 
     def views(
         self, processor: ProcessorMixin, inputs: BatchFeature, pictures: list[Image.Image]

@@ -15,7 +15,9 @@ class Fuyu:
     """
 
     model_type = "fuyu"
+    processor = FuyuProcessor
     prompt_template = "{prompt}\n"  # the processor puts the picture first and closes the prompt
+    signs = ("|NEWLINE|", "<0x04>")  # ends of rows, and the start of the answer
 
     def views(
         self, processor: FuyuProcessor, inputs: BatchFeature, pictures: list[Image.Image]

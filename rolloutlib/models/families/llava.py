@@ -17,7 +17,9 @@ class Llava:
     """How `LlavaForConditionalGeneration` sees: resized, perhaps padded, cropped to a square."""
 
     model_type = "llava"
+    processor = LlavaProcessor
     prompt_template = "USER: <image>\n{prompt} ASSISTANT:"
+    signs = ()
 
     def views(
         self, processor: LlavaProcessor, inputs: BatchFeature, pictures: list[Image.Image]
@@ -59,7 +61,7 @@ class Llava:
             for full, kept, side, length, s in axes
         )
         drops_first = processor.vision_feature_select_strategy == "default"
-        leading = 0 if drops_first else processor.num_additional_image_tokens
+        leading = max(0, processor.num_additional_image_tokens - drops_first)
         unpadded = tuple(length * s for length, s in zip(picture, scale, strict=True))
         grid = window[0] // patch, window[1] // patch
         return View(picture, unpadded, offset, window, patch, grid, leading)

@@ -18,10 +18,12 @@ class Qwen3VL:
     """
 
     model_type = "qwen3_vl"
+    processor = Qwen3VLProcessor
     prompt_template = (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{prompt}<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+    signs = ()
 
     def views(
         self, processor: Qwen3VLProcessor, inputs: BatchFeature, pictures: list[Image.Image]
