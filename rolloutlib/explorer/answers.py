@@ -10,6 +10,7 @@ from PIL import Image
 from rolloutlib.algorithm.arrays import Array
 from rolloutlib.algorithm.attention import normalize_rows
 from rolloutlib.algorithm.composition import rollout_rows
+from rolloutlib.algorithm.layers import with_keys
 from rolloutlib.algorithm.transition import Settings
 from rolloutlib.explorer.maps import Heatmaps, Panels
 from rolloutlib.explorer.widget import Explorer
@@ -56,10 +57,10 @@ def explore(
 ) -> Explorer:
     """Explore where the model looked for each word of its answer, and of the question.
 
-    Replays the answer and shows the language model's rollout: the row that predicted each generated
-    word, and the row of each word of the prompt; one before the picture drew nothing from it. Rows
-    are scaled to sum to 1, and a word of several tokens has the mean of their rows. The time steps
-    of a video are pictures along a time slider, each shown by its first frame.
+    Shows the language model's rollout, from `model.record(answer)`: the row that predicted each
+    generated word, and the row of each word of the prompt; one before the picture drew nothing from
+    it. Rows are scaled to sum to 1, and a word of several tokens has the mean of their rows. The
+    time steps of a video are pictures along a time slider, each shown by its first frame.
 
     to_patches: carry each map through the vision tower, as `through_tower` does, with the same
     residual.
@@ -74,7 +75,9 @@ def explore(
     pictures, views, labels = _seen(answer, to_patches)
 
     def panels(settings: Settings) -> Panels:
-        rows = normalize_rows(rollout_rows(layers, words.rows, **asdict(settings))[0])
+        rows = rollout_rows(layers, words.rows, **asdict(settings))
+        # A model need not have received the last token that it generated; no row attends to it.
+        rows = normalize_rows(with_keys(rows, len(answer.sequence))[0])
         relevance = by_word(rows, words.texts)
         on_pictures = []
         for image in answer.images:

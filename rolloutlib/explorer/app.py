@@ -92,7 +92,9 @@ class AskPanel(ipywidgets.VBox):
         self.ask.disabled, self.status.value = True, said("The model is answering …")
         try:
             longest = self.longest.value
-            answer = self._model.generate(picture, self.prompt.value, max_new_tokens=longest)
+            answer = self._model.generate(
+                picture, self.prompt.value, max_new_tokens=longest, record=True
+            )
             # Not plain rollout: in some decoders it ends at the first patches, whatever is asked.
             self._show(explore(answer, to_patches=True, **STRONGEST))
             self.status.value = said(f"The model says: {answer.text}")

@@ -23,6 +23,7 @@ from rolloutlib.models.prompts import (
     video_inputs,
     without_ending,
 )
+from rolloutlib.models.state import state_of
 from rolloutlib.models.words import Word, read_words
 from rolloutlib.recording.capture import Recording, record_attention
 from rolloutlib.recording.gradients import record_gradients
@@ -40,6 +41,7 @@ class Answer:
     frames: all frames of a video.
     model: the one that answered, and can replay the answer.
     recording: what every layer attended to; None unless `generate` was asked to record.
+    state: of the model when that was recorded, as `state_of` gives it.
     """
 
     prompt: str
@@ -51,6 +53,7 @@ class Answer:
     frames: list[Image.Image] = field(repr=False, compare=False)
     model: "MultimodalModel" = field(repr=False, compare=False)
     recording: Recording | None = field(default=None, repr=False, compare=False)
+    state: int = field(default=0, repr=False, compare=False)
 
     @property
     def image(self) -> ImageTokens:
@@ -118,7 +121,10 @@ class MultimodalModel:
         with record_attention(self.model) if record else nullcontext() as recording:
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
         answer = self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
-        return replace(answer, recording=self._joined(recording, answer)) if record else answer
+        if not record:
+            return answer
+        whole = self._joined(recording, answer)
+        return replace(answer, recording=whole, state=state_of(self.model))
 
     def _joined(self, recording: Recording, answer: Answer) -> Recording:
         """A recording of generation, if its calls join into one pass over the answer; else that of
@@ -194,9 +200,12 @@ class MultimodalModel:
     def record(self, answer: Answer) -> Recording:
         """Record what every layer attended to while answering.
 
-        One replay pass over prompt and answer, without a cache: the same attention as in
+        That is there if `generate` recorded it and the model is as it was (`state_of`). Else it
+        takes one replay pass over prompt and answer, without a cache: the same attention as in
         generation, however the tokens were chosen.
         """
+        if answer.recording is not None and answer.state == state_of(self.model):
+            return answer.recording
         with torch.no_grad(), record_attention(self.model) as recording:
             self.model(**self._replayed(answer, answer.inputs), use_cache=False, logits_to_keep=1)
         return recording

@@ -14,13 +14,11 @@ from rolloutlib.models.words import special_ids
 # What a processor returns for each token of the prompt, and its value for a generated token.
 PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0}
 BLANK = "\N{OBJECT REPLACEMENT CHARACTER}"
+ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
 
 class WholePrompt(str):
     """A prompt that is used as it is, with its own image tokens, and not put into a template."""
-
-
-ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
 
 def full_prompt(

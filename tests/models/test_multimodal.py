@@ -1,5 +1,6 @@
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_recorded_while_generating_is_as_replayed(save, tmp_path, picture, gener
     generation = {"max_new_tokens": 6} | generation
     generation["min_new_tokens"] = generation["max_new_tokens"]
     answer = model.generate(picture, QUESTION, record=True, **generation)
-    replayed = model.record(answer)
+    assert model.record(answer) is answer.recording
+    replayed = model.record(replace(answer, recording=None))
     for to_patches in (True, False):
         torch.testing.assert_close(
             heatmaps(answer.recording, answer, to_patches=to_patches),
