@@ -82,6 +82,7 @@ def require_adapter(config: Path, weights: Path) -> None:
     try:
         asked = json.loads(config.read_text("utf-8"))
         ranks = [asked.get("r", 1), *(asked.get("rank_pattern") or {}).values()]
+        ranks = ranks if asked.get("peft_type") == "LORA" else []  # others are refused by name
         with safe_open(weights, "pt") as file:
             largest = max(max(file.get_slice(name).get_shape()) for name in file.keys())
     except json.JSONDecodeError as error:

@@ -63,7 +63,7 @@ def test_a_large_picture_is_kept_smaller(panel):
     panel.prompt.value = QUESTION
     panel.ask.click()
     [explorer] = panel.explored.children
-    assert [kept.size for kept in explorer._pictures] == [(4096, 2048)]
+    assert [kept.size for kept in explorer._pictures] == [(2048, 1024)]
 
 
 def test_a_picture_that_is_too_large_is_named(panel):

@@ -55,6 +55,14 @@ def answer(model):
     return model.generate(picture, "what colour is the star ?", max_new_tokens=3, min_new_tokens=3)
 
 
+def test_an_answer_recorded_while_generating_is_explored_as_a_replayed_one(model, answer):
+    asked = {"max_new_tokens": 3, "min_new_tokens": 3}
+    recorded = model.generate(answer.image.picture, answer.prompt, record=True, **asked)
+    shown, replayed = (received(explore(one)) for one in (recorded, answer))
+    assert recorded.recording["language"][0].shape[2] == len(recorded.sequence) - 1
+    np.testing.assert_allclose(shown, replayed, atol=1e-5)
+
+
 @pytest.fixture
 def explorer(answer):
     return explore(answer)
