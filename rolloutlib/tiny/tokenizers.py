@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
+from transformers import PreTrainedTokenizerFast
+
 from rolloutlib.extras import needs
+from rolloutlib.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES
+from rolloutlib.tiny.screens import ICONS, KINDS, LABELS, NUMBERS
 
 with needs("notebooks"):
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-from rolloutlib.tiny.scenes import COLOURS, COLUMNS, ROWS, SHAPES
-from rolloutlib.tiny.screens import ICONS, KINDS, LABELS, NUMBERS
 
 SPECIAL = ("<pad>", "<unk>", "</s>", "<image>")
 PROMPT = ("user", "assistant", ":", "?")
