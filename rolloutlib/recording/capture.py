@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import dropwhile
 
 import torch
@@ -50,6 +50,7 @@ class Recording:
         self._calls: dict[str, list] = {}
         self._fused: dict[str, FusedLayer] = {}  # first calls, whose queries were freed
         self._kinds: set[tuple] = set()  # of calls that were kept
+        self._modality = cache(partial(modality, model))
 
     def note(self, module: torch.nn.Module, make: Callable[[str], Layer]) -> bool:
         """Keep one attention call of a module of this model; calls of other models are ignored.
@@ -114,7 +115,7 @@ class Recording:
     def _stack(self, part: str) -> list[str]:
         """The recorded modules of a part that are layers of a stack, or all if there is none."""
         side = "language" if part == "cross" else part
-        names = [name for name in self._calls if modality(self.model, name) == side]
+        names = [name for name in self._calls if self._modality(name) == side]
         layers = [name for name in names if numberless(name) != name] or names
         if side == "language" and layers:  # the same layers may also attend to another sequence
             [(own, _)] = Counter(map(numberless, layers)).most_common(1)
