@@ -152,7 +152,9 @@ def run_all(folder: Path, out: Path, jobs: int | None, timeout: float | None) ->
         except runs.Refused as problem:
             refused.append(runs.Run(notebook, notebook, 0.0, f"refused: {problem}"))
             _report(refused[-1])
-    left = sorted({*notebooks} - {run.notebook for run in refused})
+    left = {*notebooks} - {run.notebook for run in refused}
+    # Long ones first, or a core may wait for the last one at the end.
+    left = sorted(left, key=lambda notebook: (-notebook.stat().st_size, notebook))
     tasks = [(notebook, out / notebook.relative_to(folder)) for notebook in left]
     _check_outputs([output for _, output in tasks], notebooks)
     finished = [*refused, *_run_together(tasks, jobs, timeout)]

@@ -290,7 +290,7 @@ def test_jobs_are_limited_by_cores_and_memory(monkeypatch):
 
 
 def test_interrupt_ends_all_notebooks_and_keeps_what_is_finished(tmp_path):
-    write_notebook(tmp_path, "1_short", "1 + 1")
+    write_notebook(tmp_path, "1_short", "1 + 1" + 9 * "  # large files begin first")
     for name in ("2_long", "3_long"):
         cell = f"import pathlib, time; pathlib.Path('{name}').touch(); time.sleep(600)"
         write_notebook(tmp_path, name, cell)
