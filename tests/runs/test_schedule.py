@@ -185,11 +185,11 @@ def cluster(tmp_path):
 
 def test_killed_worker_and_killed_scheduler_lose_nothing(notebook, cluster, tmp_path, capsys):
     address, scheduler, (victim, _) = cluster
-    sets = ["--set", "number=1,2,3,4,5,6,7,8,9,10,11,12", "--set", "wait=0,0.1"]
+    sets = ["--set", "number=1,2,3,4", "--set", "wait=0,0.1"]
     arguments = ["sweep", str(notebook), *sets, "--scheduler", address, "--out", "out"]
 
     def kill_midway():
-        wait_until(lambda: len(finished_in("out")) >= 6)
+        wait_until(lambda: len(finished_in("out")) >= 3)
         victim.kill()
 
     killer = threading.Thread(target=kill_midway)
@@ -198,11 +198,11 @@ def test_killed_worker_and_killed_scheduler_lose_nothing(notebook, cluster, tmp_
     killer.join()
     assert victim.wait() == -signal.SIGKILL
 
-    assert "24 done, 0 failed, 0 skipped, 0 remaining; see" in capsys.readouterr().out
+    assert "8 done, 0 failed, 0 skipped, 0 remaining; see" in capsys.readouterr().out
     table = pd.read_parquet("out/results.parquet")
-    assert len(finished_in("out")) == len(table) == 24
+    assert len(finished_in("out")) == len(table) == 8
     assert set(zip(table["number"], table["wait"], strict=True)) == {
-        (number, wait) for number in range(1, 13) for wait in (0.0, 0.1)
+        (number, wait) for number in range(1, 5) for wait in (0.0, 0.1)
     }
     assert (table["square"] == table["number"] ** 2).all()
     assert (table["seconds"] > table["wait"]).all() and (table["peak_memory_mb"] > 10).all()
@@ -215,11 +215,11 @@ def test_killed_worker_and_killed_scheduler_lose_nothing(notebook, cluster, tmp_
 
     before = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/*")}
     assert cli.main(arguments) == 0
-    assert "0 done, 0 failed, 24 skipped, 0 remaining" in capsys.readouterr().out
+    assert "0 done, 0 failed, 8 skipped, 0 remaining" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in Path("out").glob("*/*")}
 
     def kill_scheduler():
-        wait_until(lambda: len(finished_in("out")) >= 26)
+        wait_until(lambda: len(finished_in("out")) >= 10)
         scheduler.kill()
 
     killer = threading.Thread(target=kill_scheduler)
@@ -229,7 +229,7 @@ def test_killed_worker_and_killed_scheduler_lose_nothing(notebook, cluster, tmp_
     killer.join()
     assert "the scheduler went away" in capsys.readouterr().err
     kept = len(pd.read_csv("out/results.csv"))
-    assert 26 <= kept < 72
+    assert 10 <= kept < 24
     assert len(finished_in("out")) >= kept
 
 
@@ -237,7 +237,8 @@ def test_killed_worker_and_killed_scheduler_lose_nothing(notebook, cluster, tmp_
 
 
 def test_failed_run_is_kept_for_post_mortem_and_the_others_go_on(notebook, tmp_path, capsys):
-    arguments = ["sweep", "notebooks/square.ipynb", "--set", "number=12,13", "--out", "out"]
+    about = ["--set", "number=12,13", "--workers", "1", "--out", "out"]
+    arguments = ["sweep", "notebooks/square.ipynb", *about]
     planned = plan(Notebook.read(notebook), [{"number": 12}, {"number": 13}], tmp_path / "out")
     good, bad = (run.folder for run in planned)
     for folder in (good, bad):  # what a killed worker leaves behind
@@ -268,20 +269,16 @@ def test_failed_run_is_kept_for_post_mortem_and_the_others_go_on(notebook, tmp_p
 
 
 def test_a_run_that_ends_its_worker_takes_no_other_along(tmp_path, monkeypatch):
+    """Also where workers are given more than one run at a time, as other clusters may do."""
+    monkeypatch.setitem(sweeps.LOCAL_SETTINGS, "distributed.scheduler.worker-saturation", 9.0)
     monkeypatch.chdir(tmp_path)
     fatal = "import os\nif number == 0: os.kill(os.getppid(), 9)"
     path = write_notebook(tmp_path, "fatal", fatal, parameters="number: int = 1\n")
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        done = sweeps.sweep(path, [{"number": n} for n in range(4)], "out", workers=1)
+        done = sweeps.sweep(path, [{"number": n} for n in range(3)], "out", workers=1)
     errors = dict(zip(done.table["number"], done.table["error"], strict=True))
     lost = "its worker was lost, and so were those that tried it again"
-    assert errors == {0: lost, 1: "", 2: "", 3: ""}
-
-
-def test_waiting_runs_of_a_lost_worker_are_tried_again_alone(tmp_path, monkeypatch):
-    """As a cluster does that gives its workers more than one run at a time."""
-    monkeypatch.setitem(sweeps.LOCAL_SETTINGS, "distributed.scheduler.worker-saturation", 9.0)
-    test_a_run_that_ends_its_worker_takes_no_other_along(tmp_path, monkeypatch)
+    assert errors == {0: lost, 1: "", 2: ""}
 
 
 def test_the_cluster_here_demands_certificates_of_its_own():
@@ -329,12 +326,12 @@ def test_full_disk_fails_what_does_not_fit_and_nothing_else(notebook):
 
 
 def test_two_sweeps_over_one_folder_at_once_agree(notebook):
-    arguments = ["--set", "number=1,2,3,4", "--workers", 1, "--out", "out"]
+    arguments = ["--set", "number=1,2,3", "--workers", 1, "--out", "out"]
     with rollout_sweep(*arguments) as one, rollout_sweep(*arguments) as two:
         assert one.wait(120) == 0 and two.wait(120) == 0
     table = pd.read_csv("out/results.csv")
-    assert sorted(table["square"]) == [1, 4, 9, 16] and table["error"].isna().all()
-    assert len(finished_in("out")) == len(list(Path("out").glob("*/square.ipynb"))) == 4
+    assert sorted(table["square"]) == [1, 4, 9] and table["error"].isna().all()
+    assert len(finished_in("out")) == len(list(Path("out").glob("*/square.ipynb"))) == 3
     assert not list(Path("out").rglob("*part*"))
 
 
