@@ -223,7 +223,10 @@ def _cut(text: str) -> str:
 
 
 def _place_explorers(notebook: nbformat.NotebookNode) -> dict[str, object]:
-    """Put a place on the page for each explorer, and return the saved state that they need."""
+    """Put a place on the page for each explorer, and return the saved state that they need.
+
+    Of other widgets without a picture, such as progress bars, their last words are shown.
+    """
     saved = _saved_widgets(notebook.metadata)
     needed: dict[str, object] = {}
     for cell in notebook.cells:
@@ -242,7 +245,17 @@ def _place_explorers(notebook: nbformat.NotebookNode) -> dict[str, object]:
                 place = f'<div class="widget" data-models="{html.escape(" ".join(found))}">'
                 output.data = nbformat.from_dict({"text/html": f"{place}{still}</div>"})
                 needed |= {one: _without_code(found[one]) for one in found}
+            elif root and output.data.keys() <= {WIDGET_VIEW, "text/plain"}:
+                words = [_words(saved[one]) for one in _inside(root, saved)]
+                output.data["text/plain"] = " ".join(filter(None, words)) or "[a widget]"
     return needed
+
+
+def _words(saved: Mapping) -> str:
+    """What a widget of text says; nothing for others."""
+    value = saved["state"].get("value")
+    is_text = saved.get("model_name") in ("HTMLModel", "LabelModel") and isinstance(value, str)
+    return html.unescape(re.sub(r"<[^>]*>", "", value)).strip() if is_text else ""
 
 
 def _saved_widgets(metadata: Mapping) -> dict[str, dict]:

@@ -356,6 +356,23 @@ def test_widgets_whose_state_is_odd_leave_their_still_picture(tmp_path, state):
     assert len(pictures_of(page)) == 1 and not page.find_all("script")
 
 
+def test_progress_bar_says_how_far_it_came(tmp_path):
+    """As tqdm leaves it: its text is that of the beginning, and its widgets know the end."""
+    children = ["IPY_MODEL_text", "IPY_MODEL_bar", "IPY_MODEL_left"]
+    state = {
+        "bar": {"model_name": "FloatProgressModel", "state": {"value": 9.0}},
+        "text": {"model_name": "HTMLModel", "state": {"value": "<b>Loading:</b> 100%"}},
+        "left": {"model_name": "HTMLModel", "state": {"value": " 9/9 [00:01&lt;00:00]"}},
+        "1": {"model_name": "HBoxModel", "state": {"children": children}},
+    }
+    notebook = with_state({page_module.WIDGET_STATE: {"state": state}})
+    [output] = notebook.cells[0].outputs
+    output.data = {page_module.WIDGET_VIEW: VIEW, "text/plain": "Loading: 0%|   | 0/9"}
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    text = BeautifulSoup(write_page(tmp_path / "a.ipynb").read_text(), "html.parser").text
+    assert "Loading: 100% 9/9 [00:01<00:00]" in text and "0/9" not in text
+
+
 @pytest.mark.parametrize("view", [{}, None, 3, {"model_id": ["1"]}])
 def test_widget_without_a_name_leaves_its_still_picture(tmp_path, view):
     state = {page_module.WIDGET_STATE: {"state": {"1": {"state": MAP}}}}
