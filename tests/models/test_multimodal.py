@@ -70,6 +70,21 @@ def test_a_recorded_answer_rolls_out(llava, answer):
     assert len(recording["vision"]) == 3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_sharp_attention_in_half_precision_is_no_error(tmp_path, picture, dtype, implementation):
+    """Eager attention rounds its scores: those of a hundred are off by a half in bfloat16."""
+    model = load_model(save_small_llava(tmp_path), dtype=dtype)
+    model.model.set_attn_implementation(implementation)
+    for name, weight in model.model.named_parameters():
+        if "q_proj.weight" in name or "k_proj.weight" in name:
+            weight.mul_(6)
+    answer = model.generate(picture, QUESTION, max_new_tokens=2, min_new_tokens=2, record=True)
+    maps = heatmaps(answer.recording, answer)
+    assert maps.shape[0] == 2 and maps.isfinite().all() and (maps >= 0).all()
+
+
 @pytest.mark.parametrize(
     "generation",
     [
