@@ -130,7 +130,7 @@ def main() -> int:
         try:
             visits = asyncio.run(all_visit(address, options.people, Path(folder), options.minutes))
         finally:
-            os.killpg(server.pid, signal.SIGINT)
+            os.killpg(server.pid, signal.SIGTERM)  # as SIGINT is ignored in the background
             server.wait(60)
     return 0 if report(visits) else 1
 
