@@ -21,7 +21,7 @@ class Heatmaps:
     colours: one of the names in `COLOURS`, or "" to let the reader choose.
     """
 
-    on_pictures: Sequence[Float[Array, "word rows columns"]]
+    on_pictures: Sequence[Float[Array, "word _ _"]]
     on_words: Float[Array, "word word"] | None = None
     colours: str = ""
 

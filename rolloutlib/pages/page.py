@@ -246,8 +246,9 @@ def _place_explorers(notebook: nbformat.NotebookNode) -> dict[str, object]:
                 output.data = nbformat.from_dict({"text/html": f"{place}{still}</div>"})
                 needed |= {one: _without_code(found[one]) for one in found}
             elif root and output.data.keys() <= {WIDGET_VIEW, "text/plain"}:
-                words = [_words(saved[one]) for one in _inside(root, saved)]
-                output.data["text/plain"] = " ".join(filter(None, words)) or "[a widget]"
+                words = " ".join(filter(None, (_words(saved[one]) for one in _inside(root, saved))))
+                if words:
+                    output.data["text/plain"] = words
     return needed
 
 
