@@ -71,8 +71,7 @@ def test_a_recorded_answer_rolls_out(llava, answer):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(("dtype", "implementation"), [("bfloat16", "eager"), ("float16", "sdpa")])
 def test_sharp_attention_in_half_precision_is_no_error(tmp_path, picture, dtype, implementation):
     """Eager attention rounds its scores: those of a hundred are off by a half in bfloat16."""
     model = load_model(save_small_llava(tmp_path), dtype=dtype)

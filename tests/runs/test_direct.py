@@ -2,12 +2,10 @@ import nbformat
 import pandas as pd
 import pytest
 from PIL import Image
-from places import ROOT
 from small_notebooks import write_notebook
 
 from rolloutlib import cli
 from rolloutlib.runs import direct, schedule
-from rolloutlib.runs.metrics import plain_metrics
 from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.plan import plan
 from rolloutlib.runs.run import run_notebook
@@ -162,15 +160,3 @@ def test_a_run_that_ends_its_process_costs_itself_only(tmp_path, monkeypatch):
     assert list(table["error"]) == [errors.get(way, "") for way in ways]
     good = table[table["error"] == ""]
     assert len(good) == 8 and (good["square"] == good["number"] ** 2).all()
-
-
-# One of the notebooks that take part; `make benchmark` compares the routes of the other
-
-
-def test_notebook_reports_the_same_by_both_routes(tmp_path):
-    notebook = Notebook.read(ROOT / "notebooks" / "02_llava.ipynb")
-    run = run_notebook(notebook.path, tmp_path / "run.ipynb", {"scenes": 3})
-    assert run.ok, run.error
-    [planned] = plan(notebook, [{"scenes": 3}], tmp_path, notebook.function)
-    for _ in range(2):  # the second time with what the first one loaded
-        assert plain_metrics(direct.call(notebook, planned.values)) == run.executed.metrics
