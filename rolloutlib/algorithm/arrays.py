@@ -103,15 +103,17 @@ def on_every_core(
         yield from map(function, items)
         return
     every = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=_keep_to_one_core) as pool:
-        ahead: deque = deque()
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            torch.set_num_threads(every)  # for threads that are started later
-            if len(ahead) > threads:
+    try:
+        with ThreadPoolExecutor(threads, initializer=_keep_to_one_core) as pool:
+            ahead: deque = deque()
+            for item in items:
+                ahead.append(pool.submit(function, item))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    finally:
+        torch.set_num_threads(every)  # the workers' number is also that of threads to come
 
 
 def _keep_to_one_core() -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rolloutlib.algorithm import arrays
 from rolloutlib.algorithm.arrays import (
     as_numpy,
     as_tensor,
@@ -226,6 +227,14 @@ def test_several_run_at_a_time_each_on_one_core(threads):
 
     assert list(on_every_core(meet, range(6), CPU)) == [(1, 0.0)] * 6
     assert torch.get_num_threads() == 3
+
+
+def test_threads_to_come_have_as_many_cores_as_before(threads, monkeypatch):
+    """Also where the workers begin after everything has been handed out to them."""
+    threads(3)
+    begin = arrays._keep_to_one_core
+    monkeypatch.setattr(arrays, "_keep_to_one_core", lambda: (time.sleep(0.1), begin()))
+    assert list(on_every_core(str, range(3), CPU)) == ["0", "1", "2"]
     counted = []
     later = threading.Thread(target=lambda: counted.append(torch.get_num_threads()))
     later.start()
