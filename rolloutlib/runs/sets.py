@@ -62,10 +62,10 @@ def read_choices(declared: Declared, choices: Iterable[str]) -> dict[str, list[o
 def combinations(grid: Mapping[str, Sequence[object]]) -> list[ParameterSet]:
     """Every combination of a grid's values; the last name's values change fastest.
 
+    Raises `Refused` for more than a million.
+
     >>> combinations({"a": [1, 2], "b": ["x"]})
     [{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'x'}]
-
-    Raises `Refused` for more than a million.
     """
     count = math.prod(map(len, grid.values()))
     if count > MOST_SETS:
@@ -115,7 +115,7 @@ def _read_csv(path: Path, declared: Declared) -> list[ParameterSet]:
 
 def _read_lines(path: Path, _declared: Declared) -> list[ParameterSet]:
     sets = []
-    for number, line in enumerate(parameters.read_text(path).strip().split("\n"), start=1):
+    for number, line in enumerate(parameters.read_text(path).split("\n"), start=1):
         try:
             sets += [parameters.read_json(line)] if line.strip() else []
         except ValueError as problem:
