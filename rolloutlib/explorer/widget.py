@@ -199,7 +199,7 @@ class Explorer(ipywidgets.VBox):
         if not self.selected:
             every = f"{self.maps.combine} of all {self.maps.title}"
             return "whole answer" if self.maps.prompt else every
-        pinned = [self.maps.words[word] for word in self.selected]
+        pinned = [self.maps.words[word].strip() for word in self.selected]  # each with its space
         return f"{self.maps.combine} of {', '.join(pinned)}" if len(pinned) > 1 else pinned[0]
 
     def _painted(

@@ -30,7 +30,7 @@ rng = np.random.default_rng(0)
 # 3 x 4 tokens of 10 pixels, cropped from the middle of a wider picture.
 VIEW = View((30, 60), (30, 60), (0, 10), (30, 40), 10, (3, 4))
 PICTURE = Image.fromarray(rng.integers(0, 256, (30, 60, 3), dtype=np.uint8))
-WORDS = ["what", "is", "blue", "sky"]
+WORDS = ["what", " is", " blue", " sky"]
 
 
 def maps(words=4, pictures=1, **how):
