@@ -10,8 +10,10 @@ from pathlib import Path
 
 import papermill
 import pytest
+from places import ROOT
 from small_notebooks import left_in, statuses, write_notebook
 
+from rolloutlib.files.clips import read_clip
 from rolloutlib.runs.kernel import private_sockets
 from rolloutlib.runs.notebook import Notebook
 from rolloutlib.runs.run import output_name, run_notebook
@@ -190,3 +192,18 @@ def test_a_run_writes_to_a_new_file_that_nobody_can_guess(tmp_path):
     assert len({*seen}) == 2 and all(len(part.name.split(".")[1]) == 32 for part in seen)
     assert left_in(output.parent) == ["look.ipynb"]
     assert output.stat().st_mode == path.stat().st_mode
+
+
+def test_the_notebook_about_a_clip_takes_few_frames(tmp_path):
+    """Fewer than its figures show: of the 13 that are written, the model sees three."""
+    clip = str(tmp_path / "clip.mp4")
+    given = {"stop": 13, "stride": 6, "height": 84, "width": 112, "output_path": clip}
+    video = ROOT / "data" / "video" / "bigbuckbunny.mp4"
+    run = run_notebook(
+        ROOT / "notebooks" / "05_spatial_video.ipynb",
+        tmp_path / "few.ipynb",
+        given | {"video_path": str(video)},
+    )
+    assert run.ok, run.error
+    assert len(read_clip(clip).frames) == 13
+    assert 0 <= run.executed.metrics["auc_low"] <= run.executed.metrics["auc"] <= 1
