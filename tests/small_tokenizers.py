@@ -67,7 +67,8 @@ def byte_fallback(template: str = "<s> $A", **settings) -> PreTrainedTokenizerFa
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
-    ascii_only = {"initial_alphabet": list("▁abcdefghijklmnopqrstuvwxyz(),."), "limit_alphabet": 36}
+    known = list("▁abcdefghijklmnopqrstuvwxyz(),.")
+    ascii_only = {"initial_alphabet": known, "limit_alphabet": len(known)}
     special = [*SPECIAL, *BYTES]
     _trained(tokenizer, trainers.BpeTrainer, 500, special_tokens=special, **ascii_only)
     # Bytes are ordinary tokens; only training needed them as special ones.
@@ -94,13 +95,21 @@ def unigram(**settings) -> PreTrainedTokenizerFast:
 
 
 def word_piece(**settings) -> PreTrainedTokenizerFast:
-    """As BERT, which tidies the spaces before punctuation when it decodes."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    """As BERT, which tidies the spaces before punctuation when it decodes.
+
+    Its pieces are listed: WordPieceTrainer finds other ones in every process.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    letters = sorted(set(normalizer.normalize_str("".join(TEXTS))) - {" "})
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), "star", "red", "##red"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     settings = {"clean_up_tokenization_spaces": True} | settings
-    return _fast(_trained(tokenizer, trainers.WordPieceTrainer, 160), **settings)
+    return _fast(tokenizer, **settings)
 
 
 def end_of_word(**settings) -> PreTrainedTokenizerFast:
