@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -23,8 +22,6 @@ SIDES = (1024, 1024)  # rows and keys of a tile
 CAUSAL_SIDES = {0: (128, 2048), 2048: (192, 1536)}  # by the number of keys from which they apply
 LOG2_E = math.log2(math.e)
 EXTREMES = {"max": torch.maximum, "min": torch.minimum}
-MODERATE = 80.0  # up to this size of scores, exp(score) and exp(-score) fit float32
-SAMPLED = 32  # one row in this many is read to estimate how large scores are
 
 
 @dataclass(frozen=True)
@@ -136,23 +133,6 @@ class Call:
         """How many query heads share a key head."""
         return self.query.shape[1] // self.key.shape[1]
 
-    @cached_property
-    def moderate(self) -> list[list[bool]]:
-        """For each item and key head: whether exp(score) is enough, with nothing subtracted.
-
-        No score exceeds its row's log-sum-exp, so none overflows; one that underflows is less than
-        e^-40 of its row. Underflow costs time, though: |q · k| ≤ |q| · |k| in a sample of the rows
-        tells where to expect it. On a GPU it costs nothing, and reading the answer would.
-        """
-        if self.device.type != "cpu":
-            return [[False] * self.key.shape[1]] * self.shape[0]
-        low, high = self.logsumexp.aminmax(dim=-1)
-        sample = (each[:, :, ::SAMPLED] for each in (self.query, self.key))
-        query, key = (torch.linalg.vector_norm(each.float(), dim=-1).amax(-1) for each in sample)
-        largest = query.unflatten(1, (-1, self.sharing)) * key[..., None] * abs(self.scaling)
-        exact = (low >= -MODERATE / 2) & (high <= MODERATE)
-        return (exact.view_as(largest) & (largest <= MODERATE)).all(-1).tolist()
-
 
 @dataclass(frozen=True)
 class RecordedLayer(Call):
@@ -192,16 +172,11 @@ class Rows:
         self.chosen = consecutive(rows)
         self.query, self.key = layer.query[item][:, self.chosen], layer.key[item]
         self.mask = self.logsumexp = None
-        # Turns a probability into one head's share of the mean over heads.
-        self.share = room.new_full((1, 1), 1 / len(self.query))
         if layer.mask is not None:
             mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
             self.mask = mask[item][:, self.chosen]
         if layer.logsumexp is not None:
             self.logsumexp = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
-            # Turns exp(score) into such a share; contiguous, because the kernel's order is slow.
-            self.shares = self.logsumexp.neg().exp_().mul_(self.share).contiguous()
-            self.moderate = layer.moderate[item]
 
 
 class Tile:
@@ -220,8 +195,8 @@ class Tile:
 
     def add_mean(self, total: Float[torch.Tensor, "row key"]) -> None:
         """Add the mean of the heads' probabilities."""
-        for head, shares in self.exponentials():
-            total.addcmul_(head, shares)
+        for head in self.heads():
+            total.add_(head, alpha=1 / len(self.rows.query))
 
     def set_extreme(self, fused: Float[torch.Tensor, "row key"], extreme: Callable) -> None:
         """Write the largest or smallest probability of all heads, found among their logarithms."""
@@ -231,27 +206,19 @@ class Tile:
             extreme(fused, head, out=fused)
         fused.exp2_()
 
-    def exponentials(
-        self,
-    ) -> Iterator[tuple[Float[torch.Tensor, "row key"], Float[torch.Tensor, "row 1"]]]:
-        """One head at a time: exponentials, and for each row the factor that turns them into shares
-        of the mean over heads. Later heads reuse the same memory.
+    def heads(self) -> Iterator[Float[torch.Tensor, "row key"]]:
+        """The probabilities, one head at a time. Later heads reuse the same memory.
 
-        For keys that a causal row must not see, values are arbitrary: see `hide_later`.
+        For keys that a causal row must not see, values are arbitrary: see `hide_later`. Powers have
+        base 2, since torch.exp takes up to three times as long, and more if results underflow.
         """
-        even = repeat(self.rows.share.expand(self.shape[0], 1))
-        shares = None if self.logsumexp is None else self.rows.shares[:, self.some].unbind()
         for group in self._groups():
             if self.logsumexp is None:
                 scores = self._masked(self._scores(group, self.layer.scaling), group)
                 torch.softmax(scores, -1, out=scores)
-                yield from zip(group.each, even, strict=False)
-            elif all(self.rows.moderate[group.served]):
-                self._scores(group, self.layer.scaling).exp_()
-                yield from zip(group.each, shares[group.heads], strict=True)
-            else:  # to base 2: torch.exp is many times slower than torch.exp2 if results underflow
+            else:
                 self._logarithms(group).exp2_()
-                yield from zip(group.each, even, strict=False)
+            yield from group.each
 
     def hide_later(self, matrix: Float[torch.Tensor, "row key"]) -> None:
         """Set to 0 what causal rows must not see."""
@@ -267,7 +234,7 @@ class Tile:
         return later.to(self.query.device)
 
     def logarithms(self) -> Iterator[Float[torch.Tensor, "row key"]]:
-        """The base-2 logarithms of the probabilities, one head at a time, as in `exponentials`."""
+        """The base-2 logarithms of the probabilities, one head at a time, as in `heads`."""
         for group in self._groups():
             self._logarithms(group)
             yield from group.each

@@ -57,7 +57,7 @@ def column_sums(layers: list) -> torch.Tensor:
 
 
 def exponentials_alone(layers: list, heads: int, height: int, width: int) -> None:
-    """exp(QKᵀ) of recorded layers in tiles of some heads; the result is not used.
+    """2^(QKᵀ) of recorded layers in tiles of some heads; the result is not used.
 
     With the fastest tiles of those tried.
     """
@@ -70,7 +70,7 @@ def exponentials_alone(layers: list, heads: int, height: int, width: int) -> Non
                 for keys in key[:, :seen].split(width, 1):
                     shape = (len(some), some.shape[1], keys.shape[1])
                     scores = room[: math.prod(shape)].view(shape)
-                    scores.baddbmm_(some, keys.mT, beta=0, alpha=layer.scaling).exp_()
+                    scores.baddbmm_(some, keys.mT, beta=0, alpha=layer.scaling).exp2_()
 
 
 def _probabilities(layer, dtype: torch.dtype) -> torch.Tensor:

@@ -65,7 +65,7 @@ def test_tiles_of_large_scores_equal_float64(scale, causal, key_heads, known):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_heads_with_small_and_with_large_scores_share_a_tile(causal):
-    """One head of which exp(score) is no number, one of which it vanishes, two moderate ones."""
+    """One head of which exp(score) overflows, one of which it vanishes, two moderate ones."""
     layer = recorded_layer(20, causal, 4)
     query = layer.query * torch.tensor([1, 15, 1, 0.1])[:, None, None]
     key = layer.key.clone()
@@ -75,7 +75,6 @@ def test_heads_with_small_and_with_large_scores_share_a_tile(causal):
     layer = Call(query, key, None, causal, layer.scaling, logsumexp=known)
     assert known[:, 1].max() > 100
     assert known[:, 2].max() < -40
-    assert layer.moderate == [[True, False, False, True]] * 2
     expected = float64_probabilities(layer)
     for how, merged in [("mean", expected.mean(1)), ("max", expected.amax(1))]:
         fused = layer.fused(torch.arange(300), how).double()
@@ -85,20 +84,6 @@ def test_heads_with_small_and_with_large_scores_share_a_tile(causal):
             torch.testing.assert_close(fused.sum(-1), ones, atol=1e-4, rtol=0)
     received = attention_received([layer]).double()
     torch.testing.assert_close(received, expected.mean(1).sum(1), rtol=1e-4, atol=1e-3)
-
-
-def test_a_large_score_that_no_sample_shows_is_exact_all_the_same():
-    """The largest query is none of those that tell whether scores are moderate."""
-    layer = recorded_layer(5, True, 4)
-    query = layer.query.clone()
-    query[:, :, 101] *= 15
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    known = flash(query, layer.key, layer.key, 0.0, True, scale=layer.scaling)[1]
-    layer = Call(query, layer.key, None, True, layer.scaling, logsumexp=known)
-    assert all(layer.moderate[0])
-    expected = float64_probabilities(layer).mean(1)
-    fused = layer.fused(torch.arange(300), "mean").double()
-    torch.testing.assert_close(fused, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1100, 2100])
