@@ -1,9 +1,11 @@
 """NumPy and torch arrays through one algorithm: NumPy in gives NumPy out."""
 
 import functools
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -96,24 +98,40 @@ def on_every_core(
     """The function of each item, in order; on the CPU, as many at a time as torch has threads.
 
     Each runs on one core. If several cores shared a step that fits the cache, each of its small
-    products would wait for the slowest of them.
+    products would wait for the slowest of them. So does what the caller makes of a result before
+    it takes the next one: torch's own threads would compete with the workers.
     """
-    threads = min(torch.get_num_threads(), len(items)) if device.type == "cpu" else 1
-    if threads == 1:
+    every = torch.get_num_threads()
+    if device.type != "cpu" or min(every, len(items)) == 1:
         yield from map(function, items)
         return
-    every = torch.get_num_threads()
+    pool, ahead = _workers(every), deque()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=_keep_to_one_core) as pool:
-            ahead: deque = deque()
-            for item in items:
-                ahead.append(pool.submit(function, item))
-                if len(ahead) > threads:
-                    yield ahead.popleft().result()
-            while ahead:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > every:
                 yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
-        torch.set_num_threads(every)  # the workers' number is also that of threads to come
+        torch.set_num_threads(every)
+        wait([future for future in ahead if not future.cancel()])
+
+
+@functools.cache
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads that stay: starting them for each layer takes as long as a part of its work."""
+    every, started = torch.get_num_threads(), threading.Barrier(count + 1)
+    pool = ThreadPoolExecutor(count, initializer=_keep_to_one_core)
+    for _ in range(count):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(every)  # the workers' number is also that of threads to come
+    return pool
+
+
+os.register_at_fork(after_in_child=_workers.cache_clear)  # a fork has none of the threads
 
 
 def _keep_to_one_core() -> None:

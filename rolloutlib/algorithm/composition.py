@@ -58,7 +58,7 @@ def rollout(
     product = None
     for layer in layers_from(layers, settings.start_layer):
         product = Transition(layer, settings).after(product)
-    return answer_like(layer, product.matrix)
+    return answer_like(layer, product.matrix(layer.shape[2]))
 
 
 def rollout_by_layer(
@@ -81,7 +81,7 @@ def rollout_by_layer(
     product, products = None, []
     for layer in layers_from(layers, settings.start_layer):
         product = Transition(layer, settings).after(product)
-        products.append(answer_like(layer, torch.stack(product.matrices)))
+        products.append(answer_like(layer, product.matrix(layer.shape[2])))
     return products
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from rolloutlib.algorithm.arrays import Array, as_tensor, consecutive
 from rolloutlib.algorithm.attention import attended, merge_heads, require_attention
 
-CHUNK = 192  # query rows per step, at least: enough for fast products
+HEIGHT = 192  # query rows per step, at least: enough for fast products
 # Or more rows, up to this many entries: 2.4 MB in float32 on the CPU.
 ENTRIES = {"cpu": 600_000, "other": 8_000_000}
 
@@ -21,6 +21,7 @@ class Layer(Protocol):
 
     shape: tuple[int, int, int]  # batch, queries, keys
     device: torch.device
+    height: int  # about as many rows as are computed fastest at a time
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows, in memory that the caller may change.
@@ -47,6 +48,7 @@ class DenseLayer:
         self.heads = tensor[(None,) * (4 - tensor.ndim)]
         self.shape = (self.heads.shape[0], *self.heads.shape[2:])
         self.device = tensor.device
+        self.height = fitting(tensor.device, tensor.shape[-1])
         self.numpy = isinstance(attention, np.ndarray)
         self.batched = tensor.ndim == 4
 
@@ -70,12 +72,14 @@ class DenseLayer:
 
 
 def row_tiles(layer: Layer, queries: int | None = None) -> tuple[torch.Tensor, ...]:
-    """The first query rows of a layer, by default all, in tiles that fit the cache."""
-    queries, keys = queries or layer.shape[1], layer.shape[2]
-    size = ENTRIES.get(layer.device.type, ENTRIES["other"]) // keys
-    if size < queries:  # whole chunks: a few extra rows would make one more, slow product
-        size = max(size // CHUNK, 1) * CHUNK
-    return torch.arange(queries).split(size)
+    """The first query rows of a layer, by default all, in tiles of one height."""
+    queries = queries or layer.shape[1]
+    return torch.arange(queries).tensor_split(round(queries / layer.height) or 1)
+
+
+def fitting(device: torch.device, keys: int) -> int:
+    """As many rows as fit the processor's cache, if that is enough for fast products."""
+    return max(ENTRIES.get(device.type, ENTRIES["other"]) // keys, HEIGHT)
 
 
 def with_keys(
@@ -87,7 +91,7 @@ def with_keys(
 
 
 def joined(
-    parts: Iterable[Float[torch.Tensor, "batch row _"]],
+    parts: Iterable[Float[torch.Tensor, "batch _ _"]],
 ) -> Float[torch.Tensor, "batch row seen"]:
     """Stack the parts of a layer, with as many keys as any has; a single part is not copied."""
     parts = list(parts)

@@ -1,8 +1,7 @@
 """One layer's step from its inputs to its outputs, and the product of such steps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -13,75 +12,37 @@ from rolloutlib.algorithm.layers import Layer, joined, row_tiles, with_keys, wit
 
 
 class Product:
-    """The rollout so far, in tiles of rows; each tile knows how many keys it reaches.
+    """The rollout so far, in tiles of rows; each tile ends at the last key that it reaches.
 
     With causal attention the product is a lower triangle too. Using one of the two triangles would
     take a third of the work of a whole product; using both takes a sixth.
-
-    earlier: the product one layer before; it is multiplied, then its memory is reused.
     """
 
-    def __init__(self, earlier: "Product | None", shape: tuple[int, int, int]):
-        self.earlier, self.shape = earlier, shape
-        self.matrices: list[Float[torch.Tensor, "query key"]] = []  # one for each item of the batch
-        self.spare: list[torch.Tensor] = [] if earlier is None else earlier.spare
-        # Rows, and the first key from which all of them are 0.
-        self.tiles: list[tuple[slice, int]] = []
+    def __init__(self, tiles: Iterable[Float[torch.Tensor, "batch row reach"]]):
+        self.tiles = list(tiles)
 
-    @property
-    def matrix(self) -> Float[torch.Tensor, "batch query key"]:
-        """The whole product; a batch of one is not copied."""
-        one = len(self.matrices) == 1
-        return self.matrices[0][None] if one else torch.stack(self.matrices)
+    def matrix(self, keys: int) -> Float[torch.Tensor, "batch query key"]:
+        """The whole product, with this number of keys."""
+        return with_keys(joined(self.tiles), keys)
 
-    def append(self, part: Float[torch.Tensor, "batch row seen"]) -> None:
-        """Set the next rows to part · earlier, or to the part if there is no earlier product."""
-        first = self.tiles[-1][0].stop if self.tiles else 0
-        rows = slice(first, first + part.shape[1])
-        steps = self.earlier.steps(part.shape[2]) if self.earlier else None
-        reach = steps[0][1] if steps else part.shape[2]
-        for item, some in enumerate(part):
-            if first == 0:
-                self.matrices.append(self._room(part))
-            out = self.matrices[item][rows]
-            if steps:
-                _multiply(some, self.earlier.matrices[item].to(part), steps, out)
-            else:
-                out[:, :reach] = some
-            out[:, reach:] = 0
-            if self.earlier and rows.stop == self.shape[1]:
-                self.spare.append(self.earlier.matrices[item])
-        self.tiles.append((rows, reach))
+    def after(self, part: Float[torch.Tensor, "batch row seen"]) -> torch.Tensor:
+        """part · product, `[batch row reach]`; what lies beyond any reach is 0 and left out."""
+        tiles = self._first(part.shape[2])
+        pieces = part.split([tile.shape[1] for tile in tiles], 2)
+        grown = part.new_zeros(*part.shape[:2], max(tile.shape[2] for tile in tiles))
+        for piece, tile in zip(pieces, tiles, strict=True):
+            for item, out in enumerate(grown):
+                out[:, : tile.shape[2]].addmm_(piece[item], tile[item].to(part))
+        return grown
 
-    def _room(self, part: torch.Tensor) -> Float[torch.Tensor, "query key"]:
-        """Memory for one item, reused from a product that is no longer needed if there is one."""
-        while self.spare:
-            room = self.spare.pop()
-            if room.dtype == part.dtype and room.device == part.device:
-                return room
-        return part.new_empty(self.shape[1:])
-
-    def steps(self, seen: int) -> list[tuple[slice, int]]:
-        """The first `seen` rows, grouped by reach, longest reach first."""
-        below = (tile for tile in self.tiles if tile[0].start < seen)
-        steps = []
-        for reach, tiles in groupby(below, key=lambda tile: tile[1]):
-            (first, _), *_, (last, _) = [*tiles] * 2
-            steps.append((slice(first.start, min(last.stop, seen)), reach))
-        return sorted(steps, key=lambda step: -step[1])
-
-
-def _multiply(
-    part: Float[torch.Tensor, "row seen"],
-    product: Float[torch.Tensor, "query key"],
-    steps: list[tuple[slice, int]],
-    out: Float[torch.Tensor, "row key"],
-) -> None:
-    """out = part · product, skipping zeros; beyond the longest reach `out` is left unchanged."""
-    (rows, reach), *others = steps
-    torch.mm(part[:, rows], product[rows, :reach], out=out[:, :reach])
-    for rows, reach in others:
-        out[:, :reach].addmm_(part[:, rows], product[rows, :reach])
+    def _first(self, rows: int) -> list[Float[torch.Tensor, "batch row reach"]]:
+        """The tiles of the first rows, this number of them."""
+        tiles = []
+        for tile in self.tiles:
+            if rows > 0:
+                tiles.append(tile[:, :rows])
+            rows -= tile.shape[1]
+        return tiles
 
 
 @dataclass(frozen=True)
@@ -149,13 +110,14 @@ class Transition:
         return joined(self._each(self.part, rows.split(len(row_tiles(self.layer)[0]))))
 
     @vanishing_flushed()
-    def after(self, product: "Product | None") -> "Product":
+    def after(self, product: Product | None) -> Product:
         """Ā · product: the rollout after one more layer; Ā itself if there is no product yet."""
-        grown = Product(product, self.layer.shape)
-        for part in self._each(self.part, row_tiles(self.layer)):
-            grown.append(part)
-        grown.earlier = None
-        return grown
+
+        def grown(rows: torch.Tensor) -> torch.Tensor:
+            part = self.part(rows)
+            return part if product is None else product.after(part)
+
+        return Product(self._each(grown, row_tiles(self.layer)))
 
     @vanishing_flushed()
     def before(
@@ -172,7 +134,8 @@ class Transition:
             return relevance[..., consecutive(rows)].to(part) @ part
 
         total, reach = None, 0
-        for share in self._each(carried, row_tiles(self.layer, relevance.shape[-1])):
+        # The last rows first: in causal layers they take longest, so all cores end together.
+        for share in self._each(carried, row_tiles(self.layer, relevance.shape[-1])[::-1]):
             if total is None:
                 total = share.new_zeros(*share.shape[:-1], self.layer.shape[2])
             total[..., : share.shape[-1]] += share

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import consecutive, working_dtype
 from rolloutlib.algorithm.attention import attended, fuse_heads
+from rolloutlib.algorithm.layers import fitting
 from rolloutlib.recording.recorded import Call, every_or_chosen
 
 
@@ -36,6 +37,11 @@ class FusedLayer:
     def device(self) -> torch.device:
         """Where the attention is stored."""
         return self.parts[0].device
+
+    @property
+    def height(self) -> int:
+        """Rows at a time."""
+        return fitting(self.device, self.shape[2])
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows.
@@ -91,6 +97,11 @@ class _WeightsInMemory:
     def device(self) -> torch.device:
         """Where the weights are stored."""
         return self.weights.device
+
+    @property
+    def height(self) -> int:
+        """Rows at a time."""
+        return fitting(self.device, self.shape[2])
 
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None
@@ -157,6 +168,11 @@ class RecordedBlocks:
     def device(self) -> torch.device:
         """Where the layer's attention is computed."""
         return self.blocks[0].device
+
+    @property
+    def height(self) -> int:
+        """Rows at a time."""
+        return self.blocks[0].height
 
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None

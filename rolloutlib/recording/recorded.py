@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from rolloutlib.algorithm.arrays import consecutive, positions, working_dtype
 from rolloutlib.algorithm.attention import require_fusion
+from rolloutlib.algorithm.layers import HEIGHT, fitting
 
 TILE = 320_000  # scores computed at once: 1.3 MB in float32, or the tile of one head
 SIDES = (1024, 1024)  # rows and keys of a tile
@@ -51,6 +52,11 @@ class Call:
     def device(self) -> torch.device:
         """Where the layer's attention is computed."""
         return self.query.device
+
+    @property
+    def height(self) -> int:
+        """Rows at a time: on the CPU so few that there is work for every core."""
+        return HEIGHT if self.device.type == "cpu" else fitting(self.device, self.shape[2])
 
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None

@@ -1,5 +1,7 @@
 """NumPy and torch through one algorithm, row numbers, and numbers that vanish."""
 
+import os
+import signal
 import threading
 import time
 
@@ -234,6 +236,7 @@ def test_threads_to_come_have_as_many_cores_as_before(threads, monkeypatch):
     threads(3)
     begin = arrays._keep_to_one_core
     monkeypatch.setattr(arrays, "_keep_to_one_core", lambda: (time.sleep(0.1), begin()))
+    arrays._workers.cache_clear()
     assert list(on_every_core(str, range(3), CPU)) == ["0", "1", "2"]
     counted = []
     later = threading.Thread(target=lambda: counted.append(torch.get_num_threads()))
@@ -246,6 +249,22 @@ def test_what_one_raises_is_raised(threads):
     threads(2)
     with pytest.raises(ZeroDivisionError):
         list(on_every_core(lambda number: 1 / number, [2, 1, 0, 3], CPU))
+
+
+def test_a_forked_process_has_workers_of_its_own(threads):
+    threads(2)
+    assert list(on_every_core(str, range(3), CPU)) == ["0", "1", "2"]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if list(on_every_core(str, range(3), CPU)) == ["0", "1", "2"] else 1)
+    for _ in range(200):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+    assert (ended, status) == (child, 0)
 
 
 def test_a_gpu_gets_one_step_after_another(threads):

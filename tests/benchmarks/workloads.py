@@ -382,16 +382,11 @@ def causal_product(small: bool) -> Workload:
     layers = [layer.tril() for layer in softmax_layers(2, size, size)]
     first, second = (Transition(DenseLayer(layer), Settings()) for layer in layers)
     product = first.after(None)
-    product.spare = [torch.empty(size, size)]  # as from the third layer on
-    tiles, whole = row_tiles(second.layer), torch.empty(size, size)
-    parts = [second.part(tile) for tile in tiles]
+    parts = [second.part(tile) for tile in row_tiles(second.layer)]
+    whole = torch.empty(size, size)
 
     def grown():
-        later = Product(product, second.layer.shape)
-        for part in parts:
-            later.append(part)
-        product.spare = later.matrices  # to be written again
-        return later.matrix[0]
+        return Product(product.after(part) for part in parts).matrix(size)[0]
 
     return Workload(
         f"causal product of two layers, n={size}",
