@@ -5,6 +5,7 @@
 # make gallery     a site of all that was executed, sweeps too, in outputs/site/index.html
 # make checkpoints train the small checkpoints in data/checkpoints again (some hours)
 # make benchmark   time and memory against plain code and other packages; outputs/benchmark.md
+#                  (DEVICE=cuda: recorded layers on a GPU)
 # Each makes .venv first where it is missing or older than what it installs.
 
 PYTHON ?= python3
@@ -24,6 +25,8 @@ MODEL_ID ?= data/checkpoints/tiny-llava
 ADAPTER_ID ?=
 DTYPE ?= auto
 DEVICE_MAP ?= cpu
+# Where the benchmark runs: cpu or cuda.
+DEVICE ?= cpu
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -76,7 +79,9 @@ checkpoints: $(READY)
 benchmark: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python \
 	  -r tests/benchmarks/peers.txt
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks --out outputs
+	test -d .venv/other_versions || $(BIN)/python -m pip install --quiet --no-deps \
+	  --ignore-requires-python --target .venv/other_versions -r tests/benchmarks/other_versions.txt
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks --out outputs --device $(DEVICE)
 
 $(READY): pyproject.toml constraints.txt no-deps.txt
 	@echo "Installing into .venv: a few minutes and about $(SPACE) GB"

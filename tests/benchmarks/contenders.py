@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -71,6 +72,37 @@ def exponentials_alone(layers: list, heads: int, height: int, width: int) -> Non
                     shape = (len(some), some.shape[1], keys.shape[1])
                     scores = room[: math.prod(shape)].view(shape)
                     scores.baddbmm_(some, keys.mT, beta=0, alpha=layer.scaling).exp2_()
+
+
+def peers_for_heads(model, inputs: dict) -> dict[str, Callable]:
+    """Installed packages that give the attention of every head: `[layer head query key]`."""
+    peers, given = {}, {**inputs}
+    if importlib.util.find_spec("attnread"):
+        from attnread import extract_attention
+
+        def attnread() -> torch.Tensor:
+            heads = extract_attention(model, given)
+            _, last, _ = list(heads)[-1]  # stream, layer, head
+            return torch.cat(list(heads.values())).unflatten(0, (last + 1, -1))
+
+        peers["attnread"] = attnread
+    if importlib.util.find_spec("vl_saliency"):
+        from vl_saliency.core.extractor import SaliencyExtractor
+
+        tokenizer = SimpleNamespace(pad_token_id=-1)
+        extractor = SaliencyExtractor(
+            model, SimpleNamespace(tokenizer=tokenizer), store_grads=False
+        )
+        ids = {"input_ids": given["input_ids"], "pixel_values": given["pixel_values"]}
+
+        def vl_saliency() -> torch.Tensor:
+            model.set_attn_implementation({"text_config": "eager"})
+            trace = extractor.capture(None, **ids)
+            model.set_attn_implementation({"text_config": "sdpa"})
+            return trace.attn[0].flatten(-2)
+
+        peers["vl-saliency"] = vl_saliency
+    return peers
 
 
 def _probabilities(layer, dtype: torch.dtype) -> torch.Tensor:

@@ -17,6 +17,10 @@ import torch
 SIZE = 1024  # side of the matrices whose product shows how fast the machine is in that round
 
 
+# Packages of other versions; what runs there gives the same for both sides of a comparison.
+OTHER_VERSIONS = Path(sys.prefix) / "other_versions"
+
+
 class Seconds(NamedTuple):
     """How long a call took by the wall clock, and how long all its threads computed."""
 

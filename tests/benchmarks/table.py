@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from benchmarks.measure import (
+    OTHER_VERSIONS,
     Seconds,
     in_a_fresh_process,
     memory_in_a_fresh_process,
     sgemm_speed,
     times,
 )
-from benchmarks.workloads import LOUD, OURS, WORKLOADS, Ratio, Workload
+from benchmarks.workloads import HEADS, LOUD, OURS, WORKLOADS, Ratio, Workload
 
 MEGABYTE = 2**20
 CLOCKS = {"wall": "seconds by the wall clock", "cpu": "seconds of all threads"}
@@ -24,7 +25,11 @@ LOUD_TOLERANCE = 1e-3  # in float32 a score of 300 is exact to 3e-5, and its exp
 
 def rows_in_a_fresh_process(name: str, small: bool) -> list[dict]:
     """`rows_of` in a process without memory of other workloads, which is faster than new memory."""
-    return in_a_fresh_process(["--workload", name], small, {})
+    paths = [str(OTHER_VERSIONS)] if name == HEADS else []
+    paths.append(os.environ.get("PYTHONPATH", ""))
+    return in_a_fresh_process(
+        ["--workload", name], small, {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    )
 
 
 def rows_of(name: str, small: bool) -> list[dict]:

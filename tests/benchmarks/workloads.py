@@ -18,6 +18,7 @@ from rolloutlib.recording.recorded import Call
 from rolloutlib.video import spatial_rollout
 
 OURS = "rolloutlib"
+HEADS = "every head"
 LARGE = "answer of LLaVA-1.5-7B"
 LOUD = "scores up to 300"
 ALONE = "exp(QKᵀ) alone"  # which cannot be avoided, even if all else took no time
@@ -468,6 +469,53 @@ def generation(small: bool, length: int, target: float) -> Workload:
     )
 
 
+def every_head(small: bool) -> Workload:
+    """Attention of all heads of all layers of a LLaVA, as two packages give it, and what rows of
+    the rollout take, which need no head whole."""
+    from rolloutlib import record_attention  # with transformers, which takes seconds
+
+    model, inputs, _ = _llava(small, 620, layers=4)
+    language = model.model.language_model
+
+    def recorded():
+        with torch.no_grad(), record_attention(language) as recording:
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        return recording["language"]
+
+    def eager() -> torch.Tensor:
+        model.set_attn_implementation({"text_config": "eager"})
+        with torch.no_grad():
+            kept = model(**inputs, use_cache=False, output_attentions=True).attentions
+        model.set_attn_implementation({"text_config": "sdpa"})
+        return torch.cat(kept)
+
+    heads = {OURS: lambda: torch.cat([layer.probabilities() for layer in recorded()])}
+    heads["rows"] = lambda: rollout_rows(recorded(), [-1])[0]
+    peers = contenders.peers_for_heads(model, inputs)
+    shown = inputs["input_ids"][0] == model.config.image_token_id  # all that vl-saliency gives
+    answers = {OURS: eager, "attnread": eager, "vl-saliency": lambda: eager()[..., shown]}
+    return Workload(
+        "attention of all heads, LLaVA of 4 layers, S=620",
+        heads | peers,
+        {name: answer for name, answer in answers.items() if name in heads | peers},
+        [
+            *(Ratio(f"times faster than {peer}", peer, OURS, 10) for peer in peers),
+            *(
+                Ratio(
+                    f"times less memory for rows of the rollout than {peer}",
+                    peer,
+                    "rows",
+                    20,
+                    memory=True,
+                )
+                for peer in peers
+            ),
+        ],
+        rounds=1,
+        tolerance=1e-4,
+    )
+
+
 def limits(measure: str, over: str | tuple[str, ...], row: str = "one row") -> list[Ratio]:
     """The least time and memory the machine allows, if attention is read once."""
     return [
@@ -494,15 +542,16 @@ def _products(layers: list) -> float:
     return 2.0 * (len(layers) - 1) * layers[0].shape[-1] ** 3
 
 
-def _llava(small: bool, length: int):
-    """Real classes and widths, random weights: CLIP-L of 6 layers, Llama of 8 layers of 1024."""
+def _llava(small: bool, length: int, layers: int = 8):
+    """Real classes and widths, random weights: CLIP-L of 6 layers, Llama of 8 layers, 1024 wide."""
     from small_llava import small_llava  # with transformers
 
     shape = {"hidden_size": 1024, "num_attention_heads": 16}
     vision = shape | {"intermediate_size": 4096, "num_hidden_layers": 6}
-    text = shape | {"intermediate_size": 2816, "num_hidden_layers": 8, "num_key_value_heads": 16}
+    text = shape | {"intermediate_size": 2816, "num_key_value_heads": 16}
+    text |= {"num_hidden_layers": layers, "max_position_embeddings": 4096}
     sizes = {} if small else {"image_size": 336, "vision": vision}
-    sizes |= {} if small else {"text": text | {"max_position_embeddings": 4096}}
+    sizes |= {} if small else {"text": text}
     model = small_llava(**sizes)
     tokens = 16 if small else 576
     torch.manual_seed(0)
@@ -535,6 +584,7 @@ WORKLOADS = {
         for threads in (1, 2)
     },
     "long": long_sequence,
+    HEADS: every_head,
     "answer of Qwen3-VL": lambda small: real_answer(small, "qwen3_vl"),
     LARGE: lambda small: real_answer(small, "llava_7b"),
 }
