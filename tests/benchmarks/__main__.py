@@ -10,7 +10,7 @@ from benchmarks.growth import CURVES, chosen, growth
 from benchmarks.measure import free_memory, peak_memory, times
 from benchmarks.report import line, write_report
 from benchmarks.table import rows_in_a_fresh_process, rows_of
-from benchmarks.workloads import LARGE, WORKLOADS
+from benchmarks.workloads import LARGE, ON_CUDA, WORKLOADS
 
 LARGE_BYTES = 20e9
 
@@ -33,12 +33,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs"))
     parser.add_argument("--small", action="store_true", help="tiny sizes, in seconds")
     parts = [*WORKLOADS, "routes", "growth"]
-    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--only", nargs="+", choices=parts)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--load", default="not said", help="what else ran on the machine")
     parser.add_argument("--memory", nargs=2, metavar=("WORKLOAD|AXIS", "CONTENDER|all"))
     parser.add_argument("--workload", choices=WORKLOADS, help="measure it in this process")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if not options.only:
+        options.only = [p for p in parts if (p in ON_CUDA) == (options.device == "cuda")]
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here")
     if options.workload:
         print(json.dumps(rows_of(options.workload, options.small)))
         return 0

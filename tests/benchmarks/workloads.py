@@ -83,16 +83,18 @@ def recorded_layers(
     loud: float = 0.0,
     dtype: torch.dtype = torch.float32,
     key_heads: int | None = None,
+    device: str = "cpu",
 ) -> tuple[list[Call], list[torch.Tensor]]:
     """Layers as a recording keeps them, and their values. `loud`: the size of the largest score."""
     generator, recorded, values = torch.Generator().manual_seed(0), [], []
     for _ in range(layers):
-        query = torch.randn(1, heads, size, width, generator=generator).to(dtype)
+        query = torch.randn(1, heads, size, width, generator=generator).to(device, dtype)
         shape = 2, 1, key_heads or heads, size, width
-        key, value = torch.randn(shape, generator=generator).to(dtype)
+        key, value = torch.randn(shape, generator=generator).to(device, dtype)
         largest = float((query[0, 0] @ key[0, 0].mT).abs().max())
         scaling = loud / largest if loud else width**-0.5
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        ending = "_for_cpu" if device == "cpu" else ""
+        flash = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention{ending}")
         every = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
         known = flash(query, *every, 0.0, causal, scale=scaling)[1]
         recorded.append(Call(query, key, None, causal, scaling, logsumexp=known))
@@ -124,7 +126,7 @@ def float64_layers(layers: list[Call]) -> list[np.ndarray]:
             if layer.causal:
                 scores.masked_fill_(torch.ones(size, size).triu(1).bool(), -torch.inf)
             total = total + scores.softmax(-1)
-        fused.append((total / layer.query.shape[1]).numpy())
+        fused.append((total / layer.query.shape[1]).cpu().numpy())
     return fused
 
 
@@ -267,26 +269,29 @@ def rows(small: bool, model: str, layers: int, heads: int, size: int, width: int
 
 
 def one_layer(small: bool, size: int, threads: int) -> Workload:
-    """Each way through a layer of 16 heads, against one SDPA pass with as many threads."""
+    """Each way through layers of 16 heads, against one SDPA pass with as many threads."""
+    layers = 2 if small or size > 2000 else 8  # short ones are over too soon to be measured
     size, wanted = (40 if small else size), 16
     relevance = torch.rand(1, wanted, size, generator=torch.Generator().manual_seed(1))
     compared, expected, ratios = {}, {}, []
     for causal, dtype in combinations((True, False), (torch.float32, torch.bfloat16)):
         kind = f"{'causal' if causal else 'both ways'}, {str(dtype).removeprefix('torch.')}"
-        two, values = recorded_layers(2, 16, size, 64, causal=causal, dtype=dtype)
-        compared[f"SDPA, {kind}"] = partial(sdpa_pass, two, values)
+        given, values = recorded_layers(layers, 16, size, 64, causal=causal, dtype=dtype)
+        compared[f"SDPA, {kind}"] = partial(sdpa_pass, given, values)
         ways = {
             "carry_back": (
-                lambda two=two: carry_back(two, relevance)[0],
-                lambda two=two: relevance[0].double().numpy() @ float64_rows(two, range(size)),
+                lambda given=given: carry_back(given, relevance)[0],
+                lambda given=given: (
+                    relevance[0].double().numpy() @ float64_rows(given, range(size))
+                ),
             ),
             "rollout_rows": (
-                lambda two=two: rollout_rows(two, range(size - wanted, size))[0],
-                lambda two=two: float64_rows(two, range(size - wanted, size)),
+                lambda given=given: rollout_rows(given, range(size - wanted, size))[0],
+                lambda given=given: float64_rows(given, range(size - wanted, size)),
             ),
             "attention_received": (
-                lambda two=two: attention_received(two)[0],
-                lambda two=two: np.mean(float64_layers(two), 0).sum(0),
+                lambda given=given: attention_received(given)[0],
+                lambda given=given: np.mean(float64_layers(given), 0).sum(0),
             ),
         }
         for way, (ours, answer) in ways.items():
@@ -296,11 +301,11 @@ def one_layer(small: bool, size: int, threads: int) -> Workload:
     main = "rollout_rows, causal, float32"
     ratios.append(Ratio(f"{main} ÷ SDPA{LIMIT}", "limit", "SDPA, causal, float32"))
     return Workload(
-        f"2 layers, 16 heads x 64, S={size}, {threads} threads",
+        f"{layers} layers, 16 heads x 64, S={size}, {threads} threads",
         compared | {OURS: compared[main]},
         expected | {OURS: expected[main]},
         ratios,
-        work=2.0 * 16 * 64 * size**2,  # QKᵀ of both layers, half of each
+        work=layers * 16 * 64 * float(size) ** 2,  # QKᵀ of all layers, half of each
         tolerance=1e-4,  # the kernel's own sums of bfloat16 products are off by some 1e-5
         threads=threads,
     )
@@ -329,6 +334,34 @@ def long_sequence(small: bool) -> Workload:
         ],
         rounds=1,
         threads=2,
+    )
+
+
+def on_device(small: bool, size: int, device: str) -> Workload:
+    """Each way through Llama's heads on a GPU, against one SDPA pass, which is flash there."""
+    heads, size, device = (4, 60, "cpu") if small else (32, size, device)
+    shape = {"causal": True, "key_heads": heads // 4, "dtype": torch.bfloat16, "device": device}
+    recorded, values = recorded_layers(2, heads, size, 128, **shape)
+    wanted, relevance = range(size - 16, size), torch.rand(1, 16, size, device=device)
+    few, _ = recorded_layers(2, heads, min(size, 1024), 128, **shape)
+    ways = {
+        "carry_back": lambda: carry_back(recorded, relevance)[0].sum(-1),
+        "attention_received": lambda: attention_received(recorded)[0],
+        OURS: lambda: rollout_rows(recorded, wanted)[0].sum(-1).cpu(),
+        "shorter": lambda: rollout_rows(few, range(16))[0].cpu(),
+    }
+    return Workload(
+        f"2 layers of Llama on {device}, {heads} / {heads // 4} heads x 128, S={size}, bfloat16",
+        ways | {"SDPA": lambda: sdpa_pass(recorded, values)},
+        {OURS: lambda: np.ones(len(wanted)), "shorter": lambda: float64_rows(few, range(16))},
+        [
+            Ratio(
+                f"{'rollout_rows' if way == OURS else way} ÷ SDPA", way, "SDPA", 0.6, larger=False
+            )
+            for way in ways.keys() - {"shorter"}
+        ],
+        tolerance=1e-4,
+        threads=2,  # of which the wall clock counts
     )
 
 
@@ -588,3 +621,7 @@ WORKLOADS = {
     "answer of Qwen3-VL": lambda small: real_answer(small, "qwen3_vl"),
     LARGE: lambda small: real_answer(small, "llava_7b"),
 }
+ON_CUDA = {
+    f"{size} on cuda": partial(on_device, size=size, device="cuda") for size in (4096, 16_384)
+}
+WORKLOADS |= ON_CUDA
