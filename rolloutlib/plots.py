@@ -21,7 +21,7 @@ from rolloutlib.overlay import colour
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
 PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
-LABEL_PITCH = 1.35 / 72  # inches from one token label to the next, per point of font size
+LABEL_PITCH = 1.6 / 72  # inches from one token label to the next, per point of font size
 
 
 def png_of(figure: Figure, dpi: float = 100) -> bytes:
@@ -43,9 +43,10 @@ def plot_matrices(
     title: str = "",
     gamma: float = 1.0,
 ) -> Figure:
-    """Draw matrices side by side on one colour scale: which output drew on which input.
+    """Draw matrices side by side on one colour scale: which input is relevant to which output.
 
     gamma: colours follow value ** gamma; below 1, small values stay visible next to large ones.
+    The colour bar says so.
     Panels grow with the number of tokens, so that every label can be read; then fewer than
     `columns` fit side by side.
 
@@ -54,7 +55,7 @@ def plot_matrices(
     arrays = [_one_matrix(matrix, len(tokens)) for matrix in matrices]
     if not arrays or len(arrays) != len(titles):
         raise ValueError(f"expected a title for each matrix, got {len(titles)} for {len(arrays)}")
-    points = 9 if len(tokens) <= 20 else 7
+    points = 9 if len(tokens) <= 20 else 8
     side = max(2.4, LABEL_PITCH * points * len(tokens))
     margin = 0.7 + 0.6 * points / 72 * max(len(token) for token in tokens)
     lines = -(-len(arrays) // min(columns, max(1, int(PAGE_WIDTH // side))))
@@ -67,7 +68,8 @@ def plot_matrices(
         axis.set(title=name, xlabel=axis_labels[0])
     plt.setp(axes.flat[len(arrays) :], visible=False)
     plt.setp(axes[:, 0], ylabel=axis_labels[1])
-    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label, shrink=0.7)
+    scale = "" if gamma == 1 else f"\n(colours follow value$^{{{gamma:g}}}$)"
+    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label + scale, shrink=0.7)
     if title:
         figure.suptitle(title)
     figure.draw_without_rendering()  # square panels find their places in a second layout
@@ -91,7 +93,8 @@ def _draw_matrix(
     names = [token.replace("$", r"\$") for token in tokens]  # not the start of a formula
     middles = np.arange(len(names)) + 0.5
     axis.set(aspect="equal", xlim=(0, len(names)), ylim=(len(names), 0))
-    axis.set_xticks(middles, names, rotation=90, fontsize=points)
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(middles, names, fontsize=points, **slanted)
     axis.set_yticks(middles, names, fontsize=points)
     axis.spines[:].set_visible(False)
 
