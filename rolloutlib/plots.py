@@ -1,6 +1,7 @@
 """Figures. Every function draws with matplotlib's pyplot and returns the figure it drew."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -74,6 +75,41 @@ def plot_matrices(
     if title:
         figure.suptitle(title)
     figure.draw_without_rendering()  # square panels find their places in a second layout
+    return figure
+
+
+def plot_paths(
+    layers: Sequence[Float[Array, "query key"]],
+    tokens: Sequence[str],
+    paths: Sequence[Sequence[int]] = (),
+) -> Figure:
+    """Draw layers as a network, inputs at the bottom: lines join outputs to what they attend to.
+
+    Lines are as wide as the attention is large; where it is 0 there is none.
+    paths: each names a token at the input and one after every layer; their lines are coloured.
+
+    Raises ValueError for a layer or a path that does not fit the tokens and layers.
+    """
+    matrices, levels = [_one_matrix(layer, len(tokens)) for layer in layers], len(layers) + 1
+    if wrong := [
+        path for path in paths if len(path) != levels or not {*path} <= {*range(len(tokens))}
+    ]:
+        raise ValueError(
+            f"expected paths of {levels} tokens in [0, {len(tokens) - 1}], got {wrong}"
+        )
+    size = (1.7 * len(tokens) + 1.5, 1.2 * len(layers) + 0.8)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    for level, matrix in enumerate(matrices):
+        steps = {(path[level + 1], path[level]) for path in paths}
+        for (output, source), weight in np.ndenumerate(matrix):
+            tint = "tab:red" if (output, source) in steps else "lightgrey"
+            axis.plot([source, output], [level, level + 1], color=tint, linewidth=8 * weight)
+    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "grey"}
+    for place, level in itertools.product(range(len(tokens)), range(levels)):
+        axis.text(place, level, tokens[place], ha="center", va="center", fontsize=12, bbox=box)
+    axis.set_yticks(range(levels), ["input", *(f"after layer {n}" for n in range(len(layers)))])
+    axis.set(xticks=[], xlim=(-0.5, len(tokens) - 0.5), ylim=(-0.3, levels - 0.7))
+    axis.spines[:].set_visible(False)
     return figure
 
 

@@ -9,7 +9,14 @@ import torch
 from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.plots import plot_layers, plot_matrices, plot_pictures, plot_scores, png_of
+from rolloutlib.plots import (
+    plot_layers,
+    plot_matrices,
+    plot_paths,
+    plot_pictures,
+    plot_scores,
+    png_of,
+)
 
 
 def tokens_of(count):
@@ -68,6 +75,21 @@ def test_a_batch_of_one_is_drawn_torch_or_not():
 def test_what_does_not_fit_is_named(matrices, titles, message):
     with pytest.raises(ValueError, match=message):
         plot_matrices(matrices, ["x", "y"], titles)
+
+
+def test_paths_are_coloured_and_lines_are_as_wide_as_the_attention():
+    layers = [np.array([[0.75, 0.25], [0, 1]]), np.eye(2)[::-1]]
+    [axis] = plot_paths(layers, ["a", "b"], [[1, 0, 1]]).axes
+    red = [line for line in axis.lines if line.get_color() == "tab:red"]
+    drawn = {(*line.get_xdata(), *line.get_ydata()): line.get_linewidth() / 8 for line in red}
+    assert drawn == {(1, 0, 0, 1): 0.25, (0, 1, 1, 2): 1}
+    assert sum(line.get_linewidth() > 0 for line in axis.lines) == 5
+
+
+@pytest.mark.parametrize("path", [[0, 1], [0, 1, 2]], ids=str)
+def test_a_path_that_does_not_fit_is_named(path):
+    with pytest.raises(ValueError, match=r"expected paths of 3 tokens in \[0, 1\], got"):
+        plot_paths([np.eye(2)] * 2, ["a", "b"], [path])
 
 
 @pytest.mark.parametrize(
