@@ -20,6 +20,7 @@ from PIL import Image
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.overlay import colour
+from rolloutlib.video import minmax_rows
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
 PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
@@ -211,6 +212,36 @@ def plot_layers(
     touching = {tuple: HandlerTuple(ndivide=None, pad=0)}
     figure.legend(handles, list(legend), handler_map=touching, loc="outside lower center", ncols=2)
     return figure
+
+
+def plot_saved(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+    """Draw saved results without computing them again: figures by name.
+
+    Matrices `[frame frame]` become "matrices", and "minmax" with each row scaled to [0, 1]. Maps
+    `[frame row column]` become a figure each, under their own name: at most 12 frames, evenly
+    spread, on one colour scale.
+
+    Raises ValueError for an array that is neither, and for matrices of different sizes.
+    """
+    figures = {}
+    matrices = {name: a for name, a in arrays.items() if a.ndim == 2 and a.shape[0] == a.shape[1]}
+    for name, array in arrays.items():
+        if array.ndim == 3:
+            some = np.unique(np.linspace(0, len(array) - 1, 12).astype(int))
+            titles = [f"{name}, map {number}" for number in some]
+            figures[name] = plot_pictures(list(array[some]), titles, height=2.2, scale="Relevance")
+        elif name not in matrices:
+            wanted = "matrices [frame frame] or maps [frame row column]"
+            raise ValueError(f"{name}: expected {wanted}, got shape {array.shape}")
+    if matrices:
+        frames = [str(frame) for frame in range(len(next(iter(matrices.values()))))]
+        look = {"columns": 3, "axis_labels": ("Input frame", "Output frame")}
+        scaled, names = [minmax_rows(matrix) for matrix in matrices.values()], list(matrices)
+        raw = plot_matrices([*matrices.values()], frames, names, label="Relevance", **look)
+        share = "Share of the row's range"
+        figures["matrices"] = raw
+        figures["minmax"] = plot_matrices(scaled, frames, names, label=share, **look)
+    return figures
 
 
 def plot_scores(
