@@ -151,7 +151,8 @@ def plot_pictures(
 
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
     scale: the label of a colour bar. All heatmaps then share its range, from 0 to their highest
-    value; without heatmaps it belongs to the overlays and goes from 0 to 1.
+    value, or as far below 0 if any value is negative; without heatmaps it belongs to the overlays
+    and goes from 0 to 1.
     regions: boolean arrays whose outlines are drawn on the pictures, or on the first of them.
 
     Raises ValueError for no pictures, for a different number of titles, and for more regions.
@@ -167,8 +168,10 @@ def plot_pictures(
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
-    widest = max(columns_ / rows for rows, columns_ in shapes)
-    size = (min(height * widest, 6) * columns + bool(scale), (height + 0.4) * lines)
+    ratios = [columns_ / rows for rows, columns_ in shapes]
+    across = min(height * max(ratios), 6, PAGE_WIDTH / columns)
+    down = min(height, across / min(ratios))
+    size = (across * columns + bool(scale), (down + 0.4) * lines)  # an inch for a colour bar
     figure, axes = plt.subplots(lines, columns, figsize=size, **PANELS)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -185,7 +188,10 @@ def plot_pictures(
 
 
 def _shared_norm(pictures: Sequence[np.ndarray]) -> Normalize:
-    return Normalize(0, max((np.nan_to_num(p).max() for p in pictures if p.ndim == 2), default=1))
+    maps = [np.nan_to_num(p) for p in pictures if p.ndim == 2]
+    signed = any(p.min() < 0 for p in maps)
+    highest = max((np.abs(p).max() for p in maps), default=1)
+    return Normalize(-highest if signed else 0, highest)
 
 
 def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
