@@ -31,6 +31,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "recording.kinds": ["FusedLayer", "RecordedBlocks", "RecordedWeights"],
         "recording.recorded": ["RecordedLayer"],
         "runs.metrics": ["report"],
-        "teaching": ["AttentionRollout", "compare_discard_ratios", "compare_head_fusion"],
+        "teaching": [
+            "AttentionRollout",
+            "compare_discard_ratios",
+            "compare_head_fusion",
+            "example_attention_rollout",
+        ],
     },
 )

@@ -190,6 +190,31 @@ def gallery(outputs: Path, out: Path | None, figures: tuple[Path, Path] | None) 
     return 1 if lost else 0
 
 
+@rollout.command()
+@click.argument("saved", type=PATH, nargs=-1, required=True)
+@click.option("--out", type=PATH, metavar="FOLDER", help="default: beside each file")
+def plot(saved: Sequence[Path], out: Path | None) -> int:
+    """Draw saved results (.npz) as PNG files; nothing is computed again.
+
+    SAVED are files of matrices over frames or of maps, such as notebooks 05 and 06 write.
+    """
+    from rolloutlib.files.complete import complete_file
+    from rolloutlib.files.dumps import read_arrays
+    from rolloutlib.plots import plot_saved, png_of
+
+    for path in saved:
+        try:
+            figures = plot_saved(read_arrays(path))
+        except (ValueError, FileNotFoundError) as problem:
+            return _complain(problem, 2)
+        for name, figure in figures.items():
+            picture = (out or path.parent) / f"{path.stem}_{name}.png"
+            with complete_file(picture) as part:
+                part.write_bytes(png_of(figure))
+            click.echo(picture)
+    return 0
+
+
 def _run_together(
     tasks: Sequence[tuple[Path, Path]], asked: int | None, timeout: float | None
 ) -> "list[runs.Run]":

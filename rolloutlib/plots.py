@@ -1,6 +1,7 @@
 """Figures. Every function draws with matplotlib's pyplot and returns the figure it drew."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,8 @@ import pandas as pd
 import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
@@ -18,10 +20,11 @@ from PIL import Image
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.overlay import colour
+from rolloutlib.video import minmax_rows
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
 PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
-LABEL_PITCH = 1.35 / 72  # inches from one token label to the next, per point of font size
+LABEL_PITCH = 1.6 / 72  # inches from one token label to the next, per point of font size
 
 
 def png_of(figure: Figure, dpi: float = 100) -> bytes:
@@ -43,9 +46,10 @@ def plot_matrices(
     title: str = "",
     gamma: float = 1.0,
 ) -> Figure:
-    """Draw matrices side by side on one colour scale: which output drew on which input.
+    """Draw matrices side by side on one colour scale: which input is relevant to which output.
 
     gamma: colours follow value ** gamma; below 1, small values stay visible next to large ones.
+    The colour bar says so.
     Panels grow with the number of tokens, so that every label can be read; then fewer than
     `columns` fit side by side.
 
@@ -54,7 +58,7 @@ def plot_matrices(
     arrays = [_one_matrix(matrix, len(tokens)) for matrix in matrices]
     if not arrays or len(arrays) != len(titles):
         raise ValueError(f"expected a title for each matrix, got {len(titles)} for {len(arrays)}")
-    points = 9 if len(tokens) <= 20 else 7
+    points = 9 if len(tokens) <= 20 else 8
     side = max(2.4, LABEL_PITCH * points * len(tokens))
     margin = 0.7 + 0.6 * points / 72 * max(len(token) for token in tokens)
     lines = -(-len(arrays) // min(columns, max(1, int(PAGE_WIDTH // side))))
@@ -67,10 +71,46 @@ def plot_matrices(
         axis.set(title=name, xlabel=axis_labels[0])
     plt.setp(axes.flat[len(arrays) :], visible=False)
     plt.setp(axes[:, 0], ylabel=axis_labels[1])
-    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label, shrink=0.7)
+    scale = "" if gamma == 1 else f"\n(colours follow value$^{{{gamma:g}}}$)"
+    figure.colorbar(axes[0, 0].collections[0], ax=axes, label=label + scale, shrink=0.7)
     if title:
         figure.suptitle(title)
     figure.draw_without_rendering()  # square panels find their places in a second layout
+    return figure
+
+
+def plot_paths(
+    layers: Sequence[Float[Array, "query key"]],
+    tokens: Sequence[str],
+    paths: Sequence[Sequence[int]] = (),
+) -> Figure:
+    """Draw layers as a network, inputs at the bottom: lines join outputs to what they attend to.
+
+    Lines are as wide as the attention is large; where it is 0 there is none.
+    paths: each names a token at the input and one after every layer; their lines are coloured.
+
+    Raises ValueError for a layer or a path that does not fit the tokens and layers.
+    """
+    matrices, levels = [_one_matrix(layer, len(tokens)) for layer in layers], len(layers) + 1
+    if wrong := [
+        path for path in paths if len(path) != levels or not {*path} <= {*range(len(tokens))}
+    ]:
+        raise ValueError(
+            f"expected paths of {levels} tokens in [0, {len(tokens) - 1}], got {wrong}"
+        )
+    size = (1.7 * len(tokens) + 1.5, 1.2 * len(layers) + 0.8)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    for level, matrix in enumerate(matrices):
+        steps = {(path[level + 1], path[level]) for path in paths}
+        for (output, source), weight in np.ndenumerate(matrix):
+            tint = "tab:red" if (output, source) in steps else "lightgrey"
+            axis.plot([source, output], [level, level + 1], color=tint, linewidth=8 * weight)
+    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "grey"}
+    for place, level in itertools.product(range(len(tokens)), range(levels)):
+        axis.text(place, level, tokens[place], ha="center", va="center", fontsize=12, bbox=box)
+    axis.set_yticks(range(levels), ["input", *(f"after layer {n}" for n in range(len(layers)))])
+    axis.set(xticks=[], xlim=(-0.5, len(tokens) - 0.5), ylim=(-0.3, levels - 0.7))
+    axis.spines[:].set_visible(False)
     return figure
 
 
@@ -91,7 +131,8 @@ def _draw_matrix(
     names = [token.replace("$", r"\$") for token in tokens]  # not the start of a formula
     middles = np.arange(len(names)) + 0.5
     axis.set(aspect="equal", xlim=(0, len(names)), ylim=(len(names), 0))
-    axis.set_xticks(middles, names, rotation=90, fontsize=points)
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(middles, names, fontsize=points, **slanted)
     axis.set_yticks(middles, names, fontsize=points)
     axis.spines[:].set_visible(False)
 
@@ -103,11 +144,15 @@ def plot_pictures(
     columns: int = 4,
     height: float = 3.2,
     colours: str = "turbo",
+    scale: str = "",
     regions: Sequence[np.ndarray] = (),
 ) -> Figure:
     """Draw pictures, heatmaps and overlays side by side, each in its own shape.
 
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
+    scale: the label of a colour bar. All heatmaps then share its range, from 0 to their highest
+    value, or as far below 0 if any value is negative; without heatmaps it belongs to the overlays
+    and goes from 0 to 1.
     regions: boolean arrays whose outlines are drawn on the pictures, or on the first of them.
 
     Raises ValueError for no pictures, for a different number of titles, and for more regions.
@@ -119,22 +164,34 @@ def plot_pictures(
         )
     palette = plt.get_cmap(colours).with_extremes(bad="lightgrey")
     pictures = list(map(_pixels, pictures))
+    norm = _shared_norm(pictures) if scale else None
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
-    widest = max(columns_ / rows for rows, columns_ in shapes)
-    size = (min(height * widest, 6) * columns, (height + 0.4) * lines)
+    ratios = [columns_ / rows for rows, columns_ in shapes]
+    across = min(height * max(ratios), 6, PAGE_WIDTH / columns)
+    down = min(height, across / min(ratios))
+    size = (across * columns + bool(scale), (down + 0.4) * lines)  # an inch for a colour bar
     figure, axes = plt.subplots(lines, columns, figsize=size, **PANELS)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        axis.imshow(picture, cmap=palette, interpolation="nearest")
+        axis.imshow(picture, cmap=palette, norm=norm, interpolation="nearest")
         axis.set_title(title, parse_math=False)
     for axis, region in zip(axes.flat, regions, strict=False):
         if region.any():
             axis.contour(region, levels=[0.5], colors="white", linewidths=2.5)
             axis.contour(region, levels=[0.5], colors="black", linewidths=1)
+    if scale:
+        figure.colorbar(ScalarMappable(norm, palette), ax=axes, label=scale, shrink=0.8)
     return figure
+
+
+def _shared_norm(pictures: Sequence[np.ndarray]) -> Normalize:
+    maps = [np.nan_to_num(p) for p in pictures if p.ndim == 2]
+    signed = any(p.min() < 0 for p in maps)
+    highest = max((np.abs(p).max() for p in maps), default=1)
+    return Normalize(-highest if signed else 0, highest)
 
 
 def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
@@ -161,6 +218,36 @@ def plot_layers(
     touching = {tuple: HandlerTuple(ndivide=None, pad=0)}
     figure.legend(handles, list(legend), handler_map=touching, loc="outside lower center", ncols=2)
     return figure
+
+
+def plot_saved(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+    """Draw saved results without computing them again: figures by name.
+
+    Matrices `[frame frame]` become "matrices", and "minmax" with each row scaled to [0, 1]. Maps
+    `[frame row column]` become a figure each, under their own name: at most 12 frames, evenly
+    spread, on one colour scale.
+
+    Raises ValueError for an array that is neither, and for matrices of different sizes.
+    """
+    figures = {}
+    matrices = {name: a for name, a in arrays.items() if a.ndim == 2 and a.shape[0] == a.shape[1]}
+    for name, array in arrays.items():
+        if array.ndim == 3:
+            some = np.unique(np.linspace(0, len(array) - 1, 12).astype(int))
+            titles = [f"{name}, map {number}" for number in some]
+            figures[name] = plot_pictures(list(array[some]), titles, height=2.2, scale="Relevance")
+        elif name not in matrices:
+            wanted = "matrices [frame frame] or maps [frame row column]"
+            raise ValueError(f"{name}: expected {wanted}, got shape {array.shape}")
+    if matrices:
+        frames = [str(frame) for frame in range(len(next(iter(matrices.values()))))]
+        look = {"columns": 3, "axis_labels": ("Input frame", "Output frame")}
+        scaled, names = [minmax_rows(matrix) for matrix in matrices.values()], list(matrices)
+        raw = plot_matrices([*matrices.values()], frames, names, label="Relevance", **look)
+        share = "Share of the row's range"
+        figures["matrices"] = raw
+        figures["minmax"] = plot_matrices(scaled, frames, names, label=share, **look)
+    return figures
 
 
 def plot_scores(

@@ -42,7 +42,7 @@ def _with_frames(layer: Array | Layer) -> Array | Layer:
 
 
 def temporal_rollout(
-    layers: Iterable[Array | Layer], refiner_id: int | None = None, **settings
+    layers: Iterable[Array | Layer], refiner_id: int | None = None, *, axes: str = "", **settings
 ) -> Float[Array, "T T"]:
     """Rollout over frames, for one instance: how much of each frame could have reached each frame.
 
@@ -52,6 +52,7 @@ def temporal_rollout(
     layers: first layer first, each `[T T]`, any shape that `select_instance_attention` takes, or
     a recorded layer whose batch is the instances.
     refiner_id: which instance; None if every layer is `[T T]`.
+    axes: names of the layers' axes, as `select_instance_attention` takes them.
     settings: `head_fusion` (of recorded layers), `residual`, `discard_ratio`, `start_layer` as
     `rollout` takes them.
 
@@ -64,56 +65,69 @@ def temporal_rollout(
            [0.75, 0.25]])
     """
     fusion = settings.get("head_fusion", "mean")
-    return rollout((_of_instance(layer, refiner_id, fusion) for layer in layers), **settings)
+    chosen = (_of_instance(layer, refiner_id, axes, fusion) for layer in layers)
+    return rollout(chosen, **settings)
 
 
 def _of_instance(
-    layer: Array | Layer, refiner_id: int | None, fusion: str
+    layer: Array | Layer, refiner_id: int | None, axes: str, fusion: str
 ) -> Float[Array, "query key"]:
     if not hasattr(layer, "fused"):
-        return select_instance_attention(layer, refiner_id)
+        return select_instance_attention(layer, refiner_id, axes)
     fused = layer.fused(torch.arange(layer.shape[1]), fusion)
     return fused[_instance(refiner_id, fused.shape, axis=0)]
 
 
 @numpy_too
 def select_instance_attention(
-    attention: Float[Array, "*axes"], refiner_id: int | None
+    attention: Float[Array, "*axes"], refiner_id: int | None, axes: str = ""
 ) -> Float[Array, "T T"]:
     """Select the `[T T]` matrix of one instance from a refiner's attention.
 
-    The shape tells which axis is which, and only an unambiguous shape is accepted:
+    axes: what each axis is, such as "instance head time time": "instance" at most once, of which
+    `refiner_id` is chosen; "time" twice, of queries and then of keys; "head", which is averaged;
+    and "1" for an axis of length 1. Without an instance, `refiner_id` is not looked at.
 
-    - `[T T]`: the matrix itself, whatever `refiner_id` says;
-    - `[instance T T]` or `[T instance T]`: the instance's slice;
-    - `[instance head T T]`: the mean over heads of the instance's slice;
-    - `[1 instance head T T]`: the same, for a batch of one.
+    By default the shape tells which axis is which, and only an unambiguous shape is accepted:
+    "time time", "instance time time", "time instance time", "instance head time time" and
+    "1 instance head time time".
 
-    Raises ValueError, which names the shape, for an instance out of range; if the last axes are
-    not `[T T]`; and if two readings fit: `[n n n]`, and `[1 n T T]`, which may be one instance
-    with n heads or n instances of a batch of one. In that case, pass the `[T T]` itself.
+    Raises ValueError, which names the shape, for an instance out of range; for axes that do not
+    fit; and without axes if the last ones are not `[T T]`, or if two readings fit: `[n n n]`, and
+    `[1 n T T]`, which may be one instance with n heads or n instances of a batch of one.
 
     >>> three = np.stack([np.eye(4), np.full((4, 4), 0.25), np.eye(4)[::-1]])
     >>> select_instance_attention(three, 1)[0]
     array([0.25, 0.25, 0.25, 0.25])
+    >>> select_instance_attention(three[:, None, :3, :3], 2, "instance 1 time time")[0]
+    array([0., 0., 0.])
     >>> select_instance_attention(three, 3)
     Traceback (most recent call last):
     ...
     ValueError: expected refiner_id in [0, 2] for attention of shape (3, 4, 4), got 3
     """
     shape = tuple(attention.shape)
-    _require_one_reading(shape)
-    if len(shape) == 2:
-        return attention
-    if len(shape) == 5:
-        attention = attention[0]
-    axis = 1 if len(shape) == 3 and shape[1] != shape[2] else 0
-    chosen = attention.select(axis, _instance(refiner_id, shape, axis + max(len(shape) - 4, 0)))
-    return chosen.mean(0) if chosen.ndim == 3 else chosen
+    names = axes.split() if axes else _only_reading(shape)
+    _require_axes(names, shape)
+    if "instance" in names:
+        place = names.index("instance")
+        attention = attention.select(place, _instance(refiner_id, shape, place))
+        names = [*names[:place], *names[place + 1 :]]
+    merged = [place for place, name in enumerate(names) if name != "time"]
+    return attention.mean(merged) if merged else attention
 
 
-def _require_one_reading(shape: tuple[int, ...]) -> None:
-    """Raise a ValueError unless exactly one layout fits this shape of attention."""
+_LAYOUTS = {  # by the number of axes, and whether the instances are in the middle
+    (2, False): "time time",
+    (3, False): "instance time time",
+    (3, True): "time instance time",
+    (4, False): "instance head time time",
+    (5, False): "1 instance head time time",
+}
+
+
+def _only_reading(shape: tuple[int, ...]) -> list[str]:
+    """The names of the axes of this shape; ValueError unless exactly one layout fits it."""
     instances_in_middle = len(shape) == 3 and shape[0] == shape[2]
     if 0 in shape or not 2 <= len(shape) <= 5 or (len(shape) == 5 and shape[0] != 1):
         problem = "has none of the layouts [T T], [instance T T] and [instance head T T]"
@@ -124,10 +138,23 @@ def _require_one_reading(shape: tuple[int, ...]) -> None:
     elif len(shape) == 4 and shape[0] == 1 < shape[1]:
         problem = f"may be one instance with {shape[1]} heads or a batch of {shape[1]} instances"
     else:
-        return
+        return _LAYOUTS[len(shape), instances_in_middle and shape[1] != shape[2]].split()
     raise ValueError(
-        f"expected a shape that shows the [T T] of one instance, got {shape}, which {problem}"
+        f"expected a shape that shows the [T T] of one instance, got {shape}, which {problem}; "
+        'name its axes, such as axes="instance time time"'
     )
+
+
+def _require_axes(names: list[str], shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless these names fit the axes of this shape."""
+    sizes = [size for size, name in zip(shape, names, strict=False) if name == "time"]
+    known = {*names} <= {"instance", "head", "time", "1"} and names.count("instance") <= 1
+    single = all(size == 1 for size, name in zip(shape, names, strict=False) if name == "1")
+    if not (known and single and len(names) == len(shape) and len(sizes) == 2 and 0 not in shape):
+        expected = 'a name for each axis: "time" twice, and "instance", "head" or "1" (of length 1)'
+        raise ValueError(f"expected {expected}, got {' '.join(names)!r} for shape {shape}")
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"expected two axes of as many frames, got {sizes} in shape {shape}")
 
 
 def _instance(refiner_id: int | None, shape: tuple[int, ...], axis: int) -> int:

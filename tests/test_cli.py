@@ -7,12 +7,14 @@ import sys
 import time
 
 import nbformat
+import numpy as np
 import papermill
 import psutil
 import pytest
 from small_notebooks import left_in, statuses, write_look, write_notebook
 
 from rolloutlib import cli
+from rolloutlib.files.dumps import write_arrays
 from rolloutlib.runs import progress
 from rolloutlib.runs.run import failed_output
 
@@ -107,6 +109,19 @@ def test_refused_with_one_sentence(notebook, no_kernel, capsys, arguments, compl
     assert cli.main(["run", "notebooks/look.ipynb", *arguments]) == 2
     [sentence] = capsys.readouterr().err.splitlines()
     assert complaint in sentence
+
+
+def test_saved_results_are_drawn_and_nothing_else_is(tmp_path, capsys):
+    rolled = write_arrays(tmp_path / "a.npz", rollout=np.eye(3), layer_0=np.full((3, 3), 1 / 3))
+    maps = write_arrays(tmp_path / "b.npz", late=np.random.default_rng(0).random((14, 2, 5)))
+    assert cli.main(["plot", str(rolled), str(maps), "--out", str(tmp_path / "drawn")]) == 0
+    drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert drawn == {"a_matrices.png", "a_minmax.png", "b_late.png"}
+    strange = write_arrays(tmp_path / "c.npz", weights=np.ones((2, 3)))
+    capsys.readouterr()
+    assert cli.main(["plot", str(strange)]) == 2
+    assert "weights: expected matrices [frame frame] or maps" in capsys.readouterr().err
+    assert cli.main(["plot", str(tmp_path / "none.npz")]) == 2
 
 
 def test_folder_that_cannot_be_written_to_is_a_failed_run(notebook, tmp_path, capsys):

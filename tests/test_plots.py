@@ -9,7 +9,14 @@ import torch
 from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.plots import plot_layers, plot_matrices, plot_pictures, plot_scores, png_of
+from rolloutlib.plots import (
+    plot_layers,
+    plot_matrices,
+    plot_paths,
+    plot_pictures,
+    plot_scores,
+    png_of,
+)
 
 
 def tokens_of(count):
@@ -22,11 +29,12 @@ def test_token_labels_do_not_overlap_and_can_be_read(count):
     figure.canvas.draw()
     axis = figure.axes[0]
     down = [label.get_window_extent() for label in axis.get_yticklabels()]
-    across = [label.get_window_extent() for label in axis.get_xticklabels()]
     assert [label.get_text() for label in axis.get_yticklabels()] == tokens_of(count)
     assert all(lower.y1 <= upper.y0 for upper, lower in itertools.pairwise(down))
-    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(across))
-    assert axis.get_yticklabels()[0].get_fontsize() >= 7
+    [(left, _), (right, _)] = axis.transData.transform([(0, 0), (1, 0)])
+    assert {label.get_rotation() for label in axis.get_xticklabels()} == {45}
+    assert (right - left) / 2**0.5 >= max(label.height for label in down)  # lines of text at 45°
+    assert axis.get_yticklabels()[0].get_fontsize() >= 8
     assert figure.get_size_inches()[0] < 14
 
 
@@ -40,10 +48,11 @@ def test_panels_share_one_scale_and_a_page_width():
 
 
 def test_gamma_lightens_small_values_and_keeps_the_scale():
-    plain, light = (
-        plot_matrices([np.diag([1, 0.04])], ["a", "b"], [""], gamma=gamma).axes[0].collections[0]
-        for gamma in (1.0, 0.5)
-    )
+    figures = [
+        plot_matrices([np.diag([1, 0.04])], ["a", "b"], [""], gamma=gamma) for gamma in (1.0, 0.5)
+    ]
+    plain, light = (figure.axes[0].collections[0] for figure in figures)
+    assert ["value" in figure.axes[1].get_ylabel() for figure in figures] == [False, True]
     assert plain.norm(0.04) == pytest.approx(0.04)
     assert light.norm(0.04) == pytest.approx(0.2)
     assert plain.get_clim() == light.get_clim()
@@ -66,6 +75,21 @@ def test_a_batch_of_one_is_drawn_torch_or_not():
 def test_what_does_not_fit_is_named(matrices, titles, message):
     with pytest.raises(ValueError, match=message):
         plot_matrices(matrices, ["x", "y"], titles)
+
+
+def test_paths_are_coloured_and_lines_are_as_wide_as_the_attention():
+    layers = [np.array([[0.75, 0.25], [0, 1]]), np.eye(2)[::-1]]
+    [axis] = plot_paths(layers, ["a", "b"], [[1, 0, 1]]).axes
+    red = [line for line in axis.lines if line.get_color() == "tab:red"]
+    drawn = {(*line.get_xdata(), *line.get_ydata()): line.get_linewidth() / 8 for line in red}
+    assert drawn == {(1, 0, 0, 1): 0.25, (0, 1, 1, 2): 1}
+    assert sum(line.get_linewidth() > 0 for line in axis.lines) == 5
+
+
+@pytest.mark.parametrize("path", [[0, 1], [0, 1, 2]], ids=str)
+def test_a_path_that_does_not_fit_is_named(path):
+    with pytest.raises(ValueError, match=r"expected paths of 3 tokens in \[0, 1\], got"):
+        plot_paths([np.eye(2)] * 2, ["a", "b"], [path])
 
 
 @pytest.mark.parametrize(
@@ -114,6 +138,15 @@ def test_pictures_keep_their_shapes_and_regions_are_outlined():
     assert (photo.get_title(), drawn.get_title()) == ("photo", "map")
     assert photo.images[0].get_array().shape[:2] == (30, 60)
     assert len(photo.collections) == 2 and not drawn.collections
+
+
+def test_heatmaps_with_a_scale_share_one_and_overlays_have_theirs():
+    maps = [np.diag([0.0, 0.5]), np.full((2, 2), np.nan), np.diag([2.0, 1.0])]
+    *panels, bar = plot_pictures(maps, list("abc"), scale="relevance").axes
+    limits = {panel.images[0].get_clim() for panel in panels[:3]}
+    assert limits == {(0, 2)} and (bar.get_ylabel(), bar.get_ylim()) == ("relevance", (0, 2))
+    overlays = [np.zeros((2, 2, 3), np.uint8)]
+    assert plot_pictures(overlays, ["a"], scale="share").axes[-1].get_ylim() == (0, 1)
 
 
 def test_a_picture_is_drawn_as_the_model_saw_it():

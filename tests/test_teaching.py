@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from rolloutlib import AttentionRollout, compare_discard_ratios, compare_head_fusion
+from rolloutlib import (
+    AttentionRollout,
+    compare_discard_ratios,
+    compare_head_fusion,
+    example_attention_rollout,
+)
+from rolloutlib.teaching import EXAMPLE_TOKENS as TOKENS
 
-TOKENS = ["[CLS]", "The", "quick", "brown", "fox", "jumps", "over", "[SEP]"]
 FUSE = {"mean": lambda values: sum(values) / len(values), "max": max, "min": min}
 
 
@@ -93,12 +98,32 @@ def test_layers_without_heads_are_taken_as_they_are():
     np.testing.assert_allclose(AttentionRollout().compute_rollout(layers), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("discard_ratio", [0.0, 0.3])
+def test_the_three_steps_of_a_layer_make_its_rollout(discard_ratio, head_fusion):
+    layer, roller = synthetic_layers(9)[0], AttentionRollout(discard_ratio, head_fusion)
+    fused = roller._fuse_heads(torch.from_numpy(layer))
+    step = roller._apply_discard_ratio(roller._add_residual(fused))
+    np.testing.assert_allclose(step, by_the_formulas([layer], discard_ratio, head_fusion, True)[-1])
+
+
 # Figures
 
 
-@pytest.fixture
-def no_show(monkeypatch):
-    monkeypatch.setattr(plt, "show", lambda *a, **k: pytest.fail("showing is the notebook's"))
+@pytest.fixture(autouse=True)
+def shown(monkeypatch):
+    """How many figures were open each time that figures were shown."""
+    counts = []
+    monkeypatch.setattr(plt, "show", lambda: counts.append(len(plt.get_fignums())))
+    plt.close("all")
+    return counts
+
+
+def labels(figure):
+    """Axis labels of the first and the last matrix, the label of the colour bar, the title."""
+    *matrices, bar = figure.axes
+    ends = [(axis.get_xlabel(), axis.get_ylabel()) for axis in (matrices[0], matrices[-1])]
+    return ends, bar.get_ylabel(), figure.get_suptitle()
 
 
 def panels(figure):
@@ -109,39 +134,62 @@ def panels(figure):
     return titles, [mesh.get_array().data for mesh in meshes], {mesh.get_clim() for mesh in meshes}
 
 
-def test_visualize_draws_the_rollout_and_saves_it(tmp_path, no_show):
+def test_visualize_draws_the_rollout_and_saves_it(tmp_path, shown):
     roller = AttentionRollout()
     rolled = roller.compute_rollout(synthetic_layers(4))
     figure = roller.visualize(rolled, TOKENS, "A title", tmp_path / "rollout.png")
-    assert figure.get_suptitle() == "A title"
+    tokens = ("Input Tokens", "Output Tokens")
+    assert labels(figure) == ([tokens, tokens], "Cumulative Attention", "A title")
+    assert {text.get_rotation() for text in figure.axes[0].get_xticklabels()} == {45}
     np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), rolled)
     assert (tmp_path / "rollout.png").read_bytes().startswith(b"\x89PNG")
+    assert shown == [1]
 
 
-def test_one_layer_beside_the_rollout(no_show):
+def test_one_layer_beside_the_rollout(shown):
     layers, roller = synthetic_layers(5), AttentionRollout()
-    titles, values, limits = panels(roller.compare_with_single_layer(layers, TOKENS, 2))
-    assert titles == ["Layer 2 alone", "Rollout of all layers"]
+    figure = roller.compare_with_single_layer(layers, TOKENS, 2)
+    titles, values, limits = panels(figure)
+    assert titles == ["Single Layer (2)", "Attention Rollout (All Layers)"]
+    both, _, title = labels(figure)
+    assert both == [("Key Tokens", "Query Tokens"), ("Input Tokens", "Output Tokens")]
+    assert title == "Single Layer vs. Attention Rollout"
     np.testing.assert_allclose(values[0], layers[2].mean(0))
     np.testing.assert_allclose(values[1], roller.compute_rollout(layers))
-    assert len(limits) == 1
+    assert len(limits) == len(shown) == 1
 
 
-def test_evolution_shows_the_wanted_layers_on_one_scale(no_show):
+def test_evolution_shows_the_wanted_layers_on_one_scale(shown):
     layers, roller = synthetic_layers(6), AttentionRollout()
     titles, values, limits = panels(roller.visualize_evolution(layers, TOKENS, [0, 5]))
-    assert titles == ["After layer 0", "After layer 5"]
+    assert titles == ["After Layer 0", "After Layer 5"]
     np.testing.assert_allclose(values[1], roller.compute_rollout(layers))
-    assert len(limits) == 1
+    assert len(limits) == len(shown) == 1
 
 
-def test_evolution_of_many_layers_shows_first_and_last(no_show):
-    layers = synthetic_layers(7, layers=12)
+@pytest.mark.parametrize(
+    ("depth", "chosen"),
+    [(1, [0]), (6, range(6)), (7, [0, 1, 2, 3, 6]), (12, [0, 3, 6, 9, 11]), (15, [0, 3, 6, 9, 14])],
+)
+def test_evolution_of_many_layers_shows_the_documents_five(depth, chosen):
+    layers = synthetic_layers(7, layers=depth, heads=1)
     titles, _, _ = panels(AttentionRollout().visualize_evolution(layers, TOKENS))
-    assert titles[0] == "After layer 0" and titles[-1] == "After layer 11" and len(titles) <= 6
+    assert titles == [f"After Layer {number}" for number in chosen]
 
 
-def test_compared_settings_share_one_scale(no_show):
+def test_the_example_is_the_documents(shown):
+    first, _, evolution, ratios = example_attention_rollout()
+    _, values, _ = panels(evolution)
+    for value, expected in zip(
+        values, by_the_formulas(synthetic_layers(), 0.1, "mean", True), strict=True
+    ):
+        np.testing.assert_allclose(value, expected, atol=1e-12)
+    assert labels(first)[-1] == "Attention Rollout"
+    assert panels(ratios)[0] == [f"Discard Ratio: {ratio}" for ratio in (0.0, 0.1, 0.3, 0.5)]
+    assert len(shown) == 4
+
+
+def test_compared_settings_share_one_scale():
     layers = synthetic_layers(8)
     for figure, count in (
         (compare_discard_ratios(layers, TOKENS), 4),

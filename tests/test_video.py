@@ -168,6 +168,43 @@ def test_shapes_that_leave_doubt_are_errors_that_name_them(shape, refiner_id):
         assert str(shape) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("axes", "shape", "pick"),
+    [
+        ("instance time time", (4, 4, 4), lambda a: a[3]),
+        ("time instance time", (4, 4, 4), lambda a: a[:, 3]),
+        ("time time instance", (4, 4, 7), lambda a: a[..., 3]),
+        ("1 instance time time", (1, 7, 5, 5), lambda a: a[0, 3]),
+        ("1 head time time", (1, 7, 5, 5), lambda a: a[0].mean(0)),
+        ("head instance time time", (2, 7, 5, 5), lambda a: a[:, 3].mean(0)),
+        ("instance head time head time", (7, 2, 5, 3, 5), lambda a: a[3].mean((0, 2))),
+        ("time time", (5, 5), lambda a: a),
+    ],
+)
+def test_named_axes_leave_no_doubt(axes, shape, pick):
+    array = np.random.default_rng(0).random(shape)
+    np.testing.assert_allclose(select_instance_attention(array, 3, axes), pick(array))
+    rolled = temporal_rollout([array, array], 3, axes=axes)
+    np.testing.assert_allclose(rolled, by_definition([pick(array)] * 2))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "message"),
+    [
+        ("instance time", (7, 5, 5), r"got 'instance time' for shape \(7, 5, 5\)"),
+        ("instance frame frame", (7, 5, 5), "a name for each axis"),
+        ("instance instance time time", (7, 2, 5, 5), "a name for each axis"),
+        ("1 instance time time", (2, 7, 5, 5), "of length 1"),
+        ("instance time time", (7, 4, 5), r"as many frames, got \[4, 5\]"),
+        ("instance time time", (3, 5, 5), r"refiner_id in \[0, 2\]"),
+        ("", (20, 20, 20), 'name its axes, such as axes="instance time time"'),
+    ],
+)
+def test_axes_that_do_not_fit_are_named(axes, shape, message):
+    with pytest.raises(ValueError, match=message):
+        select_instance_attention(np.ones(shape), 3, axes)
+
+
 def test_rows_are_scaled_each_to_its_own_range():
     scaled = minmax_rows(np.array([[0.2, 0.4, 0.3], [0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]))
     np.testing.assert_allclose(scaled, [[0, 1, 0.5], [0, 0, 0], [0, 0, 0]])

@@ -176,6 +176,21 @@ def read_array(path: str | Path, key: str) -> np.ndarray:
     return array
 
 
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an `.npz` file, as `write_arrays` writes them, by name.
+
+    Raises ValueError as `read_array` does, and for a file that is not an archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name.removesuffix(".npy") for name in file.namelist()]
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{path}: expected an .npz file of arrays, got another: {error}"
+        ) from error
+    return {name: read_array(path, name) for name in names}
+
+
 def _require_moderate(path: Path, key: str) -> None:
     """Raise a ValueError if the header of an array promises too much."""
     with zipfile.ZipFile(path) as file:

@@ -14,6 +14,7 @@ from places import ROOT
 from small_notebooks import left_in, statuses, write_notebook
 
 from rolloutlib.files.clips import read_clip
+from rolloutlib.files.dumps import read_arrays
 from rolloutlib.runs.kernel import private_sockets
 from rolloutlib.runs.notebook import Notebook
 from rolloutlib.runs.run import output_name, run_notebook
@@ -196,8 +197,9 @@ def test_a_run_writes_to_a_new_file_that_nobody_can_guess(tmp_path):
 
 def test_the_notebook_about_a_clip_takes_few_frames(tmp_path):
     """Fewer than its figures show: of the 13 that are written, the model sees three."""
-    clip = str(tmp_path / "clip.mp4")
+    clip, maps = str(tmp_path / "clip.mp4"), str(tmp_path / "maps.npz")
     given = {"stop": 13, "stride": 6, "height": 84, "width": 112, "output_path": clip}
+    given |= {"output_maps_path": maps, "output_rollout_path": str(tmp_path / "rollout.npz")}
     video = ROOT / "data" / "video" / "bigbuckbunny.mp4"
     run = run_notebook(
         ROOT / "notebooks" / "05_spatial_video.ipynb",
@@ -206,4 +208,5 @@ def test_the_notebook_about_a_clip_takes_few_frames(tmp_path):
     )
     assert run.ok, run.error
     assert len(read_clip(clip).frames) == 13
+    assert {array.shape for array in read_arrays(maps).values()} == {(3, 6, 8)}
     assert 0 <= run.executed.metrics["auc_low"] <= run.executed.metrics["auc"] <= 1
