@@ -111,7 +111,8 @@ def plot_pictures(
 
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
     scale: the label of a colour bar. All heatmaps then share its range, from 0 to their highest
-    value; without heatmaps it belongs to the overlays and goes from 0 to 1.
+    value, or as far below 0 if any value is negative; without heatmaps it belongs to the overlays
+    and goes from 0 to 1.
     regions: boolean arrays whose outlines are drawn on the pictures, or on the first of them.
 
     Raises ValueError for no pictures, for a different number of titles, and for more regions.
@@ -145,11 +146,41 @@ def plot_pictures(
 
 
 def _shared_norm(pictures: Sequence[np.ndarray]) -> Normalize:
-    return Normalize(0, max((np.nan_to_num(p).max() for p in pictures if p.ndim == 2), default=1))
+    maps = [np.nan_to_num(p) for p in pictures if p.ndim == 2]
+    signed = any(p.min() < 0 for p in maps)
+    highest = max((np.abs(p).max() for p in maps), default=1)
+    return Normalize(-highest if signed else 0, highest)
 
 
 def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
     return np.asarray(upright_rgb(picture) if isinstance(picture, Image.Image) else picture)
+
+
+def plot_chain(boxes: Sequence[str], steps: Sequence[str]) -> Figure:
+    """Draw boxes from left to right, each joined to the next by an arrow that names the step.
+
+    Raises ValueError unless there is one step between every two boxes.
+    """
+    if len(steps) != len(boxes) - 1:
+        raise ValueError(f"expected a step between {len(boxes)} boxes, got {len(steps)}")
+    figure, axis = plt.subplots(figsize=(2.4 * len(boxes), 1.4), layout="constrained")
+    frame = {"boxstyle": "round,pad=0.5", "facecolor": "aliceblue", "edgecolor": "grey"}
+    centred = {"ha": "center", "va": "center", "fontsize": 11}
+    drawn = [
+        axis.text(place, 0, box, bbox=frame, parse_math=False, **centred).get_bbox_patch()
+        for place, box in enumerate(boxes)
+    ]
+    for place, step in enumerate(steps):
+        ends = {
+            "patchA": drawn[place].get_bbox_patch(),
+            "patchB": drawn[place + 1].get_bbox_patch(),
+        }
+        arrow = {"arrowstyle": "->", "color": "tab:red", "linewidth": 2, "shrinkA": 3, "shrinkB": 3}
+        axis.annotate("", (place + 1, 0), (place, 0), arrowprops=arrow | ends)
+        axis.text(place + 0.5, 0.75, step, color="tab:red", **centred | {"fontsize": 10})
+    axis.set(xlim=(-0.5, len(boxes) - 0.5), ylim=(-0.7, 1.1))
+    axis.set_axis_off()
+    return figure
 
 
 def plot_layers(

@@ -6,15 +6,17 @@ each cell that is (`region_shares`). If all cells have the same number of pixels
 same scores as the pixels would.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
 
+from rolloutlib.algorithm.arrays import Array
 from rolloutlib.grid import View
+from rolloutlib.overlay import to_picture
 
 Heatmap = Float[np.ndarray, "*grid"]
 Region = Bool[np.ndarray, "*grid"] | Float[np.ndarray, "*grid"]
@@ -86,21 +88,52 @@ def average_precision(heatmap: Heatmap, region: Region) -> float:
 def region_shares(region: Bool[np.ndarray, "height width"], view: View) -> Float[np.ndarray, "r c"]:
     """The share of each image token's pixels that lies in a region of the picture, on the grid.
 
-    A pixel belongs to the token that contains its centre. Pixels beyond the picture, where the
-    model saw padding, are in no region.
-
     >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
     >>> region_shares(np.array([[0, 0, 0, 1], [0, 0, 0, 1]], dtype=bool), view)
     array([[0. , 0.5]])
     """
+    return token_means(region.astype(np.int64), view)
+
+
+def token_means(
+    pixels: Shaped[np.ndarray, "height width"], view: View
+) -> Float[np.ndarray, "rows columns"]:
+    """The mean over each image token's pixels of a value that every pixel of the picture has.
+
+    A pixel belongs to the token that contains its centre. Pixels beyond the picture, where the
+    model saw padding, count as 0.
+
+    >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
+    >>> token_means(np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]), view)
+    array([[1.5, 3.5]])
+    """
     # The first pixels whose centres lie at or beyond each side.
     left, top, right, bottom = np.ceil(view.boxes().T - 0.5).astype(int)
-    corners = np.pad(region.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    y0, y1 = (side.clip(0, region.shape[0]) for side in (top, bottom))
-    x0, x1 = (side.clip(0, region.shape[1]) for side in (left, right))
+    corners = np.pad(pixels.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    y0, y1 = (side.clip(0, pixels.shape[0]) for side in (top, bottom))
+    x0, x1 = (side.clip(0, pixels.shape[1]) for side in (left, right))
     inside = corners[y1, x1] - corners[y0, x1] - corners[y1, x0] + corners[y0, x0]
     area = (bottom - top) * (right - left)
     return (inside / np.maximum(area, 1)).reshape(view.grid[-2:])
+
+
+def score_on_picture(
+    heatmap: Float[Array, "rows columns"],
+    view: View,
+    region: Bool[np.ndarray, "height width"],
+    *,
+    blur_tokens: float = 0.5,
+) -> dict[str, float]:
+    """Score a map on the picture's own pixels, blurred as `overlay` shows it: the "pointing game"
+    and the "AUC" (`pointing_game`, `region_auc`).
+
+    >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
+    >>> region = np.array([[0, 0, 1, 1], [0, 0, 1, 1]], dtype=bool)
+    >>> score_on_picture(np.array([[0.1, 0.9]]), view, region)
+    {'pointing game': 1.0, 'AUC': 1.0}
+    """
+    pixels = to_picture(heatmap, view, blur_tokens=blur_tokens)
+    return {"pointing game": pointing_game(pixels, region), "AUC": region_auc(pixels, region)}
 
 
 def _seen(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:
@@ -149,6 +182,22 @@ def mean_interval(scores: Scores, *, seed: int = 0) -> tuple[float, float, float
     rng = np.random.default_rng(seed)
     interval = bootstrap((scores,), np.mean, method="percentile", rng=rng).confidence_interval
     return mean, float(interval.low), float(interval.high)
+
+
+def score_intervals(
+    table: pd.DataFrame, scores: Sequence[str] = ("pointing game", "AUC"), by: str = "map"
+) -> Mapping[str, Mapping[str, tuple[float, float, float]]]:
+    """The `mean_interval` of each score for each map: score → map → (mean, low, high).
+
+    table: a line for each case and map, with a column for each score.  by: the column that names
+    the maps; they keep their order. `rolloutlib.plots.plot_scores` draws the result.
+
+    >>> table = pd.DataFrame({"map": ["rollout"] * 2, "AUC": [0.75, 0.75]})
+    >>> score_intervals(table, ["AUC"])
+    {'AUC': {'rollout': (0.75, 0.75, 0.75)}}
+    """
+    maps = table.groupby(by, sort=False)
+    return {s: {name: mean_interval(part[s]) for name, part in maps} for s in scores}
 
 
 def mean_difference(scores: Scores, others: Scores, *, seed: int = 0) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import Array, as_tensor
 from rolloutlib.algorithm.attention import normalize_rows
-from rolloutlib.algorithm.composition import carry_back, rollout_rows
+from rolloutlib.algorithm.composition import attention_received, carry_back, rollout_rows
 from rolloutlib.algorithm.layers import Layer, even_attention
 from rolloutlib.grid import ImageTokens
 from rolloutlib.models.multimodal import Answer
@@ -116,3 +116,17 @@ def through_tower(
 
     maps = image.on_patches(relevance.reshape(-1, relevance.shape[-1]), length, carry)
     return maps.reshape(*relevance.shape[:-1], *patches.view.grid)
+
+
+def received_on_patches(
+    recording: Parts, image: ImageTokens, layers: Sequence[int] = (-2, -1)
+) -> Float[torch.Tensor, "*grid"]:
+    """How much attention each patch receives inside the vision tower, whatever the question.
+
+    `attention_received` of some of the tower's layers, on the grid of `image.patch_view`: the
+    average patch gets 1. Attention visualizers for Qwen3-VL call this map edges.
+
+    layers: which of the tower's layers, negative from the last.
+    """
+    received = attention_received([recording["vision"][number] for number in layers])
+    return image.patches.heatmaps(received[image.patches.sequence])

@@ -22,6 +22,7 @@ from rolloutlib import (
     through_tower,
 )
 from rolloutlib.models import WholePrompt
+from rolloutlib.models.tower import received_on_patches
 
 
 def dense_rollout(layers, sequence, **settings):
@@ -123,6 +124,15 @@ def test_heatmaps_are_the_answers_rows(qwen, to_patches, of_tower, settings, bey
     torch.testing.assert_close(
         heatmaps(by_part, answer, to_patches=to_patches, **settings), maps, rtol=0, atol=0
     )
+
+
+def test_what_patches_receive_is_attention_summed_over_queries(qwen):
+    answer = qwen.generate(pictures((90, 130)), "click", max_new_tokens=1)
+    recording = qwen.record(answer)
+    chosen = [recording["vision"][layer].probabilities()[0].double() for layer in (0, -1)]
+    expected = torch.stack(chosen).mean((0, 1)).sum(0)[raster(3, 4, 2)].view(6, 8)
+    received = received_on_patches(recording, answer.image, [0, -1])
+    torch.testing.assert_close(received.double(), expected)
 
 
 def test_heatmaps_of_dense_layers_have_no_batch(llava):
