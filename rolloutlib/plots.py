@@ -171,11 +171,8 @@ def plot_chain(boxes: Sequence[str], steps: Sequence[str]) -> Figure:
         for place, box in enumerate(boxes)
     ]
     for place, step in enumerate(steps):
-        ends = {
-            "patchA": drawn[place].get_bbox_patch(),
-            "patchB": drawn[place + 1].get_bbox_patch(),
-        }
-        arrow = {"arrowstyle": "->", "color": "tab:red", "linewidth": 2, "shrinkA": 3, "shrinkB": 3}
+        ends = {"patchA": drawn[place], "patchB": drawn[place + 1], "shrinkA": 3, "shrinkB": 3}
+        arrow = {"arrowstyle": "->", "color": "tab:red", "linewidth": 2}
         axis.annotate("", (place + 1, 0), (place, 0), arrowprops=arrow | ends)
         axis.text(place + 0.5, 0.75, step, color="tab:red", **centred | {"fontsize": 10})
     axis.set(xlim=(-0.5, len(boxes) - 0.5), ylim=(-0.7, 1.1))

@@ -118,7 +118,8 @@ def test_a_pixel_counts_for_the_token_that_its_centre_lies_in(picture, resized, 
 def test_a_map_is_scored_as_the_overlay_shows_it():
     """A lone peak beats the region's patch, but not when both are blurred."""
     view = View((8, 24), (8, 24), (0, 0), (8, 24), token=4, grid=(2, 6))
-    heatmap, region = np.array([[9, 0, 0, 0, 8, 8], [0, 0, 0, 0, 8, 8]]), np.zeros((8, 24), bool)
+    heatmap = np.array([[9.0, 0, 0, 0, 8, 8], [0, 0, 0, 0, 8, 8]])
+    region = np.zeros((8, 24), bool)
     region[:, 16:] = True
     bare, blurred = (score_on_picture(heatmap, view, region, blur_tokens=t) for t in (0, 1))
     assert (bare["pointing game"], blurred["pointing game"]) == (0, 1)
