@@ -92,7 +92,7 @@ def region_shares(region: Bool[np.ndarray, "height width"], view: View) -> Float
     >>> region_shares(np.array([[0, 0, 0, 1], [0, 0, 0, 1]], dtype=bool), view)
     array([[0. , 0.5]])
     """
-    return token_means(region.astype(np.int64), view)
+    return token_means(region.astype(float), view)
 
 
 def token_means(
@@ -108,13 +108,13 @@ def token_means(
     array([[1.5, 3.5]])
     """
     # The first pixels whose centres lie at or beyond each side.
-    left, top, right, bottom = np.ceil(view.boxes().T - 0.5).astype(int)
-    corners = np.pad(pixels.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    y0, y1 = (side.clip(0, pixels.shape[0]) for side in (top, bottom))
-    x0, x1 = (side.clip(0, pixels.shape[1]) for side in (left, right))
-    inside = corners[y1, x1] - corners[y0, x1] - corners[y1, x0] + corners[y0, x0]
-    area = (bottom - top) * (right - left)
-    return (inside / np.maximum(area, 1)).reshape(view.grid[-2:])
+    sides = np.ceil(view.boxes() - 0.5).astype(int).reshape(*view.grid[-2:], 4)
+    left, right, top, bottom = sides[0, :, 0], sides[0, :, 2], sides[:, 0, 1], sides[:, 0, 3]
+    ys, xs = (np.arange(length) for length in pixels.shape)
+    in_row = (ys >= top[:, None]) & (ys < bottom[:, None])
+    in_column = (xs >= left[:, None]) & (xs < right[:, None])
+    inside = in_row.astype(float) @ pixels @ in_column.T.astype(float)
+    return inside / np.maximum(np.outer(bottom - top, right - left), 1)
 
 
 def score_on_picture(
