@@ -129,7 +129,8 @@ def plot_pictures(
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
     widest = max(columns_ / rows for rows, columns_ in shapes)
-    size = (min(height * widest, 6) * columns, (height + 0.4) * lines)
+    # An inch more for a colour bar.
+    size = (min(height * widest, 6) * columns + bool(scale), (height + 0.4) * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, **PANELS)
     for axis in axes.flat:
         axis.set_axis_off()
