@@ -128,9 +128,10 @@ def plot_pictures(
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
-    widest = max(columns_ / rows for rows, columns_ in shapes)
-    # An inch more for a colour bar.
-    size = (min(height * widest, 6) * columns + bool(scale), (height + 0.4) * lines)
+    ratios = [columns_ / rows for rows, columns_ in shapes]
+    across = min(height * max(ratios), 6, PAGE_WIDTH / columns)
+    down = min(height, across / min(ratios))
+    size = (across * columns + bool(scale), (down + 0.4) * lines)  # an inch for a colour bar
     figure, axes = plt.subplots(lines, columns, figsize=size, **PANELS)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from rolloutlib.plots import (
+    PAGE_WIDTH,
     plot_chain,
     plot_layers,
     plot_matrices,
@@ -152,6 +153,11 @@ def test_scores_have_a_panel_each_and_a_bar_for_every_map():
     assert axis.get_title() == "AUC"
     assert [label.get_text() for label in axis.get_yticklabels()] == ["rollout", "random"]
     assert axis.lines[0].get_xdata().tolist() == [0.9, 0.5]
+
+
+def test_wide_pictures_share_a_page_width():
+    figure = plot_pictures([np.ones((10, 60))] * 4, list("abcd"))
+    assert tuple(figure.get_size_inches()) == pytest.approx((PAGE_WIDTH, 3 / 6 + 0.4))
 
 
 def test_a_difference_has_a_scale_around_0():
