@@ -198,6 +198,30 @@ def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
     return np.asarray(upright_rgb(picture) if isinstance(picture, Image.Image) else picture)
 
 
+def plot_chain(boxes: Sequence[str], steps: Sequence[str]) -> Figure:
+    """Draw boxes from left to right, each joined to the next by an arrow that names the step.
+
+    Raises ValueError unless there is one step between every two boxes.
+    """
+    if len(steps) != len(boxes) - 1:
+        raise ValueError(f"expected a step between {len(boxes)} boxes, got {len(steps)}")
+    figure, axis = plt.subplots(figsize=(2.4 * len(boxes), 1.4), layout="constrained")
+    frame = {"boxstyle": "round,pad=0.5", "facecolor": "aliceblue", "edgecolor": "grey"}
+    centred = {"ha": "center", "va": "center", "fontsize": 11}
+    drawn = [
+        axis.text(place, 0, box, bbox=frame, parse_math=False, **centred).get_bbox_patch()
+        for place, box in enumerate(boxes)
+    ]
+    for place, step in enumerate(steps):
+        ends = {"patchA": drawn[place], "patchB": drawn[place + 1], "shrinkA": 3, "shrinkB": 3}
+        arrow = {"arrowstyle": "->", "color": "tab:red", "linewidth": 2}
+        axis.annotate("", (place + 1, 0), (place, 0), arrowprops=arrow | ends)
+        axis.text(place + 0.5, 0.75, step, color="tab:red", **centred | {"fontsize": 10})
+    axis.set(xlim=(-0.5, len(boxes) - 0.5), ylim=(-0.7, 1.1))
+    axis.set_axis_off()
+    return figure
+
+
 def plot_layers(
     picture: Image.Image | np.ndarray, legend: Mapping[str, str | tuple[int, int, int]]
 ) -> Figure:

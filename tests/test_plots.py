@@ -10,6 +10,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from rolloutlib.plots import (
+    PAGE_WIDTH,
+    plot_chain,
     plot_layers,
     plot_matrices,
     plot_paths,
@@ -169,6 +171,26 @@ def test_scores_have_a_panel_each_and_a_bar_for_every_map():
     assert axis.get_title() == "AUC"
     assert [label.get_text() for label in axis.get_yticklabels()] == ["rollout", "random"]
     assert axis.lines[0].get_xdata().tolist() == [0.9, 0.5]
+
+
+def test_wide_pictures_share_a_page_width():
+    figure = plot_pictures([np.ones((10, 60))] * 4, list("abcd"))
+    assert tuple(figure.get_size_inches()) == pytest.approx((PAGE_WIDTH, 3 / 6 + 0.4))
+
+
+def test_a_difference_has_a_scale_around_0():
+    *_, bar = plot_pictures([np.array([[-3.0, 1.0]]), np.eye(2)], ["a", "b"], scale="change").axes
+    assert bar.get_ylim() == (-3, 3)
+
+
+def test_a_chain_joins_its_boxes_by_named_arrows():
+    axis = plot_chain(["word", "tokens", "pixels"], ["rollout", "undo crop"]).axes[0]
+    ends = [(note.xyann[0], note.xy[0]) for note in axis.texts if hasattr(note, "xyann")]
+    assert ends == [(0, 1), (1, 2)]
+    drawn = {text.get_text() for text in axis.texts}
+    assert drawn == {"word", "tokens", "pixels", "rollout", "undo crop", ""}
+    with pytest.raises(ValueError, match="expected a step between 2 boxes, got 0"):
+        plot_chain(["word", "tokens"], [])
 
 
 def test_layers_come_with_a_legend_of_their_colours():

@@ -6,17 +6,21 @@ each cell that is (`region_shares`). If all cells have the same number of pixels
 same scores as the pixels would.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+import pandas as pd
+from jaxtyping import Bool, Float, Shaped
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
 
+from rolloutlib.algorithm.arrays import Array
 from rolloutlib.grid import View
+from rolloutlib.overlay import to_picture
 
 Heatmap = Float[np.ndarray, "*grid"]
 Region = Bool[np.ndarray, "*grid"] | Float[np.ndarray, "*grid"]
+Scores = Sequence[float] | Float[np.ndarray, " case"] | pd.Series
 
 
 def pointing_game(heatmap: Heatmap, region: Region) -> float:
@@ -84,21 +88,52 @@ def average_precision(heatmap: Heatmap, region: Region) -> float:
 def region_shares(region: Bool[np.ndarray, "height width"], view: View) -> Float[np.ndarray, "r c"]:
     """The share of each image token's pixels that lies in a region of the picture, on the grid.
 
-    A pixel belongs to the token that contains its centre. Pixels beyond the picture, where the
-    model saw padding, are in no region.
-
     >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
     >>> region_shares(np.array([[0, 0, 0, 1], [0, 0, 0, 1]], dtype=bool), view)
     array([[0. , 0.5]])
     """
+    return token_means(region.astype(float), view)
+
+
+def token_means(
+    pixels: Shaped[np.ndarray, "height width"], view: View
+) -> Float[np.ndarray, "rows columns"]:
+    """The mean over each image token's pixels of a value that every pixel of the picture has.
+
+    A pixel belongs to the token that contains its centre. Pixels beyond the picture, where the
+    model saw padding, count as 0.
+
+    >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
+    >>> token_means(np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]), view)
+    array([[1.5, 3.5]])
+    """
     # The first pixels whose centres lie at or beyond each side.
-    left, top, right, bottom = np.ceil(view.boxes().T - 0.5).astype(int)
-    corners = np.pad(region.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    y0, y1 = (side.clip(0, region.shape[0]) for side in (top, bottom))
-    x0, x1 = (side.clip(0, region.shape[1]) for side in (left, right))
-    inside = corners[y1, x1] - corners[y0, x1] - corners[y1, x0] + corners[y0, x0]
-    area = (bottom - top) * (right - left)
-    return (inside / np.maximum(area, 1)).reshape(view.grid[-2:])
+    sides = np.ceil(view.boxes() - 0.5).astype(int).reshape(*view.grid[-2:], 4)
+    left, right, top, bottom = sides[0, :, 0], sides[0, :, 2], sides[:, 0, 1], sides[:, 0, 3]
+    ys, xs = (np.arange(length) for length in pixels.shape)
+    in_row = (ys >= top[:, None]) & (ys < bottom[:, None])
+    in_column = (xs >= left[:, None]) & (xs < right[:, None])
+    inside = in_row.astype(float) @ pixels @ in_column.T.astype(float)
+    return inside / np.maximum(np.outer(bottom - top, right - left), 1)
+
+
+def score_on_picture(
+    heatmap: Float[Array, "rows columns"],
+    view: View,
+    region: Bool[np.ndarray, "height width"],
+    *,
+    blur_tokens: float = 0.5,
+) -> dict[str, float]:
+    """Score a map on the picture's own pixels, blurred as `overlay` shows it: the "pointing game"
+    and the "AUC" (`pointing_game`, `region_auc`).
+
+    >>> view = View((2, 4), (2, 4), (0, 0), (2, 4), token=2, grid=(1, 2))
+    >>> region = np.array([[0, 0, 1, 1], [0, 0, 1, 1]], dtype=bool)
+    >>> score_on_picture(np.array([[0.1, 0.9]]), view, region)
+    {'pointing game': 1.0, 'AUC': 1.0}
+    """
+    pixels = to_picture(heatmap, view, blur_tokens=blur_tokens)
+    return {"pointing game": pointing_game(pixels, region), "AUC": region_auc(pixels, region)}
 
 
 def _seen(heatmap: Heatmap, region: Region) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +166,7 @@ def _cells(heatmap: Heatmap, region: Region) -> dict[str, np.ndarray]:
     }
 
 
-def mean_interval(scores: Sequence[float], *, seed: int = 0) -> tuple[float, float, float]:
+def mean_interval(scores: Scores, *, seed: int = 0) -> tuple[float, float, float]:
     """The mean of scores and its 95 % bootstrap interval: mean, low, high.
 
     Raises ValueError for fewer than two scores.
@@ -147,3 +182,61 @@ def mean_interval(scores: Sequence[float], *, seed: int = 0) -> tuple[float, flo
     rng = np.random.default_rng(seed)
     interval = bootstrap((scores,), np.mean, method="percentile", rng=rng).confidence_interval
     return mean, float(interval.low), float(interval.high)
+
+
+def score_intervals(
+    table: pd.DataFrame, scores: Sequence[str] = ("pointing game", "AUC"), by: str = "map"
+) -> Mapping[str, Mapping[str, tuple[float, float, float]]]:
+    """The `mean_interval` of each score for each map: score → map → (mean, low, high).
+
+    table: a line for each case and map, with a column for each score.  by: the column that names
+    the maps; they keep their order. `rolloutlib.plots.plot_scores` draws the result.
+
+    >>> table = pd.DataFrame({"map": ["rollout"] * 2, "AUC": [0.75, 0.75]})
+    >>> score_intervals(table, ["AUC"])
+    {'AUC': {'rollout': (0.75, 0.75, 0.75)}}
+    """
+    maps = table.groupby(by, sort=False)
+    return {s: {name: mean_interval(part[s]) for name, part in maps} for s in scores}
+
+
+def mean_difference(scores: Scores, others: Scores, *, seed: int = 0) -> tuple[float, float, float]:
+    """How much higher one map scores than another on the same cases: mean, low, high.
+
+    `mean_interval` of the differences case by case. Easy and hard cases cancel out, so two maps can
+    differ clearly although their own intervals overlap: they do where 0 is outside [low, high].
+
+    Raises ValueError for a different number of scores, and for fewer than two.
+
+    >>> mean_difference([0.5, 0.75, 1.0], [0.0, 0.25, 0.5])
+    (0.5, 0.5, 0.5)
+    """
+    if len(scores) != len(others):
+        raise ValueError(f"expected scores of the same cases, got {len(scores)} and {len(others)}")
+    return mean_interval(np.subtract(scores, others), seed=seed)
+
+
+def compare_scores(scores: pd.DataFrame, base: str) -> pd.DataFrame:
+    """Compare the scores of several maps with those of one, case by case.
+
+    scores: a line for each case and a column for each map, NaN where a case has no score; such
+    cases take no part. The result has a line for each map but the base: `mean`, `low` and `high` of
+    `mean_difference`, `n` cases, and `verdict`: "higher", "lower" or "no clear difference".
+
+    Raises ValueError if the base is not among the maps.
+
+    >>> scores = pd.DataFrame({"last layer": [0.0, 0.0, 1.0], "rollout": [0.5, 0.5, 1.5]})
+    >>> compare_scores(scores, "last layer")
+             mean  low  high  n verdict
+    rollout   0.5  0.5   0.5  3  higher
+    """
+    if base not in scores:
+        raise ValueError(f"expected a base among {list(scores)}, got {base!r}")
+    lines = {}
+    for name in scores.columns.drop(base):
+        both = scores[[name, base]].dropna().to_numpy()
+        mean, low, high = mean_difference(both[:, 0], both[:, 1])
+        verdict = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
+        lines[name] = (mean, low, high, len(both), verdict)
+    columns = ["mean", "low", "high", "n", "verdict"]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns)

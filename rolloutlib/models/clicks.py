@@ -5,6 +5,9 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+from jaxtyping import Bool
+
 from rolloutlib.models import Answer
 from rolloutlib.models.words import read_parts
 
@@ -38,6 +41,11 @@ class Click:
         if self.message:
             return None
         return (self.x + 0.5) / 1000 * picture[1], (self.y + 0.5) / 1000 * picture[0]
+
+    def inside(self, region: Bool[np.ndarray, "height width"]) -> bool:
+        """Whether the click lands in a region of the picture; never if there is a message."""
+        point = self.pixel(region.shape)
+        return bool(point and region[int(point[1]), int(point[0])])
 
 
 def read_click(answer: Answer) -> Click:

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -9,10 +10,12 @@ from small_llava import small_llava
 from rolloutlib.evaluate import (
     attention_blocks,
     average_precision,
+    compare_scores,
     curve_area,
     local_mean,
     mass_in_region,
     mass_over_area,
+    mean_difference,
     mean_interval,
     perturbation_curves,
     pointing_game,
@@ -20,8 +23,11 @@ from rolloutlib.evaluate import (
     region_shares,
     removal_ranks,
     replace,
+    score_intervals,
+    score_on_picture,
     shuffled_blocks,
     shuffled_weights,
+    token_means,
 )
 from rolloutlib.grid import View
 from rolloutlib.overlay import to_picture
@@ -97,16 +103,35 @@ def test_shares_of_tokens_give_the_scores_of_their_pixels(seed):
 )
 def test_a_pixel_counts_for_the_token_that_its_centre_lies_in(picture, resized, offset, seed):
     view = View(picture, resized, offset, (24, 24), token=6, grid=(4, 4))
-    region = np.random.default_rng(seed).random(picture) < 0.5
-    for share, (left, top, right, bottom) in zip(
-        region_shares(region, view).flat, view.boxes(), strict=True
+    values = np.random.default_rng(seed).random(picture)
+    for mean, (left, top, right, bottom) in zip(
+        token_means(values, view).flat, view.boxes(), strict=True
     ):
         ys = xs = np.arange(-200, 400) + 0.5
         rows, columns = ((ys >= top) & (ys < bottom)), ((xs >= left) & (xs < right))
-        beyond = np.zeros((len(ys), len(xs)), bool)
-        beyond[200 : 200 + picture[0], 200 : 200 + picture[1]] = region
+        beyond = np.zeros((len(ys), len(xs)))
+        beyond[200 : 200 + picture[0], 200 : 200 + picture[1]] = values
         pixels = beyond[np.ix_(rows, columns)]
-        assert share == pytest.approx(pixels.mean() if pixels.size else 0)
+        assert mean == pytest.approx(pixels.mean() if pixels.size else 0)
+
+
+def test_a_map_is_scored_as_the_overlay_shows_it():
+    """A lone peak beats the region's patch, but not when both are blurred."""
+    view = View((8, 24), (8, 24), (0, 0), (8, 24), token=4, grid=(2, 6))
+    heatmap = np.array([[9.0, 0, 0, 0, 8, 8], [0, 0, 0, 0, 8, 8]])
+    region = np.zeros((8, 24), bool)
+    region[:, 16:] = True
+    bare, blurred = (score_on_picture(heatmap, view, region, blur_tokens=t) for t in (0, 1))
+    assert (bare["pointing game"], blurred["pointing game"]) == (0, 1)
+    pixels = to_picture(heatmap, view, blur_tokens=1)
+    assert blurred["AUC"] == pytest.approx(region_auc(pixels, region)) == 1
+
+
+def test_intervals_keep_the_order_of_maps():
+    table = pd.DataFrame({"map": ["b", "a"] * 20, "AUC": np.random.default_rng(0).random(40)})
+    intervals = score_intervals(table, ["AUC"])["AUC"]
+    assert list(intervals) == ["b", "a"]
+    assert intervals["a"] == mean_interval(table[table["map"] == "a"]["AUC"])
 
 
 def test_what_was_not_seen_takes_no_part():
@@ -132,9 +157,26 @@ def test_the_interval_of_equal_scores_is_a_point():
     assert mean_interval([1.0, 1.0, 1.0]) == (1, 1, 1)
 
 
+def test_a_small_gain_on_every_case_is_clear_although_intervals_overlap():
+    rng = np.random.default_rng(0)
+    base = rng.random(200)
+    scores = pd.DataFrame({"base": base, "a little more": base + 0.01, "other": rng.random(200)})
+    scores.loc[7, "a little more"] = np.nan
+    compared = compare_scores(scores, "base")
+    low, high = mean_interval(scores["base"])[1], mean_interval(scores["a little more"][8:])[1]
+    assert low < high < mean_interval(scores["base"])[2]
+    assert compared["verdict"].tolist() == ["higher", "no clear difference"]
+    assert compared["n"].tolist() == [199, 200]
+    np.testing.assert_allclose(compared.iloc[0, :3].tolist(), 0.01)
+    lower = compare_scores(scores, "a little more").loc["base"]
+    assert lower["verdict"] == "lower" and lower["mean"] == pytest.approx(-0.01)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: mean_difference([1.0, 2.0], [1.0]), "same cases"),
+        (lambda: compare_scores(pd.DataFrame({"rollout": [1.0]}), "last layer"), "base among"),
         (lambda: region_auc(np.ones((2, 2)), np.zeros((2, 2), bool)), "part of the picture"),
         (lambda: mass_over_area(np.ones((2, 2)), np.ones((2, 2), bool)), "part of the picture"),
         (lambda: perturbation_curves(np.ones(3), len, [0, 0]), "ascending"),

@@ -1,5 +1,6 @@
 """Points in the text of an answer, and the tokens that spell them."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,6 +47,14 @@ WAYS = [
     '<point x="{x}" y="{y}">button 2</point>',
     "The 3rd of 5 buttons, 😀: ({x}, {y}), not (1, 2)",
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "lands"), [("(250, 500)", True), ("(750, 500)", False), ("(250, 5000)", False)]
+)
+def test_a_click_lands_in_a_region_or_beside_it(qwen, asked, text, lands):
+    left = np.arange(64)[None] < np.full((64, 1), 32)
+    assert read_click(answered(qwen, asked, text)).inside(left) == lands
 
 
 @pytest.mark.parametrize("way", WAYS)
