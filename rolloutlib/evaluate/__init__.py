@@ -13,8 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ).split(),
         "randomisation": ["attention_blocks", "shuffled_blocks", "shuffled_weights"],
         "scores": (
-            "average_precision mass_in_region mass_over_area mean_interval pointing_game "
-            "region_auc region_shares"
+            "average_precision compare_scores mass_in_region mass_over_area mean_difference "
+            "mean_interval pointing_game region_auc region_shares"
         ).split(),
     },
 )

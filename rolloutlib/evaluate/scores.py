@@ -9,6 +9,7 @@ same scores as the pixels would.
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
@@ -17,6 +18,7 @@ from rolloutlib.grid import View
 
 Heatmap = Float[np.ndarray, "*grid"]
 Region = Bool[np.ndarray, "*grid"] | Float[np.ndarray, "*grid"]
+Scores = Sequence[float] | Float[np.ndarray, " case"] | pd.Series
 
 
 def pointing_game(heatmap: Heatmap, region: Region) -> float:
@@ -131,7 +133,7 @@ def _cells(heatmap: Heatmap, region: Region) -> dict[str, np.ndarray]:
     }
 
 
-def mean_interval(scores: Sequence[float], *, seed: int = 0) -> tuple[float, float, float]:
+def mean_interval(scores: Scores, *, seed: int = 0) -> tuple[float, float, float]:
     """The mean of scores and its 95 % bootstrap interval: mean, low, high.
 
     Raises ValueError for fewer than two scores.
@@ -147,3 +149,45 @@ def mean_interval(scores: Sequence[float], *, seed: int = 0) -> tuple[float, flo
     rng = np.random.default_rng(seed)
     interval = bootstrap((scores,), np.mean, method="percentile", rng=rng).confidence_interval
     return mean, float(interval.low), float(interval.high)
+
+
+def mean_difference(scores: Scores, others: Scores, *, seed: int = 0) -> tuple[float, float, float]:
+    """How much higher one map scores than another on the same cases: mean, low, high.
+
+    `mean_interval` of the differences case by case. Easy and hard cases cancel out, so two maps can
+    differ clearly although their own intervals overlap: they do where 0 is outside [low, high].
+
+    Raises ValueError for a different number of scores, and for fewer than two.
+
+    >>> mean_difference([0.5, 0.75, 1.0], [0.0, 0.25, 0.5])
+    (0.5, 0.5, 0.5)
+    """
+    if len(scores) != len(others):
+        raise ValueError(f"expected scores of the same cases, got {len(scores)} and {len(others)}")
+    return mean_interval(np.subtract(scores, others), seed=seed)
+
+
+def compare_scores(scores: pd.DataFrame, base: str) -> pd.DataFrame:
+    """Compare the scores of several maps with those of one, case by case.
+
+    scores: a line for each case and a column for each map, NaN where a case has no score; such
+    cases take no part. The result has a line for each map but the base: `mean`, `low` and `high` of
+    `mean_difference`, `n` cases, and `verdict`: "higher", "lower" or "no clear difference".
+
+    Raises ValueError if the base is not among the maps.
+
+    >>> scores = pd.DataFrame({"last layer": [0.0, 0.0, 1.0], "rollout": [0.5, 0.5, 1.5]})
+    >>> compare_scores(scores, "last layer")
+             mean  low  high  n verdict
+    rollout   0.5  0.5   0.5  3  higher
+    """
+    if base not in scores:
+        raise ValueError(f"expected a base among {list(scores)}, got {base!r}")
+    lines = {}
+    for name in scores.columns.drop(base):
+        both = scores[[name, base]].dropna().to_numpy()
+        mean, low, high = mean_difference(both[:, 0], both[:, 1])
+        verdict = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
+        lines[name] = (mean, low, high, len(both), verdict)
+    columns = ["mean", "low", "high", "n", "verdict"]
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns)

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -9,10 +10,12 @@ from small_llava import small_llava
 from rolloutlib.evaluate import (
     attention_blocks,
     average_precision,
+    compare_scores,
     curve_area,
     local_mean,
     mass_in_region,
     mass_over_area,
+    mean_difference,
     mean_interval,
     perturbation_curves,
     pointing_game,
@@ -132,9 +135,26 @@ def test_the_interval_of_equal_scores_is_a_point():
     assert mean_interval([1.0, 1.0, 1.0]) == (1, 1, 1)
 
 
+def test_a_small_gain_on_every_case_is_clear_although_intervals_overlap():
+    rng = np.random.default_rng(0)
+    base = rng.random(200)
+    scores = pd.DataFrame({"base": base, "a little more": base + 0.01, "other": rng.random(200)})
+    scores.loc[7, "a little more"] = np.nan
+    compared = compare_scores(scores, "base")
+    low, high = mean_interval(scores["base"])[1], mean_interval(scores["a little more"][8:])[1]
+    assert low < high < mean_interval(scores["base"])[2]
+    assert compared["verdict"].tolist() == ["higher", "no clear difference"]
+    assert compared["n"].tolist() == [199, 200]
+    np.testing.assert_allclose(compared.iloc[0, :3].tolist(), 0.01)
+    lower = compare_scores(scores, "a little more").loc["base"]
+    assert lower["verdict"] == "lower" and lower["mean"] == pytest.approx(-0.01)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: mean_difference([1.0, 2.0], [1.0]), "same cases"),
+        (lambda: compare_scores(pd.DataFrame({"rollout": [1.0]}), "last layer"), "base among"),
         (lambda: region_auc(np.ones((2, 2)), np.zeros((2, 2), bool)), "part of the picture"),
         (lambda: mass_over_area(np.ones((2, 2)), np.ones((2, 2), bool)), "part of the picture"),
         (lambda: perturbation_curves(np.ones(3), len, [0, 0]), "ascending"),
