@@ -129,19 +129,26 @@ def _blurred(values: Float[np.ndarray, "height width"], sigma: float) -> np.ndar
     return np.asarray(Image.fromarray(smooth).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heatmap:
+def emphasize(
+    heatmap: Heatmap, power: float = 1.0, clip: float = 100.0, highest: float | None = None
+) -> Heatmap:
     """Scale a map to [0, 1] and raise it to `power`: above 1 only the peaks stay bright.
 
     clip: the percentile that becomes 1; below 100 it keeps one extreme pixel from making the
     rest dark. A map that is constant up to rounding becomes 0.
+    highest: the value that becomes 1, while 0 becomes 0: one scale for maps that are compared.
 
     >>> emphasize(np.array([[0.0, 1.0, 2.0]]), power=2)
     array([[0.  , 0.25, 1.  ]])
+    >>> emphasize(np.array([[0.5, 1.0, 2.0]]), highest=4.0)
+    array([[0.125, 0.25 , 0.5  ]])
     """
-    if power <= 0:
-        raise ValueError(f"power must be above 0, got {power}")
+    require_above_zero("power", power)
     if not 0 < clip <= 100:
         raise ValueError(f"clip must be a percentile in (0, 100], got {clip}")
+    if highest is not None:
+        require_above_zero("highest", highest)
+        return np.minimum(heatmap / highest, 1) ** power
     if np.isnan(heatmap).all():
         return heatmap
     low, high = np.nanmin(heatmap), np.nanmax(heatmap)
@@ -150,6 +157,12 @@ def emphasize(heatmap: Heatmap, power: float = 1.0, clip: float = 100.0) -> Heat
     clipped = high if clip == 100 else np.nanpercentile(heatmap, clip)
     height = (clipped if clipped > low else high) - low  # a few lone peaks are not clipped
     return np.minimum((heatmap - low) / height, 1) ** power
+
+
+def require_above_zero(name: str, value: float) -> None:
+    """Raise a ValueError unless the value is above 0."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
 
 
 def is_flat(low: float | np.floating, high: float | np.floating) -> bool:
@@ -262,6 +275,7 @@ def overlay(
     blur_tokens: float = 0.5,
     power: float = 1.0,
     clip: float = 100.0,
+    highest: float | None = None,
     colours: str = "turbo",
     opacity: float = 0.5,
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -271,4 +285,4 @@ def overlay(
     The other settings are those of `emphasize`, `colour` and `blend`.
     """
     smooth = to_picture(heatmap, view, blur_tokens=blur_tokens)
-    return paint(picture, emphasize(smooth, power, clip), colours, opacity)
+    return paint(picture, emphasize(smooth, power, clip, highest), colours, opacity)

@@ -9,7 +9,8 @@ import pandas as pd
 import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
@@ -103,11 +104,14 @@ def plot_pictures(
     columns: int = 4,
     height: float = 3.2,
     colours: str = "turbo",
+    scale: str = "",
     regions: Sequence[np.ndarray] = (),
 ) -> Figure:
     """Draw pictures, heatmaps and overlays side by side, each in its own shape.
 
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
+    scale: the label of a colour bar. All heatmaps then share its range, from 0 to their highest
+    value; without heatmaps it belongs to the overlays and goes from 0 to 1.
     regions: boolean arrays whose outlines are drawn on the pictures, or on the first of them.
 
     Raises ValueError for no pictures, for a different number of titles, and for more regions.
@@ -119,6 +123,7 @@ def plot_pictures(
         )
     palette = plt.get_cmap(colours).with_extremes(bad="lightgrey")
     pictures = list(map(_pixels, pictures))
+    norm = _shared_norm(pictures) if scale else None
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
@@ -128,13 +133,19 @@ def plot_pictures(
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        axis.imshow(picture, cmap=palette, interpolation="nearest")
+        axis.imshow(picture, cmap=palette, norm=norm, interpolation="nearest")
         axis.set_title(title, parse_math=False)
     for axis, region in zip(axes.flat, regions, strict=False):
         if region.any():
             axis.contour(region, levels=[0.5], colors="white", linewidths=2.5)
             axis.contour(region, levels=[0.5], colors="black", linewidths=1)
+    if scale:
+        figure.colorbar(ScalarMappable(norm, palette), ax=axes, label=scale, shrink=0.8)
     return figure
+
+
+def _shared_norm(pictures: Sequence[np.ndarray]) -> Normalize:
+    return Normalize(0, max((np.nan_to_num(p).max() for p in pictures if p.ndim == 2), default=1))
 
 
 def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:

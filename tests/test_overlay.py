@@ -252,6 +252,7 @@ def test_torch_heatmaps_are_taken():
         (lambda: blur(np.ones((2, 2)), -1), "sigma"),
         (lambda: emphasize(np.ones((2, 2)), 0), "power must be above 0, got 0"),
         (lambda: emphasize(np.ones((2, 2)), 1, 0), "clip"),
+        (lambda: emphasize(np.ones((2, 2)), highest=0), "highest must be above 0, got 0"),
         (lambda: blend(Image.new("RGB", (2, 2)), np.ones((3, 2, 4))), "got"),
         (lambda: blend(Image.new("RGB", (2, 2)), np.ones((2, 2, 4)), 2), "opacity"),
     ],

@@ -116,6 +116,15 @@ def test_pictures_keep_their_shapes_and_regions_are_outlined():
     assert len(photo.collections) == 2 and not drawn.collections
 
 
+def test_heatmaps_with_a_scale_share_one_and_overlays_have_theirs():
+    maps = [np.diag([0.0, 0.5]), np.full((2, 2), np.nan), np.diag([2.0, 1.0])]
+    *panels, bar = plot_pictures(maps, list("abc"), scale="relevance").axes
+    limits = {panel.images[0].get_clim() for panel in panels[:3]}
+    assert limits == {(0, 2)} and (bar.get_ylabel(), bar.get_ylim()) == ("relevance", (0, 2))
+    overlays = [np.zeros((2, 2, 3), np.uint8)]
+    assert plot_pictures(overlays, ["a"], scale="share").axes[-1].get_ylim() == (0, 1)
+
+
 def test_a_picture_is_drawn_as_the_model_saw_it():
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
