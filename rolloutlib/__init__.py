@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "rollout_rows",
         ],
         "algorithm.flow": ["attention_flow"],
+        "algorithm.layers": ["even_attention"],
         "algorithm.transition": ["Settings"],
         "explorer": ["explore"],
         "files.pictures": ["load_picture"],

@@ -36,11 +36,14 @@ def rollout(
     start_layer: the first layer to include, counted from 0.
     receptive_field: divide row i of the fused attention by the n tokens that it can see, before the
     residual: Ā[i] ∝ (1-r)·A[i] / n + r·I[i]. Of a recorded layer n is what its mask leaves, i + 1
-    if it is causal; of an array, how many keys have attention above 0 in any head. Abnar & Zuidema
-    (2020, section 5) propose it for decoders, where paths through many layers end on early tokens.
-    Rows of Ā are normalised when the residual is mixed in, so in effect the share of the skip
-    connection grows: from r to r·n / (r·n + 1-r), near 1 for late tokens. Without a residual
-    nothing is normalised, rows sum to less than 1, and the first tokens gain instead.
+    if it is causal; of an array, how many keys have attention above 0 in any head. This is one
+    reading of "normalised based on the receptive field" (Abnar & Zuidema 2020, section 5, who give
+    no formula). Rows of Ā are normalised when the residual is mixed in, so in effect the share of
+    the identity grows: from r to r·n / (r·n + 1-r), above 0.99 from the hundredth token on if r is
+    one half. What else such a row holds is nearly the mean of the layers' attention, and hardly
+    composed. To take out the order of tokens, compare with `even_attention`, as
+    `heatmaps(…, beyond_even=True)` does. Without a residual nothing is normalised, rows sum to less
+    than 1, and the first tokens gain instead.
 
     Raises ValueError if there are no layers, if shapes differ or are not square, if attention with
     its heads fused is negative or not finite (`fuse_heads` checks every head, which takes longer),

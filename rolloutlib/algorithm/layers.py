@@ -8,7 +8,12 @@ import torch
 from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import Array, as_tensor, consecutive
-from rolloutlib.algorithm.attention import attended, merge_heads, require_attention
+from rolloutlib.algorithm.attention import (
+    attended,
+    merge_heads,
+    normalize_rows,
+    require_attention,
+)
 
 CHUNK = 192  # query rows per step, at least: enough for fast products
 # Or more rows, up to this many entries: 2.4 MB in float32 on the CPU.
@@ -67,6 +72,44 @@ class DenseLayer:
         """Return a result in the form of the input: NumPy or torch, with or without a batch."""
         result = result if self.batched else result[0]
         return result.numpy() if self.numpy else result
+
+
+class EvenLayer:
+    """A layer in which every token attends evenly to all keys that it attends to at all.
+
+    So it has the mask of the other layer, and nothing that was learned. A key that no head attends
+    to counts as masked.
+    """
+
+    def __init__(self, layer: Layer):
+        self.layer, self.shape, self.device = layer, layer.shape, layer.device
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """Even attention of these query rows."""
+        fused = self.layer.fused(rows, how)
+        return normalize_rows((fused > 0).to(fused.dtype))
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see."""
+        return self.layer.visible(rows)
+
+    def answer(self, result: Float[torch.Tensor, "batch row key"]) -> Array:
+        """Return a result in the form of the other layer's."""
+        return answer_like(self.layer, result)
+
+
+def even_attention(layers: Iterable[Array | Layer]) -> list[EvenLayer]:
+    """The same layers, as they would be if every token attended evenly to all that it sees.
+
+    Their rollout shows what the mask alone does: with causal attention, relevance gathers on early
+    tokens, whatever the model learned.
+
+    >>> from rolloutlib import rollout
+    >>> rollout(even_attention([np.array([[1.0, 0.0], [0.9, 0.1]])]), residual=0.5)
+    array([[1.  , 0.  ],
+           [0.25, 0.75]])
+    """
+    return [EvenLayer(layer) for layer in layers_from(layers, 0)]
 
 
 def row_tiles(layer: Layer, queries: int | None = None) -> tuple[torch.Tensor, ...]:
@@ -157,4 +200,4 @@ def layers_from(
 
 def answer_like(layer: Layer, result: torch.Tensor) -> Array:
     """Return a result in the form of the layers; recorded layers are batched torch tensors."""
-    return layer.answer(result) if isinstance(layer, DenseLayer) else result
+    return layer.answer(result) if isinstance(layer, DenseLayer | EvenLayer) else result

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from rolloutlib.algorithm.attention import fuse_heads
+from rolloutlib.algorithm.attention import fuse_heads, normalize_rows
 from rolloutlib.algorithm.composition import attention_received, carry_back, rollout_rows
+from rolloutlib.algorithm.layers import even_attention
 from rolloutlib.grid import ImageTokens, View
 from rolloutlib.models import Answer, MultimodalModel
+from rolloutlib.models.tower import beyond
 from rolloutlib.recording.gradients import (
     WeightedLayer,
     gradient_rollout,
@@ -68,45 +70,58 @@ class Evidence:
         """Whether no token sees a later one."""
         return not self.fused[0].triu(1).any()
 
+    @property
+    def view(self) -> View | None:
+        """What the cells of heatmaps stand for; None if they are the keys themselves."""
+        return self.image.patch_view if self.image else None
+
+
+def by_rollout(evidence: Evidence, relevance: Relevance) -> Relevance:
+    """Carry relevance through the layers behind the image tokens by their rollout."""
+    return carry_back(evidence.tower, relevance)
+
+
+def by_gradient(evidence: Evidence, relevance: Relevance) -> Relevance:
+    """Carry relevance through the layers behind the image tokens, weighted by gradients as well."""
+    return gradient_rollout(evidence.tower_weighted, relevance[None])[0]
+
 
 @dataclass(frozen=True)
 class Method:
     """One way to make a heatmap: relevance over the sequence, then laid on a grid.
 
-    relevance: of the rows that answered, over all keys.  behind: carries it through the layers
-    behind the image tokens to the patches; None stays at the tokens.  causal: whether it makes
-    sense only for causal attention.
+    relevance: of the rows that answered, over all keys.  tower: carries relevance through the
+    layers behind the image tokens to the patches; the same for every method, except where a method
+    has its own way through layers.  causal: whether it makes sense only for causal attention.
     """
 
     relevance: Callable[[Evidence], Relevance]
-    behind: Callable[[Evidence, Relevance], Relevance] | None = None
+    tower: Callable[[Evidence, Relevance], Relevance] = by_rollout
     causal: bool = False
 
     def applies(self, evidence: Evidence) -> bool:
-        """Whether the model has what the method needs."""
-        reaches = self.behind is None or len(evidence.tower) > 0
-        return reaches and (not self.causal or evidence.causal)
+        """Whether the model's attention is of the kind that the method is made for."""
+        return evidence.causal or not self.causal
 
-    def heatmap(self, evidence: Evidence) -> Float[np.ndarray, "*grid"]:
-        """The map of the answer: the mean over the rows that answered.
+    def heatmap(self, evidence: Evidence, *, to_patches: bool = True) -> Float[np.ndarray, "*grid"]:
+        """The map of the answer: the mean over the rows that answered, on `evidence.view`.
 
-        Raises ValueError if the model lacks what the method needs.
+        to_patches: go on to the patches behind the image tokens, if there are any; else stop at the
+        tokens, on the grid of `evidence.image.view`.
+
+        Raises ValueError if the method is for causal attention and the model's is not.
         """
         if not self.applies(evidence):
-            raise ValueError("expected a model with what the method needs, got one without")
+            raise ValueError("expected causal attention, got attention to later tokens")
         relevance, image = self.relevance(evidence), evidence.image
-        if self.behind is not None:
+        if image is None:
+            maps = relevance
+        elif to_patches and evidence.tower:
             length = evidence.tower[0].shape[-1]
-            maps = image.on_patches(relevance, length, partial(self.behind, evidence))
+            maps = image.on_patches(relevance, length, partial(self.tower, evidence))
         else:
-            maps = relevance if image is None else image.heatmaps(relevance)
+            maps = image.heatmaps(relevance)
         return maps.mean(0).cpu().numpy()
-
-    def view(self, evidence: Evidence) -> View | None:
-        """What the cells of the heatmap stand for; None if they are the keys themselves."""
-        if evidence.image is None:
-            return None
-        return evidence.image.view if self.behind is None else evidence.image.patch_view
 
 
 def evidence_of(
@@ -199,14 +214,45 @@ def without_sinks(relevance: Callable[[Evidence], Relevance]) -> Callable[[Evide
     return redistributed
 
 
-def rolled_behind(**settings) -> Callable[[Evidence, Relevance], Relevance]:
-    """Carry relevance through the layers behind the image tokens by rollout with these settings."""
-    return lambda evidence, relevance: carry_back(evidence.tower, relevance, **settings)
+def by_rows(evidence: Evidence) -> Relevance:
+    """Rollout of attention whose rows are divided by how many keys they see, before the residual.
+
+    One reading of Abnar & Zuidema (2020, section 5). The identity is not divided, so it keeps
+    almost all of a late row, and what is left is nearly the mean of layers.
+    """
+    return rolled(receptive_field=True)(evidence)
 
 
-def weighted_behind(evidence: Evidence, relevance: Relevance) -> Relevance:
-    """Carry relevance through the layers behind the image tokens, weighted by gradients as well."""
-    return gradient_rollout(evidence.tower_weighted, relevance[None])[0]
+def by_columns(evidence: Evidence) -> Relevance:
+    """Rollout of attention whose columns are divided by how many rows see them."""
+    seen = [(layer > 0).sum(0).clamp(min=1) for layer in evidence.fused]
+    layers = [normalize_rows(a / n) for a, n in zip(evidence.fused, seen, strict=True)]
+    return rollout_rows(layers, evidence.rows)
+
+
+def even_rollout(evidence: Evidence, residual: float = 0.5) -> Relevance:
+    """The rollout if every token attended evenly to all that it sees: the order of tokens alone."""
+    return rollout_rows(even_attention(evidence.fused), evidence.rows, residual=residual)
+
+
+def over_even(evidence: Evidence) -> Relevance:
+    """Rollout divided by that of even attention: 1 where it is what the mask alone gives."""
+    even = even_rollout(evidence)
+    return torch.where(even > 0, rolled()(evidence) / even, 0)
+
+
+def log_odds_over_even(evidence: Evidence) -> Relevance:
+    """How far the log-odds of the rollout exceed those of even attention, 0 where they do not."""
+    either = torch.stack([rolled()(evidence), even_rollout(evidence)]).clamp(1e-12, 1 - 1e-6)
+    return either.logit().diff(dim=0)[0].neg().clamp(min=0)
+
+
+def beyond_even(evidence: Evidence, residual: float = 0.5) -> Relevance:
+    """How far each token's share of the relevance exceeds its share under even attention."""
+    keys = torch.arange(evidence.fused[0].shape[-1])
+    positions = evidence.image.positions if evidence.image else keys
+    even = even_rollout(evidence, residual)
+    return beyond(rolled(residual=residual)(evidence), even, positions)
 
 
 # Other heads do not dilute what one head attends to, and a layer changes a token only a little.
@@ -214,21 +260,18 @@ STRONGEST = {"head_fusion": "max", "residual": 0.9}
 
 METHODS: dict[str, Method] = {
     "rollout": Method(rolled()),
-    "receptive field": Method(rolled(receptive_field=True), causal=True),
-    "later first layer": Method(rolled(start=0.5)),
-    "strong residual": Method(rolled(start=0.25, residual=0.9)),
+    "rollout, residual 0.9": Method(rolled(residual=0.9)),
     "strongest heads": Method(rolled(**STRONGEST)),
+    "upper layers": Method(rolled(start=0.5)),
     "sinks shared out": Method(without_sinks(rolled())),
+    "gradient rollout": Method(gradient_weighted, by_gradient),
+    "rows divided": Method(by_rows, causal=True),
+    "columns divided": Method(by_columns, causal=True),
+    "over even": Method(over_even, causal=True),
+    "log-odds over even": Method(log_odds_over_even, causal=True),
+    "beyond even": Method(beyond_even, causal=True),
+    "beyond even, residual 0.9": Method(partial(beyond_even, residual=0.9), causal=True),
     "last layer": Method(last_layer),
     "mean of layers": Method(mean_of_layers),
     "attention received": Method(received),
-    "gradient rollout": Method(gradient_weighted),
-    "rollout to patches": Method(rolled(), rolled_behind()),
-    "receptive field to patches": Method(rolled(receptive_field=True), rolled_behind(), True),
-    "later first layer to patches": Method(rolled(start=0.5), rolled_behind()),
-    "strongest heads to patches": Method(
-        rolled(**STRONGEST), rolled_behind(residual=STRONGEST["residual"])
-    ),
-    "last layer to patches": Method(last_layer, rolled_behind()),
-    "gradient rollout to patches": Method(gradient_weighted, weighted_behind),
 }

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from rolloutlib.algorithm.arrays import Array
+from rolloutlib.algorithm.arrays import Array, as_tensor
+from rolloutlib.algorithm.attention import normalize_rows
 from rolloutlib.algorithm.composition import carry_back, rollout_rows
-from rolloutlib.algorithm.layers import Layer
-from rolloutlib.algorithm.transition import Settings
+from rolloutlib.algorithm.layers import Layer, even_attention
 from rolloutlib.grid import ImageTokens
 from rolloutlib.models.multimodal import Answer
 from rolloutlib.recording.capture import Recording
@@ -17,7 +17,13 @@ Parts = Recording | Mapping[str, Sequence[Array | Layer]]  # the layers of a mod
 
 
 def heatmaps(
-    recording: Parts, answer: Answer, *, to_patches: bool = True, **settings
+    recording: Parts,
+    answer: Answer,
+    *,
+    to_patches: bool = True,
+    tower_residual: float = 0.5,
+    beyond_even: bool = False,
+    **settings,
 ) -> Float[torch.Tensor, "*token_and_grid"]:
     """Show where the model looked for each token of its answer.
 
@@ -26,18 +32,47 @@ def heatmaps(
     video. Entries are shares of a row, 0 or more; the rest of each row lies outside the picture.
 
     recording: from `answer.model.record(answer)`, or the layers by part: "language" and "vision".
-    to_patches: carry relevance through the vision tower, as `through_tower` does, with the same
-    residual; the grid is then that of `answer.image.patch_view`, else that of `answer.image.view`.
+    to_patches: carry relevance through the vision tower, as `through_tower` does, with
+    `tower_residual`; the grid is then that of `answer.image.patch_view`, else that of
+    `answer.image.view`.
+    beyond_even: take out the order of tokens. Keep only how far each image token's share of the
+    picture's relevance exceeds its share under even attention, before the tower (`beyond`).
     settings: those of `rollout`, for the language model.
 
     Raises ValueError for several pictures, for a batch, and for a setting out of range.
     """
-    image = answer.image
-    relevance = rollout_rows(recording["language"], answer.rows, **settings)
+    image, layers = answer.image, recording["language"]
+    relevance = rollout_rows(layers, answer.rows, **settings)
     if relevance.ndim == 3 and len(relevance) > 1:
         raise ValueError(f"expected the layers of one answer, got a batch of {len(relevance)}")
+    if beyond_even:
+        how = settings | {"discard_ratio": 0.0}  # entries of even attention tie
+        even = rollout_rows(even_attention(layers), answer.rows, **how)
+        relevance = beyond(relevance, even, image.positions)
     relevance = relevance.reshape(relevance.shape[-2:])  # with or without a batch of one
-    return on_picture(recording, image, relevance, to_patches, Settings(**settings).residual)
+    return on_picture(recording, image, relevance, to_patches, tower_residual)
+
+
+def beyond(
+    relevance: Float[Array, "*batch row key"],
+    even: Float[Array, "*batch row key"],
+    positions: Int[torch.Tensor, " token"],
+) -> Float[torch.Tensor, "*batch row key"]:
+    """How far each token's share of the relevance exceeds its share under even attention.
+
+    max(0, R / ΣR - E / ΣE), sums over the tokens at `positions`; all others get 0. Under a causal
+    mask a rollout favours early tokens, and E, the rollout of `even_attention` under the same mask,
+    favours them just as much: relevance that is no more than this leaves nothing.
+
+    >>> rollout, even = torch.tensor([[0.4, 0.4, 0.2]]), torch.tensor([[0.6, 0.2, 0.2]])
+    >>> beyond(rollout, even, torch.tensor([0, 1]))
+    tensor([[0.0000, 0.2500, 0.0000]])
+    """
+    relevance, even = as_tensor(relevance), as_tensor(even)
+    places = positions.to(relevance.device)
+    shares = (normalize_rows(some[..., places]) for some in (relevance, even))
+    excess = next(shares) - next(shares)
+    return torch.zeros_like(relevance).index_copy(-1, places, excess.clamp(min=0))
 
 
 def on_picture(

@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolloutlib import attention_received, rollout, rollout_by_layer, rollout_rows
+from rolloutlib import (
+    attention_received,
+    even_attention,
+    rollout,
+    rollout_by_layer,
+    rollout_rows,
+)
 
 
 def random_layers(seed, depth, heads, size, batch=None, causal=False):
@@ -210,6 +216,19 @@ def test_receptive_field_is_what_each_row_sees(window, hole, kind):
     rows = rollout_rows([kind(attention)] * 3, [7, 2], residual=0.4, receptive_field=True)
     whole = reference.products([attention] * 3, residual=0.4, receptive_field=True)[-1]
     np.testing.assert_allclose(rows, whole[[7, 2]], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("window", "hole"), [(8, 8), (3, 4)])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_even_attention_keeps_the_mask_and_nothing_else(window, hole, kind):
+    attention, _ = banded(window, hole)
+    even = (attention > 0).any(0)[None] / (attention > 0).any(0).sum(1)[None, :, None]
+    layers = even_attention([kind(attention), kind(attention[::-1].copy())])
+    expected = reference.products([even] * 2, residual=0.3)[-1]
+    result = rollout(layers, residual=0.3)
+    assert isinstance(result, type(kind(attention)))
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
+    np.testing.assert_allclose(rollout_rows(layers, [6], residual=0.3), expected[[6]], rtol=1e-12)
 
 
 def test_receptive_field_of_attention_to_all_divides_by_all():

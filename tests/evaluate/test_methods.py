@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference import products, rows_to_one
 from small_fuyu import save_small_fuyu
 from small_llava import save_small_llava
 from small_qwen3_vl import save_small_qwen3_vl
 
-from rolloutlib import load_model, rollout_rows
+from rolloutlib import heatmaps, load_model, rollout_rows
 from rolloutlib.evaluate.methods import METHODS, Evidence, Method, evidence_of, head, rolled, sinks
 from rolloutlib.recording.gradients import WeightedLayer, weigh_by_gradient
 
@@ -25,13 +26,13 @@ def asked(request, tmp_path_factory):
 
 def test_every_method_that_applies_makes_a_map_on_its_grid(asked):
     _, answer, evidence = asked
-    applied = {name for name, method in METHODS.items() if method.applies(evidence)}
-    to_patches = {name for name in METHODS if name.endswith("to patches")}
-    assert applied == (set(METHODS) if answer.image.patches else set(METHODS) - to_patches)
-    for name in applied:
-        heatmap = METHODS[name].heatmap(evidence)
-        assert heatmap.shape == METHODS[name].view(evidence).grid
+    for method in METHODS.values():
+        assert method.applies(evidence)
+        heatmap = method.heatmap(evidence)
+        assert heatmap.shape == evidence.view.grid == answer.image.patch_view.grid
         assert np.isfinite(heatmap).all() and (heatmap >= 0).all() and heatmap.max() > 0
+        on_tokens = method.heatmap(evidence, to_patches=False)
+        assert on_tokens.shape == answer.image.view.grid
 
 
 def test_a_method_that_does_not_apply_is_refused():
@@ -39,9 +40,9 @@ def test_a_method_that_does_not_apply_is_refused():
     nothing = [WeightedLayer("", torch.zeros(1, 3, 3))]
     frames = Evidence(even, torch.tensor([1]), lambda: nothing)
     np.testing.assert_allclose(METHODS["last layer"].heatmap(frames), 1 / 3)
-    assert METHODS["last layer"].view(frames) is None
-    for name in ("receptive field", "rollout to patches"):
-        with pytest.raises(ValueError, match="what the method needs"):
+    assert frames.view is None
+    for name in ("rows divided", "beyond even"):
+        with pytest.raises(ValueError, match="expected causal attention"):
             METHODS[name].heatmap(frames)
 
 
@@ -50,11 +51,42 @@ def test_maps_are_those_of_the_recording_without_gradients(asked):
     layers = model.record(answer)["language"]
     for name, expected in {
         "rollout": rollout_rows(layers, answer.rows)[0],
-        "receptive field": rollout_rows(layers, answer.rows, receptive_field=True)[0],
+        "rows divided": rollout_rows(layers, answer.rows, receptive_field=True)[0],
         "last layer": layers[-1].probabilities(answer.rows)[0].mean(0),
     }.items():
         maps = answer.image.heatmaps(expected).mean(0)
-        np.testing.assert_allclose(METHODS[name].heatmap(evidence), maps, atol=1e-5)
+        heatmap = METHODS[name].heatmap(evidence, to_patches=False)
+        np.testing.assert_allclose(heatmap, maps, atol=1e-5)
+    for name, residual in [("beyond even", 0.5), ("beyond even, residual 0.9", 0.9)]:
+        maps = heatmaps(model.record(answer), answer, beyond_even=True, residual=residual)
+        np.testing.assert_allclose(METHODS[name].heatmap(evidence), maps.mean(0), atol=1e-6)
+
+
+def test_the_order_of_tokens_is_taken_out_as_defined(asked):
+    """Written out in float64; without the tower."""
+    _, answer, evidence = asked
+    size = len(evidence.fused[0])
+    layers, mask = [a.double().numpy() for a in evidence.fused], np.tril(np.ones((size, size)))
+    even = [rows_to_one(mask)] * len(layers)
+    columns = [rows_to_one(layer / mask.sum(0)) for layer in layers]
+    rolled, by_columns, only_order = (
+        products([layer[None] for layer in some])[-1][evidence.rows]
+        for some in (layers, columns, even)
+    )
+
+    def log_odds(p):
+        return np.log(p / (1 - p))
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = {
+            "columns divided": by_columns,
+            "over even": rolled / only_order,
+            "log-odds over even": (log_odds(rolled) - log_odds(only_order)).clip(min=0),
+        }
+    for name, relevance in expected.items():
+        on_tokens = relevance[:, answer.image.positions].mean(0).reshape(answer.image.view.grid)
+        heatmap = METHODS[name].heatmap(evidence, to_patches=False)
+        np.testing.assert_allclose(heatmap, on_tokens, rtol=1e-4, atol=1e-6)
 
 
 def test_to_patches_equals_the_product_written_out(asked):
@@ -65,16 +97,17 @@ def test_to_patches_equals_the_product_written_out(asked):
         pytest.skip("no tower")
     plain = [layer.double().mean(0) for layer in evidence.tower]
     identity = torch.eye(len(plain[0]), dtype=torch.float64)
-    for name, tokens, steps in [
-        ("rollout to patches", "rollout", [(layer + identity) / 2 for layer in plain]),
+    for name, steps in [
+        ("rollout", [(layer + identity) / 2 for layer in plain]),
         (
-            "gradient rollout to patches",
             "gradient rollout",
             [identity + layer.weights[0].double() for layer in evidence.tower_weighted],
         ),
     ]:
         relevance = torch.zeros(len(identity), dtype=torch.float64)
-        share = METHODS[tokens].heatmap(evidence).flatten() / patches.merged.shape[1]
+        share = (
+            METHODS[name].heatmap(evidence, to_patches=False).flatten() / patches.merged.shape[1]
+        )
         for token, outputs in enumerate(patches.merged):
             relevance[outputs] += share[token]
         for step in reversed(steps):

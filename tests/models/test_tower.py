@@ -12,7 +12,15 @@ from small_fuyu import save_small_fuyu
 from small_llava import save_small_llava, small_llava, small_processor
 from small_qwen3_vl import save_small_qwen3_vl
 
-from rolloutlib import carry_back, heatmaps, load_model, rollout, rollout_rows, through_tower
+from rolloutlib import (
+    carry_back,
+    even_attention,
+    heatmaps,
+    load_model,
+    rollout,
+    rollout_rows,
+    through_tower,
+)
 from rolloutlib.models import WholePrompt
 
 
@@ -78,14 +86,33 @@ def test_qwen_from_decision_to_patches_is_one_product(qwen, settings):
         start += len(here)
 
 
+def shares(product, answer):
+    """The answer's rows of a product, on its image tokens, scaled to sum to 1."""
+    on_tokens = product[answer.rows][:, answer.image.positions]
+    return on_tokens / on_tokens.sum(-1, keepdims=True)
+
+
+def even_rollout(layers, **settings):
+    """The rollout if every token attended evenly to itself and all before it, in float64."""
+    even = np.tril(np.ones(layers[0].shape[1:]))
+    even = [(even / even.sum(1, keepdims=True))[None]] * len(layers)
+    return products(even, **settings)[-1]
+
+
+@pytest.mark.parametrize("beyond_even", [True, False])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("to_patches", [True, False])
-def test_heatmaps_are_the_answers_rows_of_one_product(qwen, to_patches, settings):
+@pytest.mark.parametrize(("to_patches", "of_tower"), [(True, 0.2), (True, 0.5), (False, 0.5)])
+def test_heatmaps_are_the_answers_rows(qwen, to_patches, of_tower, settings, beyond_even):
     answer = qwen.generate(pictures((90, 130)), "click", max_new_tokens=3)
     recording, image = qwen.record(answer), answer.image
-    expected = dense_rollout(recording["language"], 0, **settings)[answer.rows][:, image.positions]
+    product = dense_rollout(recording["language"], 0, **settings)
+    expected = product[answer.rows][:, image.positions]
+    if beyond_even:
+        even = even_rollout(recording["language"], **settings | {"discard_ratio": 0})
+        expected = (shares(product, answer) - shares(even, answer)).clip(min=0)
+    settings = settings | {"beyond_even": beyond_even, "tower_residual": of_tower}
     if to_patches:
-        tower = dense_rollout(recording["vision"], 0, residual=settings.get("residual", 0.5))
+        tower = dense_rollout(recording["vision"], 0, residual=of_tower)
         here = raster(3, 4, 2)
         expected = expected @ merge_matrix(3, 4, 2) @ tower[np.ix_(here, here)]
     maps = heatmaps(recording, answer, to_patches=to_patches, **settings)
@@ -106,6 +133,14 @@ def test_heatmaps_of_dense_layers_have_no_batch(llava):
         heatmaps({"language": dense}, answer, to_patches=False),
         heatmaps({"language": recorded}, answer, to_patches=False),
     )
+
+
+def test_even_attention_has_nothing_beyond_even_attention(llava):
+    answer = llava.generate(pictures((40, 40)), "star", max_new_tokens=2, min_new_tokens=2)
+    even = even_attention(llava.record(answer)["language"])
+    assert heatmaps({"language": even}, answer, to_patches=False).max() > 0.01
+    beyond = heatmaps({"language": even}, answer, to_patches=False, beyond_even=True)
+    assert beyond.max() < 1e-6
 
 
 def test_heatmaps_of_a_batch_are_refused(llava):
