@@ -207,7 +207,7 @@ def summarise(
             ends = {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}
             if base in wide:
                 table = table.join(compare_scores(wide, base)[list(ends)].rename(columns=ends))
-        tables.append(table.rename_axis("method").reset_index())
+        tables.append(table.infer_objects().rename_axis("method").reset_index())
     return pd.concat(tables, ignore_index=True)
 
 
