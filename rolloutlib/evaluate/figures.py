@@ -52,7 +52,8 @@ def plot_extremes(found: Examination, count: int = 3) -> Figure:
     ]
     titles = [f"{way} {n + 1}" for way in ("worst", "best") for n in range(count)]
     regions = [case.pixels for case in cases]
-    return plot_pictures(painted, titles, columns=count, height=2.4, regions=regions)
+    scale = "Share of highest"
+    return plot_pictures(painted, titles, columns=count, height=2.4, regions=regions, scale=scale)
 
 
 def plot_randomised(
