@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rolloutlib.evaluate.cases import REGION
 from rolloutlib.evaluate.examine import Examination
 from rolloutlib.overlay import blend, colour, emphasize
 from rolloutlib.plots import plot_pictures
 
 WIDTH = 9  # inches: text keeps its size on a page
+STYLES = {"random": ":", "centre": "--", REGION: "-."}  # lines that may hide each other
 
 
 def plot_deletion(found: Mapping[str, Examination]) -> Figure:
@@ -27,7 +29,8 @@ def plot_deletion(found: Mapping[str, Examination]) -> Figure:
             some = [curves for called, curves in one.curves if called == name]
             mean = np.mean([curves.deletion for curves in some], 0)
             label = "the shown map" if name == one.shown else name
-            panel.plot(some[0].fractions, mean, "o-", markersize=3, label=label)
+            style = STYLES.get(name, "o-")
+            panel.plot(some[0].fractions, mean, style, markersize=3, label=label)
         panel.set(title=subject, xlabel="share deleted")
     panels[0, 0].set_ylabel("log-probability")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
