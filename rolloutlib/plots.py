@@ -275,22 +275,32 @@ def plot_saved(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
 
 
 def plot_scores(
-    scores: Mapping[str, Mapping[str, tuple[float, float, float]]], chance: Mapping[str, float]
+    scores: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    chance: Mapping[str, float],
+    *,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
     """Compare the scores of maps: one panel per score, with the mean and interval of each map.
 
     scores: score → map → (mean, low, high), in [0, 1].  chance: score → that of a random map.
+    groups: name → maps, each group in a colour of its own; only these maps are drawn, in this
+    order. By default all.
     """
-    maps = max(map(len, scores.values()))
-    size = (PAGE_WIDTH, max(2.8, 0.6 + 0.24 * maps))
+    groups = groups or {"": list(next(iter(scores.values())))}
+    maps = [name for group in groups.values() for name in group]
+    size = (PAGE_WIDTH, max(2.8, 0.6 + 0.24 * len(maps)))
     figure, axes = plt.subplots(1, len(scores), figsize=size, sharey=True, **PANELS)
-    for axis, (name, by_map) in zip(axes[0], scores.items(), strict=True):
-        mean, low, high = np.array(list(by_map.values())).T
-        axis.errorbar(mean, list(by_map), xerr=[mean - low, high - mean], fmt="o", capsize=4)
-        axis.axvline(chance[name], color="grey", linestyle="--", label="chance")
-        axis.set(title=name, xlim=(-0.02, 1.02))
+    for axis, (score, by_map) in zip(axes[0], scores.items(), strict=True):
+        for group, names in groups.items():
+            there = [name for name in names if name in by_map]
+            mean, low, high = np.array([by_map[name] for name in there]).reshape(-1, 3).T
+            places, ends = [maps.index(name) for name in there], [mean - low, high - mean]
+            axis.errorbar(mean, places, xerr=ends, fmt="o", capsize=4, label=group or None)
+        axis.axvline(chance[score], color="grey", linestyle="--", label="chance")
+        axis.set(title=score, xlim=(-0.02, 1.02))
+    axes[0, 0].set_yticks(range(len(maps)), maps)
     axes[0, 0].invert_yaxis()
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -204,3 +204,15 @@ def test_layers_come_with_a_legend_of_their_colours():
     np.testing.assert_allclose(swatches[-1][:3], [0, 200 / 255, 0])
     np.testing.assert_allclose(swatches[5], [0, 1, 1, 1])
     assert figure.axes[0].images[0].get_array().shape == (40, 60, 3)
+
+
+def test_groups_of_scores_choose_the_maps_and_their_order():
+    scores = {"A": {"x": (0.9, 0.8, 1.0), "y": (0.5, 0.4, 0.6), "z": (0.1, 0, 1)}, "B": {}}
+    scores["B"] = {"y": (0.3, 0.2, 0.4)}
+    groups = {"first": ["y"], "second": ["x"]}
+    figure = plot_scores(scores, {"A": 0.1, "B": 0.2}, groups=groups)
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["y", "x"]
+    assert right.lines[0].get_xydata().tolist() == [[0.3, 0.0]]
+    [legend] = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {"chance", "first", "second"}

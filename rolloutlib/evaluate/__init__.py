@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "perturbation": (
             "Curves curve_area local_mean perturbation_curves removal_ranks replace"
         ).split(),
-        "randomisation": ["attention_blocks", "shuffled_blocks", "shuffled_weights"],
+        "randomisation": ["attention_blocks", "randomise", "shuffled_blocks", "shuffled_weights"],
         "scores": (
             "average_precision compare_scores mass_in_region mass_over_area mean_difference "
             "mean_interval pointing_game region_auc region_shares score_intervals score_on_picture "

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from scipy.stats import spearmanr
 
-from rolloutlib.evaluate.cases import Case, Shown, shown_maps
-from rolloutlib.evaluate.methods import Method
+from rolloutlib.evaluate.cases import REGION, Case, Shown, shown_maps
+from rolloutlib.evaluate.methods import Method, head
 from rolloutlib.evaluate.perturbation import Curves, curve_area, perturbation_curves
 from rolloutlib.evaluate.scores import (
     average_precision,
@@ -29,6 +30,7 @@ SCORES: dict[str, Callable] = {
     "AUC": region_auc,
     "average precision": average_precision,
 }
+DELETED = ["rollout", "last layer", "random", "centre", REGION]  # beside the shown map
 CURVES = ("deletion", "insertion")
 OTHERS = "other questions"  # the mean of a map over all other cases
 
@@ -131,6 +133,57 @@ def _add_other_questions(found: Examination) -> None:
             found.add(number, case.kind, OTHERS, score_map(Shown(cells, pixels), case))
 
 
+def pointing_of(
+    method: Method, cases: Sequence[Case], *, to_patches: bool = True, blur_tokens: float = 0.5
+) -> float:
+    """How often a method points into the region of a case, after these steps."""
+    hits = []
+    for case in cases:
+        view = case.view if to_patches else case.evidence.image.view
+        heatmap = method.heatmap(case.evidence, to_patches=to_patches)
+        hits.append(pointing_game(to_picture(heatmap, view, blur_tokens=blur_tokens), case.pixels))
+    return float(np.mean(hits))
+
+
+def pointing_by_head(
+    cases: Sequence[Case], *, blur_tokens: float = 0.5
+) -> Float[np.ndarray, "layer head"]:
+    """How often each single head of the layers that answer points into the region of a case."""
+    layers = cases[0].evidence.attention
+    methods = [[Method(head(n, number)) for number in range(len(a))] for n, a in enumerate(layers)]
+    return np.array(
+        [[pointing_of(m, cases, blur_tokens=blur_tokens) for m in row] for row in methods]
+    )
+
+
+def better_and_worse(
+    table: pd.DataFrame, base: str, methods: Iterable[str], score: str = "pointing game"
+) -> pd.DataFrame:
+    """Which methods score higher or lower than the base, case by case.
+
+    table: lines of `summarise`, with a column `model`.  base: one of its names of bases. The result
+    has a line for each model; a method is called better or worse only if 0 lies outside the
+    interval of its mean difference.
+    """
+    lines = table[table["score"].eq(score) & table["method"].isin(methods)].dropna(subset=[base])
+    verdicts = [lines[f"{base}_low"] > 0, lines[f"{base}_high"] < 0]
+    words = np.select(verdicts, ["better", "worse"], "no clear difference")
+    lists = lines.groupby(["model", words], sort=False)["method"].agg(", ".join)
+    return lists.unstack(fill_value="").reindex(
+        columns=["better", "no clear difference", "worse"], fill_value=""
+    )
+
+
+def intervals(
+    table: pd.DataFrame, score: str = "pointing game"
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Mean, low and high of a score: model → method → interval, as `plots.plot_scores` takes it."""
+    panels: dict[str, dict] = {}
+    for line in table[table["score"] == score].itertuples():
+        panels.setdefault(line.model, {})[line.method] = (line.value, line.low, line.high)
+    return panels
+
+
 def summarise(
     scores: pd.DataFrame, bases: Mapping[str, str], by_kind: Sequence[str] = ()
 ) -> pd.DataFrame:
@@ -154,7 +207,7 @@ def summarise(
             ends = {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}
             if base in wide:
                 table = table.join(compare_scores(wide, base)[list(ends)].rename(columns=ends))
-        tables.append(table.rename_axis("method").reset_index())
+        tables.append(table.infer_objects().rename_axis("method").reset_index())
     return pd.concat(tables, ignore_index=True)
 
 

@@ -258,6 +258,8 @@ def beyond_even(evidence: Evidence, residual: float = 0.5) -> Relevance:
 # Other heads do not dilute what one head attends to, and a layer changes a token only a little.
 STRONGEST = {"head_fusion": "max", "residual": 0.9}
 
+BEYOND = "beyond even, residual 0.9"  # the map that is shown where attention is causal
+
 METHODS: dict[str, Method] = {
     "rollout": Method(rolled()),
     "rollout, residual 0.9": Method(rolled(residual=0.9)),
@@ -270,8 +272,21 @@ METHODS: dict[str, Method] = {
     "over even": Method(over_even, causal=True),
     "log-odds over even": Method(log_odds_over_even, causal=True),
     "beyond even": Method(beyond_even, causal=True),
-    "beyond even, residual 0.9": Method(partial(beyond_even, residual=0.9), causal=True),
+    BEYOND: Method(partial(beyond_even, residual=0.9), causal=True),
     "last layer": Method(last_layer),
     "mean of layers": Method(mean_of_layers),
     "attention received": Method(received),
+}
+
+# For figures: the methods of most interest, by what is done about the order of tokens.
+GROUPS = {
+    "rollout": ["rollout", "rollout, residual 0.9", "strongest heads", "upper layers"],
+    "order taken out": [
+        "rows divided",
+        "columns divided",
+        "over even",
+        "log-odds over even",
+        BEYOND,
+    ],
+    "not composed": ["last layer", "mean of layers", "attention received"],
 }

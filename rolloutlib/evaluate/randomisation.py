@@ -4,11 +4,13 @@ The sanity checks of Adebayo et al. 2018, "Sanity Checks for Saliency Maps", whe
 keeps its own values, in random order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+import pandas as pd
 import torch
 
+from rolloutlib.evaluate.scores import Scores, mean_interval
 from rolloutlib.recording.capture import attention_modules
 
 
@@ -55,3 +57,28 @@ def shuffled_blocks(model: torch.nn.Module, paths: Sequence[str], seed: int = 0)
         for path in paths:
             blocks.enter_context(shuffled_weights(model.get_submodule(path), seed))
         yield
+
+
+def randomise(
+    model: torch.nn.Module,
+    blocks: Sequence[str],
+    maps: Callable[[], Sequence],
+    scores: Mapping[str, Callable[[Sequence], Scores]],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score maps while blocks are shuffled: each alone, and from the last block down.
+
+    blocks: paths, first block first.  maps: makes the maps with the model as it is.  scores: each
+    takes these maps and gives one number for each. The result has a line for each score, way
+    ("cascading" or "independent") and block: with the mean and its interval (`mean_interval`).
+    """
+    lines = []
+    for way in ("cascading", "independent"):
+        for number in reversed(range(len(blocks))):
+            stop = len(blocks) if way == "cascading" else number + 1
+            with shuffled_blocks(model, blocks[number:stop], seed):
+                after = maps()
+            for name, score in scores.items():
+                lines.append((name, way, blocks[number], *mean_interval(score(after))))
+    columns = ["score", "way", "block", "mean", "low", "high"]
+    return pd.DataFrame(lines, columns=columns).set_index(["score", "way"])

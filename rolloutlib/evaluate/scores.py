@@ -239,4 +239,4 @@ def compare_scores(scores: pd.DataFrame, base: str) -> pd.DataFrame:
         verdict = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
         lines[name] = (mean, low, high, len(both), verdict)
     columns = ["mean", "low", "high", "n", "verdict"]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns)
+    return pd.DataFrame.from_dict(lines, orient="index", columns=columns).infer_objects()

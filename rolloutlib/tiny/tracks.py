@@ -36,6 +36,21 @@ class Tracks:
         disc = _disc(centre.numpy(), radius.numpy())
         return disc & self.visible[clip, :, instance, None, None].numpy()
 
+    def without(
+        self, removed: Bool[np.ndarray, "step frame"]
+    ) -> tuple[
+        Float[torch.Tensor, "step frame instance colours"],
+        Float[torch.Tensor, "step frame 3 height width"],
+    ]:
+        """Observations and pictures of a single clip, once for each step, without some frames.
+
+        The mean colour takes the place of a removed picture, zeros that of what was observed.
+        """
+        gone = torch.from_numpy(removed)
+        grey = self.pictures.mean((3, 4), keepdim=True)
+        observations = torch.where(gone[..., None, None], 0.0, self.observations)
+        return observations, torch.where(gone[..., None, None, None], grey, self.pictures)
+
 
 def make_tracks(
     seed: int | Sequence[int],

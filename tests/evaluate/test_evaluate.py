@@ -19,6 +19,7 @@ from rolloutlib.evaluate import (
     mean_interval,
     perturbation_curves,
     pointing_game,
+    randomise,
     region_auc,
     region_shares,
     removal_ranks,
@@ -274,6 +275,24 @@ def test_shuffled_weights_come_back_bit_for_bit():
         raise ZeroDivisionError
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_blocks_are_shuffled_alone_and_from_the_last_one_down():
+    model = small_llava()
+    blocks = attention_blocks(model)[-3:]
+    tensors = [next(model.get_submodule(path).parameters()) for path in blocks]
+    before = [tensor.clone() for tensor in tensors]
+
+    def changed():
+        return [float((a != b).any()) for a, b in zip(tensors, before, strict=True)]
+
+    scores = {"last": lambda maps: [maps[-1]] * 2, "all": lambda maps: maps}
+    bands = randomise(model, blocks, changed, scores)
+    assert bands.loc[("all", "cascading"), "mean"].tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert bands.loc[("all", "independent"), "mean"].tolist() == pytest.approx([1 / 3] * 3)
+    assert bands.loc[("last", "independent"), "mean"].tolist() == [1, 0, 0]
+    assert bands.loc[("all", "cascading"), "block"].tolist() == blocks[::-1]
+    assert changed() == [0, 0, 0]
 
 
 def test_only_the_named_blocks_are_shuffled():

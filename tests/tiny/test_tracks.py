@@ -79,3 +79,16 @@ def test_frames_and_instances_are_as_asked():
     assert tracks.visible.shape == (2, 5, 2) and tracks.radius.shape == (2, 2)
     hidden = (~tracks.visible).sum(1)
     assert hidden.min() >= 1 and hidden.max() <= 2  # a fifth to a half of five
+
+
+def test_without_frames_nothing_of_them_is_left():
+    tracks = make_tracks(seed=0, clips=1, frames=6)
+    removed = np.zeros((2, 6), bool)
+    removed[1, [0, 4]] = True
+    observations, pictures = tracks.without(removed)
+    assert torch.equal(observations[0], tracks.observations[0])
+    assert torch.equal(pictures[0], tracks.pictures[0])
+    assert not observations[1, [0, 4]].any()
+    mean = tracks.pictures[0, 4].mean((1, 2), keepdim=True).expand(3, 48, 64)
+    torch.testing.assert_close(pictures[1, 4], mean)
+    assert torch.equal(pictures[1, 1], tracks.pictures[0, 1])
