@@ -108,12 +108,15 @@ class ImageTokens:
 
     picture: the picture itself; for a video, its first frame.
     patches: what lies behind the tokens; None if pixels go straight into the decoder.
+    shares: how much of each token's relevance lies on each cell of the grid, where tokens overlap,
+    as those of tiles and of a thumbnail do; None if each token is one cell, in the grid's order.
     """
 
     picture: Image.Image
     view: View
     positions: Int[torch.Tensor, " token"]
     patches: Patches | None = None
+    shares: Float[torch.Tensor, "token cell"] | None = None
 
     @property
     def patch_view(self) -> View:
@@ -123,9 +126,11 @@ class ImageTokens:
     def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
         """Put relevance on the grid: the part of each row that fell on the image tokens.
 
+        Shares of tokens that show the same place add up there: a map's sum is that of its tokens.
+
         Raises ValueError if the relevance has fewer keys than the last image token needs.
         """
-        return on_grid(relevance, self.positions, self.view)
+        return on_grid(relevance, self.positions, self.view, self.shares)
 
     def on_patches(
         self,
@@ -142,13 +147,18 @@ class ImageTokens:
 
 
 def on_grid(
-    relevance: Float[Array, "*row key"], positions: Int[torch.Tensor, " token"], view: View
+    relevance: Float[Array, "*row key"],
+    positions: Int[torch.Tensor, " token"],
+    view: View,
+    shares: Float[torch.Tensor, "token cell"] | None = None,
 ) -> Float[Array, "*row_and_grid"]:
     """The relevance of these positions, in the shape of the view's grid."""
     needed, keys = int(positions.max()) + 1, relevance.shape[-1]
     if keys < needed:
         raise ValueError(f"expected relevance over at least {needed} keys, got {keys}")
     chosen = relevance[..., positions.to(getattr(relevance, "device", "cpu"))]
+    if shares is not None:
+        chosen = chosen @ (shares.numpy() if isinstance(chosen, np.ndarray) else shares.to(chosen))
     return chosen.reshape(*relevance.shape[:-1], *view.grid)
 
 
