@@ -10,7 +10,8 @@ from PIL import Image
 from rolloutlib.grid import ImageTokens, View
 
 SAME = 0.1  # of the usual distance: coordinates that differ less are one row or column
-EVEN = 0.02  # of a step: rows or columns that differ less in their distances are evenly spaced
+EVEN = 0.3  # of a step: rows or columns whose distances differ less are evenly spaced
+ALIKE = 0.02  # of a step: steps that differ less are the same
 SLIVER = 0.03  # of a cell: what overlaps it less does not reach into it
 FILLED = 0.9  # of a rectangle: tokens whose numbers fill less of it show no rectangle
 OFF = 1.0  # pixel of the picture, beside half a step: what resampling at its edges may move
@@ -18,8 +19,8 @@ OFF = 1.0  # pixel of the picture, beside half a step: what resampling at its ed
 Origins = Float[np.ndarray, "number 3"]  # (picture, y, x), NaN in the padding
 
 
-class Scattered(ValueError):
-    """Tokens that show no rectangle of a picture."""
+class Unplaced(ValueError):
+    """Image tokens that stand for no place of their own on the picture."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def boxes_of(
 
     sizes: (height, width) of each picture.
 
-    Raises `Scattered` if a token's numbers do not fill a rectangle.
+    Raises `Unplaced` if a token's numbers do not fill a rectangle.
     """
     places = pieces.origins[..., 1:]
     room = np.minimum(places, sizes[pieces.pictures][:, None] - places).min((1, 2))
@@ -76,10 +77,10 @@ def boxes_of(
     reference = reference[~np.isnan(reference).any(-1)] if padded.all() else reference
     numbers = [_lines(axis) for axis in reference.T]
     if len(reference) < places.shape[1]:
-        raise Scattered("every token is partly padding")
+        raise Unplaced("every token is partly padding")
     lines = [number.max() + 1 for number in numbers]
     if len(np.unique(np.stack(numbers), axis=1).T) < FILLED * lines[0] * lines[1]:
-        raise Scattered(f"the token at {pieces.positions[0]} shows no rectangle of the picture")
+        raise Unplaced(f"the token at {pieces.positions[0]} shows no rectangle of the picture")
     axes = [_means(places[..., n], number) for n, number in enumerate(numbers)]
     steps = _steps(axes)
     ends = []
@@ -87,7 +88,7 @@ def boxes_of(
         centre, off = _centres(means, step)
         if (bent := off > step / 2 + OFF).any():
             where = pieces.positions[bent][0]
-            raise Scattered(f"the token at {where} shows no rectangle of the picture")
+            raise Unplaced(f"the token at {where} shows no rectangle of the picture")
         half = means.shape[1] * step / 2
         ends.append((centre - half, centre + half))
     (top, bottom), (left, right) = ends
@@ -128,14 +129,16 @@ def _steps(axes: list[Float[np.ndarray, "token _"]]) -> Float[np.ndarray, "token
     """
     gaps = [np.diff(means, axis=1) for means in axes]
     if not all(gap.shape[1] for gap in gaps):
-        raise Scattered("a token shows a single row or column of pixels")
-    own = np.stack([np.nanmedian(gap, axis=1) for gap in gaps], -1)
-    bent = np.stack([np.abs(g - o[:, None]).max(1) / o for g, o in zip(gaps, own.T, strict=True)], -1)
-    even = (bent < EVEN).all(-1)  # not where some are missing
-    known = own[even] if even.any() else np.nanmedian(own, axis=0)[None]
+        raise Unplaced("a token shows a single row or column of pixels")
+    # Pictures that are resized twice have uneven rows: their mean distance is more exact.
+    own = np.stack([gap.mean(1) for gap in gaps], -1)
+    bent = np.stack([np.abs(g / o[:, None] - 1).max(1) for g, o in zip(gaps, own.T, strict=True)])
+    even = (bent < EVEN).all(0)  # not where some are missing
+    rough = np.stack([np.nanmedian(gap) for gap in gaps])
+    known = own[even] if even.any() else rough[None]
     choices = [known[0]]
     for steps in known:
-        if all(np.abs(steps / other - 1).max() > EVEN for other in choices):
+        if all(np.abs(steps / other - 1).max() > ALIKE for other in choices):
             choices.append(steps)
     off = [
         sum(_centres(means, np.full(len(means), s))[1] / s for means, s in zip(axes, steps, strict=True))

@@ -11,8 +11,9 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from rolloutlib.files.pictures import upright_rgb
-from rolloutlib.grid import ImageTokens, image_tokens
+from rolloutlib.grid import ImageTokens
 from rolloutlib.models.families import Family
+from rolloutlib.models.geometry import Unplaced
 from rolloutlib.models.prompts import (
     PER_TOKEN,
     full_prompt,
@@ -38,6 +39,7 @@ class Answer:
     tokens: the T generated tokens as text, each by itself.  text: the whole answer, without
     special tokens.
     images: for each picture of the prompt its tokens' positions and pixels; one for a video.
+    unplaced: why there are none, if tokens stand for no place of their own; "" otherwise.
     frames: all frames of a video.
     model: the one that answered, and can replay the answer.
     recording: what every layer attended to; None unless `generate` was asked to record.
@@ -50,6 +52,7 @@ class Answer:
     tokens: list[str]
     text: str
     images: list[ImageTokens]
+    unplaced: str
     frames: list[Image.Image] = field(repr=False, compare=False)
     model: "MultimodalModel" = field(repr=False, compare=False)
     recording: Recording | None = field(default=None, repr=False, compare=False)
@@ -57,7 +60,12 @@ class Answer:
 
     @property
     def image(self) -> ImageTokens:
-        """The only picture of the prompt. Raises ValueError if there are several."""
+        """The only picture of the prompt.
+
+        Raises ValueError if there are several, and `Unplaced` if its tokens have no place on it.
+        """
+        if self.unplaced:
+            raise Unplaced(self.unplaced)
         if len(self.images) != 1:
             raise ValueError(f"expected one picture in the prompt, got {len(self.images)}")
         return self.images[0]
@@ -117,7 +125,7 @@ class MultimodalModel:
         pictures = [upright_rgb(picture) for picture in pictures]
         inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
         require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
-        self.seen(pictures, inputs)  # what cannot be placed on a picture is refused now, not later
+        self.placed(pictures, inputs)  # what is wrong about them is said now, not later
         with record_attention(self.model) if record else nullcontext() as recording:
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
         answer = self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
@@ -171,13 +179,15 @@ class MultimodalModel:
             raise ValueError("expected at least one generated token, got none")
         require_text(self.model.config, generated)
         tokenizer = self.processor.tokenizer
+        images, unplaced = self.placed(pictures, inputs)
         return Answer(
             prompt=prompt,
             inputs=inputs,
             sequence=torch.cat([sequences[0, :length], generated]),
             tokens=[tokenizer.decode([token]) for token in generated.tolist()],
             text=tokenizer.decode(generated, skip_special_tokens=True).strip(),
-            images=self.seen(pictures, inputs),
+            images=images,
+            unplaced=unplaced,
             frames=pictures if "pixel_values_videos" in inputs else [],
             model=self,
         )
@@ -185,17 +195,19 @@ class MultimodalModel:
     def seen(self, pictures: list[Image.Image], inputs: BatchFeature) -> list[ImageTokens]:
         """Where the image tokens of a prompt are, and what part of each picture they stand for.
 
-        Raises ValueError if the processor's settings do not fit the number of tokens.
+        Raises ValueError if the processor's settings do not fit the number of tokens; `Unplaced` if
+        tokens stand for no place of their own, as those of a resampler.
         """
-        views, config = self.family.views(self.processor, inputs, pictures), self.model.config
-        video = "pixel_values_videos" in inputs
-        return image_tokens(
-            pictures[: len(views)],
-            views,
-            inputs["input_ids"][0],
-            config.video_token_id if video else config.image_token_id,
-            self.family.patches(config, self.processor, views),
-        )
+        return self.family.seen(self.model, self.processor, inputs, pictures)
+
+    def placed(
+        self, pictures: list[Image.Image], inputs: BatchFeature
+    ) -> tuple[list[ImageTokens], str]:
+        """What `seen` returns, or nothing and the reason why tokens have no place."""
+        try:
+            return self.seen(pictures, inputs), ""
+        except Unplaced as reason:
+            return [], str(reason)
 
     def record(self, answer: Answer) -> Recording:
         """Record what every layer attended to while answering.

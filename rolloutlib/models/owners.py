@@ -6,11 +6,8 @@ from contextlib import contextmanager, suppress
 import torch
 from jaxtyping import Bool, Float, Int
 
+from rolloutlib.models.geometry import Unplaced
 from rolloutlib.recording.interface import noted_by
-
-
-class Shared(ValueError):
-    """Tokens that share numbers of the picture: none stands for a place of its own."""
 
 
 class Reached(Exception):
@@ -62,11 +59,13 @@ def owners_of(
     are mixed by something else. Positions are read in binary: for each digit one backward pass from
     the tokens that have it, and one from those that don't.
 
-    Raises `Shared` if numbers feed several tokens, as in resamplers and overlapping convolutions.
+    Raises `Unplaced` if numbers feed several tokens, as in resamplers and overlapping convolutions.
     """
     numbers = {name: inputs[name].detach().clone().requires_grad_() for name in names}
     with torch.enable_grad(), looking_at_itself(model):
         given = decoder_input(model, dict(inputs) | numbers)
+    if len(given) != inputs["input_ids"].shape[1] or not given.requires_grad:
+        raise Unplaced("the picture has no tokens in the prompt: the decoder sees it another way")
     # Random weights: the plain sum of what a LayerNorm returns does not depend on its input.
     weights = torch.randn(given.shape, generator=torch.Generator().manual_seed(0))
     scores = (given.float() * weights.to(given.device)).sum(-1)
@@ -90,7 +89,7 @@ def owners_of(
     for name, one, all_of in zip(numbers, shared, every, strict=True):
         if one.any():
             share = one.sum() / all_of.sum()
-            raise Shared(
+            raise Unplaced(
                 f"tokens share the picture's numbers: {share:.0%} of those in {name} feed several"
             )
     return {name: owner.cpu() for name, owner in zip(numbers, owners, strict=True)}

@@ -12,7 +12,7 @@ from rolloutlib.models.families import Family
 from rolloutlib.models.words import special_ids
 
 # What a processor returns for each token of the prompt, and its value for a generated token.
-PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0}
+PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
 BLANK = "\N{OBJECT REPLACEMENT CHARACTER}"
 ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
@@ -52,7 +52,8 @@ def full_prompt(
 def reserved(processor: ProcessorMixin, family: Family, question: str) -> list[str]:
     """The tokens of a question that are not text to the model, such as "</s>" or "<image>"."""
     tokenizer = processor.tokenizer
-    signs = [processor.image_token, getattr(processor, "video_token", None), *family.signs]
+    named = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+    signs = [*named, *family.signs]
     signs = list(filter(None, signs))
     known = special_ids(tokenizer) | set(tokenizer.convert_tokens_to_ids(signs))
     if (tokenizer.unk_token or question) not in question:
@@ -128,7 +129,7 @@ def require_room(config: PreTrainedConfig, length: int, new: int) -> None:
     """Raise a ValueError unless a prompt of this length and its answer fit the model's context."""
     if new < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, got {new}")
-    context = config.get_text_config().max_position_embeddings
+    context = getattr(config.get_text_config(), "max_position_embeddings", inf)
     if length + new > context:
         raise ValueError(
             f"the prompt with its image tokens is {length} tokens long and the answer up to "
@@ -140,7 +141,7 @@ def require_text(config: PreTrainedConfig, generated: Int[torch.Tensor, " token"
     """Raise a ValueError if an image or video token was generated: there is no picture behind it,
     so no pass over the answer can be recorded.
     """
-    signs = {config.image_token_id, getattr(config, "video_token_id", None)}
+    signs = {getattr(config, name, None) for name in ("image_token_id", "video_token_id")}
     for number, token in enumerate(generated.tolist()):
         if token in signs:
             raise ValueError(

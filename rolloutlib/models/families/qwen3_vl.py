@@ -8,9 +8,10 @@ from PIL import Image
 from transformers import BatchFeature, Qwen3VLConfig, Qwen3VLProcessor
 
 from rolloutlib.grid import Patches, View
+from rolloutlib.models.families.base import KnownFamily
 
 
-class Qwen3VL:
+class Qwen3VL(KnownFamily):
     """How `Qwen3VLForConditionalGeneration` sees: the whole picture, resized to whole tokens.
 
     Its tower sees all pictures of a prompt in one sequence, and the patches of each picture token
