@@ -60,24 +60,27 @@ def boxes_of(
     """The rectangle of each token: (left, top, right, bottom) in pixels of its picture; and how
     many rows or columns of numbers a token has, whichever are more.
 
-    The numbers of all these tokens lie in the same rows and columns, read off from the token that
-    is farthest from padding and edges. With equal steps s from one row to the next, row i lies at
-    centre + s · (i - (rows - 1) / 2): the steps are those of tokens whose rows are evenly spaced,
-    as resampling bends them at the picture's edges; and the centre is the median over the rows,
-    so that a token partly in the padding reaches beyond the picture.
+    The numbers of all these tokens lie in the same rows and columns. With equal steps s from one
+    row to the next, row i lies at centre + s · (i - (rows - 1) / 2): the steps are those of tokens
+    whose rows are evenly spaced, as resampling bends them at the picture's edges; and the centre is
+    the median over the rows, so that a token partly in the padding reaches beyond the picture.
 
     sizes: (height, width) of each picture.
 
     Raises `Unplaced` if a token's numbers do not fill a rectangle.
     """
     places = pieces.origins[..., 1:]
-    room = np.minimum(places, sizes[pieces.pictures][:, None] - places).min((1, 2))
-    padded = np.isnan(room)
-    reference = places[np.argmax(np.where(padded, -np.isnan(places).sum((1, 2)), room))]
-    reference = reference[~np.isnan(reference).any(-1)] if padded.all() else reference
-    numbers = [_lines(axis) for axis in reference.T]
-    if len(reference) < places.shape[1]:
-        raise Unplaced("every token is partly padding")
+    layout = _layout(places, sizes[pieces.pictures][:, None])
+    known = ~np.isnan(layout).any(-1)
+    alike = ~np.isnan(places[:, known]).any(-1).all(-1)
+    if not alike.all():  # tokens that show different rows, as where the padding is wide
+        boxes, side = np.empty((len(places), 4)), 0
+        for some in (alike, ~alike):
+            part = Pieces(pieces.positions[some], pieces.origins[some])
+            boxes[some], longest = boxes_of(part, sizes)
+            side = max(side, longest)
+        return boxes, side
+    places, numbers = places[:, known], [_lines(axis) for axis in layout[known].T]
     lines = [number.max() + 1 for number in numbers]
     if len(np.unique(np.stack(numbers), axis=1).T) < FILLED * lines[0] * lines[1]:
         raise Unplaced(f"the token at {pieces.positions[0]} shows no rectangle of the picture")
@@ -92,7 +95,24 @@ def boxes_of(
         half = means.shape[1] * step / 2
         ends.append((centre - half, centre + half))
     (top, bottom), (left, right) = ends
-    return np.stack([left, top, right, bottom], -1), max(lines)
+    return np.stack([left, top, right, bottom], -1), int(max(lines))
+
+
+def _layout(
+    places: Float[np.ndarray, "token number 2"], sides: Int[np.ndarray, "token 1 2"]
+) -> Float[np.ndarray, "number 2"]:
+    """Where the numbers of a whole token lie, as those of the token farthest from edges; what that
+    lacks is taken from tokens that show the same numbers and others. NaN for what none shows.
+    """
+    room = np.minimum(places, sides - places).min((1, 2))
+    lacking = np.isnan(places).any(-1).sum(1)
+    layout = places[np.lexsort((-room, lacking))[0]].copy()
+    for place in places if np.isnan(layout).any() else ():
+        missing, shown = np.isnan(layout).any(-1), ~np.isnan(place).any(-1)
+        shift = (place - layout)[shown & ~missing]
+        if len(shift) and np.ptp(shift, axis=0).max() < OFF:  # not a tile beside a thumbnail
+            layout[missing & shown] = place[missing & shown] - np.median(shift, axis=0)
+    return layout
 
 
 def _lines(coordinates: Float[np.ndarray, " number"]) -> Int[np.ndarray, " number"]:
@@ -141,7 +161,10 @@ def _steps(axes: list[Float[np.ndarray, "token _"]]) -> Float[np.ndarray, "token
         if all(np.abs(steps / other - 1).max() > ALIKE for other in choices):
             choices.append(steps)
     off = [
-        sum(_centres(means, np.full(len(means), s))[1] / s for means, s in zip(axes, steps, strict=True))
+        sum(
+            _centres(means, np.full(len(means), s))[1] / s
+            for means, s in zip(axes, steps, strict=True)
+        )
         for steps in choices
     ]
     return np.array(choices)[np.argmin(off, axis=0)]

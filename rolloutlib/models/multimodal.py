@@ -15,7 +15,6 @@ from rolloutlib.grid import ImageTokens
 from rolloutlib.models.families import Family
 from rolloutlib.models.geometry import Unplaced
 from rolloutlib.models.prompts import (
-    PER_TOKEN,
     full_prompt,
     inputs_of,
     require_room,
@@ -39,11 +38,11 @@ class Answer:
     tokens: the T generated tokens as text, each by itself.  text: the whole answer, without
     special tokens.
     images: for each picture of the prompt its tokens' positions and pixels; one for a video.
-    unplaced: why there are none, if tokens stand for no place of their own; "" otherwise.
     frames: all frames of a video.
     model: the one that answered, and can replay the answer.
     recording: what every layer attended to; None unless `generate` was asked to record.
     state: of the model when that was recorded, as `state_of` gives it.
+    unplaced: why there are no images, if tokens stand for no place of their own; else "".
     """
 
     prompt: str
@@ -52,11 +51,11 @@ class Answer:
     tokens: list[str]
     text: str
     images: list[ImageTokens]
-    unplaced: str
     frames: list[Image.Image] = field(repr=False, compare=False)
     model: "MultimodalModel" = field(repr=False, compare=False)
     recording: Recording | None = field(default=None, repr=False, compare=False)
     state: int = field(default=0, repr=False, compare=False)
+    unplaced: str = ""
 
     @property
     def image(self) -> ImageTokens:
@@ -250,15 +249,12 @@ class MultimodalModel:
         logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
         return self._of_generated(answer, logits.float().log_softmax(-1)).sum(-1)
 
-    @staticmethod
-    def _replayed(answer: Answer, inputs: BatchFeature) -> dict[str, torch.Tensor]:
+    def _replayed(self, answer: Answer, inputs: BatchFeature) -> dict[str, torch.Tensor]:
         """The inputs of one pass over the prompt and the answer that was given."""
-        inputs = dict(inputs, input_ids=answer.sequence[None])
-        for name, value in PER_TOKEN.items():
-            if name in inputs:
-                extra = len(answer.sequence) - inputs[name].shape[1]
-                inputs[name] = torch.nn.functional.pad(inputs[name], (0, extra), value=value)
-        return inputs
+        replayed = dict(inputs)
+        for _ in answer.tokens:  # the model says what it is given beside a generated token
+            replayed = self.model._update_model_kwargs_for_generation({}, replayed)
+        return replayed | {"input_ids": answer.sequence[None]}
 
     @staticmethod
     def _of_generated(

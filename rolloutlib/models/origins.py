@@ -1,20 +1,19 @@
 """Where each number that a processor makes comes from, asked with four pictures and a fifth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from transformers import BatchFeature
 
 WHITE = 255.0  # of 8-bit pictures, which is what processors expect
-SEEN = 1e-3  # of the largest difference between white and black; what differs less is padding
+SEEN = 0.4  # of the largest difference between white and black; what differs less is padding
 
-Origins = Float[torch.Tensor, "*number 3"]  # (picture, y, x), NaN where no picture is shown
+Origins = Float[torch.Tensor, "... 3"]  # (picture, y, x), NaN where no picture is shown
 
 
 def origins_of(
-    process: Callable[[list[Float[np.ndarray, "height width 3"]]], BatchFeature],
+    process: Callable[[list[Float[np.ndarray, "height width 3"]]], Mapping],
     sizes: list[tuple[int, int]],
 ) -> dict[str, Origins]:
     """From which picture, and which place on it in pixels, each number of the inputs comes.
@@ -34,7 +33,7 @@ def origins_of(
     none.
     """
 
-    def given(values: Callable[[int, int, int], np.ndarray]) -> BatchFeature:
+    def given(values: Callable[[int, int, int], np.ndarray]) -> Mapping:
         return process([_grey(values(k, *size), size) for k, size in enumerate(sizes)])
 
     black = given(lambda *_: np.zeros(1))
@@ -63,7 +62,9 @@ def _grey(values: np.ndarray, size: tuple[int, int]) -> Float[np.ndarray, "heigh
     return np.broadcast_to(values[..., None] * WHITE, (*size, 3)).astype(np.float32)
 
 
-def shown(black: BatchFeature, white: BatchFeature) -> list[str]:
+def shown(black: Mapping, white: Mapping) -> list[str]:
     """The names of the inputs that differ between two pictures: those that show them."""
-    tensors = {n for n, value in black.items() if torch.is_tensor(value) and value.is_floating_point()}
+    tensors = {
+        n for n, value in black.items() if torch.is_tensor(value) and value.is_floating_point()
+    }
     return sorted(n for n in tensors if not torch.equal(black[n], white[n]))

@@ -1,6 +1,6 @@
 """Which token of a prompt each number of a picture feeds, asked of the model itself."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import torch
@@ -36,7 +36,7 @@ def _own_value(function, module, query, key, value, attention_mask, **how):
     return own.transpose(1, 2), None
 
 
-def decoder_input(model: torch.nn.Module, inputs: dict) -> Float[torch.Tensor, "token width"]:
+def decoder_input(model: torch.nn.Module, inputs: Mapping) -> Float[torch.Tensor, "token width"]:
     """What the first layer of the decoder is given, one sequence."""
     layers = next(m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList))
     given = []
@@ -51,8 +51,8 @@ def decoder_input(model: torch.nn.Module, inputs: dict) -> Float[torch.Tensor, "
 
 
 def owners_of(
-    model: torch.nn.Module, inputs: dict, names: Iterable[str]
-) -> dict[str, Int[torch.Tensor, "*number"]]:
+    model: torch.nn.Module, inputs: Mapping, names: Iterable[str]
+) -> dict[str, Int[torch.Tensor, "..."]]:
     """The position of the token that each number of these inputs feeds; -1 if it feeds none.
 
     With every token of the tower looking at itself only, one number feeds one token, unless tokens
@@ -70,7 +70,7 @@ def owners_of(
     weights = torch.randn(given.shape, generator=torch.Generator().manual_seed(0))
     scores = (given.float() * weights.to(given.device)).sum(-1)
 
-    def fed(tokens: Bool[torch.Tensor, " token"]) -> list[Bool[torch.Tensor, "*number"]]:
+    def fed(tokens: Bool[torch.Tensor, " token"]) -> list[Bool[torch.Tensor, "..."]]:
         chosen = scores[tokens.to(scores.device)].sum()
         gradients = torch.autograd.grad(
             chosen, list(numbers.values()), retain_graph=True, materialize_grads=True

@@ -11,8 +11,8 @@ from transformers.video_utils import VideoMetadata
 from rolloutlib.models.families import Family
 from rolloutlib.models.words import special_ids
 
-# What a processor returns for each token of the prompt, and its value for a generated token.
-PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
+# What processors return for each token of the prompt.
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 BLANK = "\N{OBJECT REPLACEMENT CHARACTER}"
 ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
@@ -71,9 +71,10 @@ def inputs_of(processor: ProcessorMixin, text: str, **given) -> BatchFeature:
     if tokenizer.bos_token and text.lstrip().startswith(tokenizer.bos_token):
         given["add_special_tokens"] = False
     inputs = processor(text=text, return_tensors="pt", **given)
+    inputs.pop("labels", None)  # PaliGemma's processor returns some, for training
     ends = text.rstrip().endswith(tokenizer.eos_token or "")
     if not ends and inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
-        for name in {"input_ids", *PER_TOKEN} & inputs.keys():
+        for name in set(PER_TOKEN) & inputs.keys():
             inputs[name] = inputs[name][:, :-1]
     return inputs
 
