@@ -11,7 +11,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
 
-from rolloutlib.models.asked import Asked, on_pixels
+from rolloutlib.models.asked import Asked
 from rolloutlib.models.multimodal import MultimodalModel
 
 # Types with a place for every image token; all others are refused by name.
@@ -50,20 +50,21 @@ OWN_SETTINGS = {
     "paligemma": {"image_seq_length": 16},
     "step3p7": {"patch_size": 32, "max_image_size": 96},
 }
+SIXTEEN = {"num_image_tokens": 16}
 CLIP = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 MERGED = {"patch_size": 8, "spatial_merge_size": 2}
 # What processors cannot read off their image processors.
 FORMS = {
     **dict.fromkeys(("llava", "llava_next", "llava_next_video", "vipllava"), CLIP | SETTINGS),
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), MERGED),
-    **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), {"num_image_tokens": 16}),
+    **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), SIXTEEN),
     "aya_vision": {"patch_size": 8, "img_size": 32, "downsample_factor": 2},
     "gemma3": {"image_seq_length": 16},
     "granite4_vision": MERGED
     | {"vision_feature_select_strategy": "full", "downsample_rate": "1/2"},
     "idefics3": {"image_seq_len": 4},
     "internvl": {"image_seq_length": 4},
-    "llava_onevision": {"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
+    "llava_onevision": SIXTEEN | {"vision_feature_select_strategy": "full"},
 }
 # The token that stands for a part of a picture, if it is not <image>; and the one that prompts
 # have for a picture, if that is another.
@@ -87,7 +88,7 @@ NAMED = {
     "img_line_break_token": "<line>",
 }
 TEMPLATE = """{% for part in messages[0].content %}{% if part.type == 'text' %} {{ part.text }} {%
-else %}SHOWN{% endif %}{% endfor %} :"""
+else %}SHOWN : {% endif %}{% endfor %} :"""
 
 
 def small_tokenizer(sign):
@@ -167,6 +168,6 @@ def save_small(kind, folder):
 def pixels_of(kind):
     """Whether this type's image tokens have a place on the picture, or why not."""
     try:
-        return on_pixels(small_loaded(kind))
+        return small_loaded(kind).on_pixels()
     except Exception as error:
         return f"not tried: {type(error).__name__}: {str(error).splitlines()[0][:100]}"

@@ -87,9 +87,3 @@ def _of_picture(
         raise Unplaced(f"no token of the prompt shows picture {number}")
     positions, boxes, sides = map(np.array, zip(*of, strict=True))
     return positions, boxes, int(sides.min())
-
-
-def on_pixels(loaded: "MultimodalModel") -> str:
-    """ "on pixels" if a model's image tokens have places on a picture; else why not, in a sentence."""
-    picture = [Image.new("RGB", (96, 64))]
-    return loaded.placed(picture, loaded.prepare(picture, QUESTION))[1] or "on pixels"

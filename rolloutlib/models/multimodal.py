@@ -208,6 +208,11 @@ class MultimodalModel:
         except Unplaced as reason:
             return [], str(reason)
 
+    def on_pixels(self) -> str:
+        """ "on pixels" if image tokens have a place on their picture; else why not."""
+        picture = [Image.new("RGB", (96, 64))]
+        return self.placed(picture, self.prepare(picture, "?"))[1] or "on pixels"
+
     def record(self, answer: Answer) -> Recording:
         """Record what every layer attended to while answering.
 

@@ -1,6 +1,7 @@
-"""Where image tokens lie, asked of processor and model, against families' files and the pictures."""
+"""Where image tokens lie, asked of processor and model, against families' files and pictures."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from small_processors import ON_PIXELS, save_small, small_loaded
 from small_qwen3_vl import save_small_qwen3_vl
 from transformers import LlavaImageProcessor
 
-from rolloutlib import explore, heatmaps, load_model, rollout_rows
+from rolloutlib import explore, heatmaps, load_model, record_attention, rollout_rows
 from rolloutlib.models.asked import Asked
 from rolloutlib.models.geometry import Unplaced
+from rolloutlib.models.limits import set_limits
 from rolloutlib.models.origins import origins_of
 from rolloutlib.models.owners import decoder_input, looking_at_itself
 
@@ -137,3 +139,58 @@ def test_a_folder_of_another_type_is_answered_recorded_and_shown(kind, tmp_path)
     replayed = model.record(replace(answer, recording=None))
     torch.testing.assert_close(heatmaps(replayed, answer), maps, atol=1e-6, rtol=1e-5)
     explore(answer)
+
+
+def test_tokens_that_share_numbers_have_no_place_but_their_attention(tmp_path):
+    """A SAM-like tower beside the other one convolves over its patches."""
+    model = load_model(save_small("deepseek_vl_hybrid", tmp_path), dtype="float32")
+    inputs = model.prepare([noise(96, 64)], "what is this ?")
+    with pytest.raises(Unplaced, match="tokens share the picture's numbers: 100% of those in high"):
+        model.seen([noise(96, 64)], inputs)
+    answer = model.generate(noise(96, 64), "what is this ?", max_new_tokens=2, min_new_tokens=2)
+    with pytest.raises(Unplaced, match="tokens share"):
+        answer.image  # noqa: B018
+    with record_attention(model.model.get_decoder()) as recording:
+        model.model(**answer.inputs)
+    assert rollout_rows(recording["language"], [-1]).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "idefics3", "llava_onevision"])
+def test_several_pictures_have_tokens_of_their_own(kind):
+    model, pictures = small_loaded(kind), [noise(96, 64), noise(40, 72), noise(64, 64)]
+    inputs = model.prepare(pictures, "what is this ?")
+    images = model.seen(pictures, inputs)
+    assert [image.view.picture for image in images] == [(64, 96), (72, 40), (64, 64)]
+    ends = [(image.positions.min(), image.positions.max()) for image in images]
+    assert all(last < first for (_, last), (first, _) in pairwise(ends))
+    for image, (height, width) in zip(images, [(64, 96), (72, 40), (64, 64)], strict=True):
+        left, top, right, bottom = np.array(list(boxes_of_tokens(image).values())).T
+        assert left.min() < 1 and top.min() < 1 and right.max() > width - 1
+        assert bottom.max() > height - 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "fewer"), [("qwen2_5_vl", 2048), ("idefics3", 1024), ("internvl", 2048)]
+)
+def test_limits_of_pixels_are_kept_by_what_the_model_is_given(kind, fewer):
+    model, picture = small_loaded(kind), noise(400, 300)
+    before = model.prepare([picture], "?")["pixel_values"].numel()
+    set_limits(model.processor, max_pixels=fewer)
+    after = model.prepare([picture], "?")["pixel_values"].numel()
+    thumbnail = 1024 if kind in ("idefics3", "internvl") else 0
+    channels = 6 if kind == "qwen2_5_vl" else 3  # two equal frames for each patch
+    assert after < before and after <= (fewer + thumbnail) * channels
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "message"),
+    [
+        ("gemma3", {"max_pixels": 5000}, "a limit such as max_pixels, got Gemma3ImageProcessor"),
+        ("internvl", {"max_pixels": 1000}, "at least 1024, one tile"),
+        ("qwen2_5_vl", {"max_pixels": -1}, "max_pixels must be 0 or more, got -1"),
+        ("qwen2_5_vl", {"max_pixels": 9000, "min_pixels": 9001}, "at most max_pixels, 9000"),
+    ],
+)
+def test_limits_that_a_processor_does_not_have_are_refused(kind, limits, message):
+    with pytest.raises(ValueError, match=message):
+        set_limits(small_loaded(kind).processor, **limits)
