@@ -132,6 +132,17 @@ class ImageTokens:
         """
         return on_grid(relevance, self.positions, self.view, self.shares)
 
+    def boxes(self) -> Float[np.ndarray, "token 4"]:
+        """The rectangle of the picture that each token claims: that of all cells it lies on.
+
+        (left, top, right, bottom) in pixels of the picture, in the order of the positions.
+        """
+        cells = np.tile(self.view.boxes(), (prod(self.view.grid[:-2]), 1))
+        if self.shares is None:
+            return cells
+        own = [cells[row > 0] for row in self.shares.numpy()]
+        return np.array([[*each[:, :2].min(0), *each[:, 2:].max(0)] for each in own])
+
     def on_patches(
         self,
         relevance: Float[torch.Tensor, "row key"],

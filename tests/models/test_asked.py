@@ -62,24 +62,13 @@ def test_the_general_way_agrees_with_the_familys_own_file(known, size):
         assert right <= 0.75 or bottom <= 0.75 or left >= size[0] - 0.75 or top >= size[1] - 0.75
 
 
-def boxes_of_tokens(image):
-    """The part of the picture that each token claims: its cells, joined."""
-    cells = image.view.boxes()
-    shares = torch.eye(len(cells)) if image.shares is None else image.shares
-    claimed = {}
-    for position, row in zip(image.positions.tolist(), shares, strict=True):
-        own = cells[(row > 0).numpy()]
-        claimed[position] = [*own[:, :2].min(0), *own[:, 2:].max(0)]
-    return claimed
-
-
 @pytest.mark.parametrize("kind", ON_PIXELS)
 def test_only_the_tokens_that_claim_a_square_move_with_it(kind):
     """Resampling reaches two pixels of the model's input, or of the picture, beyond a token."""
     model, picture = small_loaded(kind), noise(96, 64)
     inputs = model.prepare([picture], "what is this ?")
     [image] = model.seen([picture], inputs)
-    claimed = boxes_of_tokens(image)
+    claimed = dict(zip(image.positions.tolist(), image.boxes(), strict=True))
     reach = 2 * max(1, image.view.picture[0] / image.view.resized[0]) + 1
     for x, y in [(0, 0), (44, 31), (90, 58)]:
         changed = np.array(picture)
@@ -164,7 +153,7 @@ def test_several_pictures_have_tokens_of_their_own(kind):
     ends = [(image.positions.min(), image.positions.max()) for image in images]
     assert all(last < first for (_, last), (first, _) in pairwise(ends))
     for image, (height, width) in zip(images, [(64, 96), (72, 40), (64, 64)], strict=True):
-        left, top, right, bottom = np.array(list(boxes_of_tokens(image).values())).T
+        left, top, right, bottom = image.boxes().T
         assert left.min() < 1 and top.min() < 1 and right.max() > width - 1
         assert bottom.max() > height - 1
 
