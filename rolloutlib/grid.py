@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -78,6 +79,8 @@ class Patches:
     sequence: which of the sequences in the tower's batch holds them.
     positions: where the patches are in that sequence, in the order of the view's grid.
     merged: where the outputs are that each image token was merged from, in equal shares.
+    branches: of outputs of earlier layers that are merged alike and added to the same tokens (as by
+    Qwen3-VL's DeepStack), how many layers each went through.
     """
 
     view: View
@@ -85,6 +88,7 @@ class Patches:
     sequence: int
     positions: Int[torch.Tensor, " patch"]
     merged: Int[torch.Tensor, "token share"]
+    branches: tuple[int, ...] = ()
 
     def on_outputs(
         self, relevance: Float[torch.Tensor, "row token"], length: int
@@ -147,14 +151,24 @@ class ImageTokens:
         self,
         relevance: Float[torch.Tensor, "row key"],
         length: int,
-        carry: Callable[[torch.Tensor], torch.Tensor],
+        carry: Callable[[torch.Tensor, slice], torch.Tensor],
     ) -> Float[torch.Tensor, "*row_and_grid"]:
         """Put relevance on the grid of the patches behind the image tokens.
 
-        carry: takes relevance `[row length]` over the tower's outputs back to its inputs.
+        Each of K branches has the same share of a token as the tower's last output: with
+        relevance r on the tokens, the merging M and the tower's product R_d of its first d layers,
+        that is r · M · (R_D + Σ R_{d_k}) / (K + 1).
+
+        carry: takes relevance `[row length]` over the outputs of some of the tower's layers, all in
+        a row, back to their inputs.
         """
+        patches = self.patches
         on_tokens = relevance[:, self.positions.to(relevance.device)]
-        return self.patches.heatmaps(carry(self.patches.on_outputs(on_tokens, length)))
+        share = patches.on_outputs(on_tokens, length) / (len(patches.branches) + 1)
+        carried, depths = 0, sorted((patches.layers, *patches.branches), reverse=True)
+        for depth, next_depth in pairwise([*depths, 0]):
+            carried = carry(carried + share, slice(next_depth, depth))
+        return patches.heatmaps(carried)
 
 
 def on_grid(

@@ -79,7 +79,7 @@ class Method:
     """
 
     relevance: Callable[[Evidence], Relevance]
-    behind: Callable[[Evidence, Relevance], Relevance] | None = None
+    behind: Callable[[Evidence, Relevance, slice], Relevance] | None = None
     causal: bool = False
 
     def applies(self, evidence: Evidence) -> bool:
@@ -199,14 +199,14 @@ def without_sinks(relevance: Callable[[Evidence], Relevance]) -> Callable[[Evide
     return redistributed
 
 
-def rolled_behind(**settings) -> Callable[[Evidence, Relevance], Relevance]:
-    """Carry relevance through the layers behind the image tokens by rollout with these settings."""
-    return lambda evidence, relevance: carry_back(evidence.tower, relevance, **settings)
+def rolled_behind(**settings) -> Callable[[Evidence, Relevance, slice], Relevance]:
+    """Carry relevance through layers behind the image tokens by rollout with these settings."""
+    return lambda evidence, relevance, part: carry_back(evidence.tower[part], relevance, **settings)
 
 
-def weighted_behind(evidence: Evidence, relevance: Relevance) -> Relevance:
-    """Carry relevance through the layers behind the image tokens, weighted by gradients as well."""
-    return gradient_rollout(evidence.tower_weighted, relevance[None])[0]
+def weighted_behind(evidence: Evidence, relevance: Relevance, part: slice) -> Relevance:
+    """Carry relevance through layers behind the image tokens, weighted by gradients as well."""
+    return gradient_rollout(evidence.tower_weighted[part], relevance[None])[0]
 
 
 # Other heads do not dilute what one head attends to, and a layer changes a token only a little.
