@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,8 @@ from rolloutlib.grid import ImageTokens
 from rolloutlib.models.families import Family
 from rolloutlib.models.geometry import Unplaced
 from rolloutlib.models.prompts import (
+    THINKING,
+    end_of_thinking,
     full_prompt,
     inputs_of,
     require_room,
@@ -36,13 +39,15 @@ class Answer:
     inputs: the processor's output for the prompt and its pictures.
     sequence: the prompt's S token ids and the T generated ones, without the closing token.
     tokens: the T generated tokens as text, each by itself.  text: the whole answer, without
-    special tokens.
+    special tokens and without the model's thinking.
     images: for each picture of the prompt its tokens' positions and pixels; one for a video.
     frames: all frames of a video.
     model: the one that answered, and can replay the answer.
     recording: what every layer attended to; None unless `generate` was asked to record.
     state: of the model when that was recorded, as `state_of` gives it.
     unplaced: why there are no images, if tokens stand for no place of their own; else "".
+    system: what the model was told before the question.
+    thought: how many of the generated tokens are its thinking, which comes before the answer.
     """
 
     prompt: str
@@ -56,6 +61,8 @@ class Answer:
     recording: Recording | None = field(default=None, repr=False, compare=False)
     state: int = field(default=0, repr=False, compare=False)
     unplaced: str = ""
+    system: str = ""
+    thought: int = 0
 
     @property
     def image(self) -> ImageTokens:
@@ -77,6 +84,15 @@ class Answer:
         """
         generated = self.sequence[-len(self.tokens) :].tolist()
         return read_words(self.model.processor.tokenizer, generated)
+
+    @property
+    def thinking(self) -> str:
+        """What the model wrote between its tags of thinking; "" for a model that has none."""
+        ids = self.sequence[-len(self.tokens) :][: self.thought]
+        text = self.model.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        for tag in chain(*THINKING):
+            text = text.replace(tag, "")
+        return text.strip()
 
     @property
     def rows(self) -> Int[torch.Tensor, " token"]:
@@ -104,6 +120,7 @@ class MultimodalModel:
         max_new_tokens: int = 32,
         frame_rate: float | None = None,
         record: bool = False,
+        system: str = "",
         **generation,
     ) -> Answer:
         """Ask the model about the pictures.
@@ -112,8 +129,9 @@ class MultimodalModel:
         text, image tokens included, as a `WholePrompt`.  frame_rate: in frames per second; if
         given, the pictures are the frames of one video.  record: keep what every layer attended to,
         as `answer.recording`, at almost no cost; only after beam search or with a cache of fixed
-        size it takes a replay pass.  generation: anything that transformers' `generate` takes
-        (beams, sampling, …), for one answer.
+        size it takes a replay pass.  system: what the model is told before the question, for
+        checkpoints whose chat template has a place for it.  generation: anything that transformers'
+        `generate` takes (beams, sampling, …), for one answer.
 
         Raises ValueError for a question with special tokens, if the prompt has no room for its
         image tokens or the context none for the answer, if the model generates nothing or an image
@@ -122,12 +140,13 @@ class MultimodalModel:
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         pictures = [upright_rgb(picture) for picture in pictures]
-        inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
+        inputs = self.prepare(pictures, prompt, frame_rate=frame_rate, system=system)
         require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
         self.placed(pictures, inputs)  # what is wrong about them is said now, not later
         with record_attention(self.model) if record else nullcontext() as recording:
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
-        answer = self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
+        sequences = getattr(output, "sequences", output)
+        answer = self.answer(pictures, prompt, inputs, sequences, system=system)
         if not record:
             return answer
         whole = self._joined(recording, answer)
@@ -145,16 +164,21 @@ class MultimodalModel:
         return recording if whole else self.record(answer)
 
     def prepare(
-        self, pictures: list[Image.Image], prompt: str, *, frame_rate: float | None = None
+        self,
+        pictures: list[Image.Image],
+        prompt: str,
+        *,
+        frame_rate: float | None = None,
+        system: str = "",
     ) -> BatchFeature:
         """The model's inputs for a prompt about these pictures, on the model's device."""
         pictures = [upright_rgb(picture) for picture in pictures]
         require_shapes(pictures)
         if frame_rate is None:
-            text = full_prompt(self.processor, self.family, prompt, "image", len(pictures))
+            text = full_prompt(self.processor, self.family, prompt, "image", len(pictures), system)
             inputs = inputs_of(self.processor, text, images=pictures)
         else:
-            inputs = video_inputs(self.processor, self.family, pictures, prompt, frame_rate)
+            inputs = video_inputs(self.processor, self.family, pictures, prompt, frame_rate, system)
         return inputs.to(self.model.device, self.model.dtype)
 
     def answer(
@@ -163,6 +187,8 @@ class MultimodalModel:
         prompt: str,
         inputs: BatchFeature,
         sequences: Int[torch.Tensor, "_ token"],
+        *,
+        system: str = "",
     ) -> Answer:
         """Read one generated sequence, prompt included, however it was generated.
 
@@ -179,14 +205,17 @@ class MultimodalModel:
         require_text(self.model.config, generated)
         tokenizer = self.processor.tokenizer
         images, unplaced = self.placed(pictures, inputs)
+        thought = end_of_thinking(tokenizer, sequences[0, :length], generated)
         return Answer(
             prompt=prompt,
             inputs=inputs,
             sequence=torch.cat([sequences[0, :length], generated]),
             tokens=[tokenizer.decode([token]) for token in generated.tolist()],
-            text=tokenizer.decode(generated, skip_special_tokens=True).strip(),
+            text=tokenizer.decode(generated[thought:], skip_special_tokens=True).strip(),
             images=images,
             unplaced=unplaced,
+            system=system,
+            thought=thought,
             frames=pictures if "pixel_values_videos" in inputs else [],
             model=self,
         )
@@ -248,7 +277,10 @@ class MultimodalModel:
 
         One batch: the pictures have the size of the answer's own, the only one in its prompt.
         """
-        batch = [self._replayed(answer, self.prepare([p], answer.prompt)) for p in pictures]
+        batch = [
+            self._replayed(answer, self.prepare([p], answer.prompt, system=answer.system))
+            for p in pictures
+        ]
         inputs = {name: torch.cat([one[name] for one in batch]) for name in batch[0]}
         kept = len(answer.tokens) + 1
         logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits

@@ -1,11 +1,18 @@
 """Prompts: the text with its image tokens, the room for an answer, and where the answer ends."""
 
+from bisect import bisect_left
 from math import inf
 
 import torch
 from jaxtyping import Int
 from PIL import Image
-from transformers import BatchFeature, GenerationConfig, PreTrainedConfig, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.video_utils import VideoMetadata
 
 from rolloutlib.models.families import Family
@@ -14,6 +21,7 @@ from rolloutlib.models.words import special_ids
 # What processors return for each token of the prompt.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 BLANK = "\N{OBJECT REPLACEMENT CHARACTER}"
+THINKING = (("<think>", "</think>"), ("◁think▷", "◁/think▷"))  # what encloses it, by model
 ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
 
@@ -22,31 +30,62 @@ class WholePrompt(str):
 
 
 def full_prompt(
-    processor: ProcessorMixin, family: Family, prompt: str, kind: str, count: int
+    processor: ProcessorMixin, family: Family, prompt: str, kind: str, count: int, system: str = ""
 ) -> str:
     """The text for the processor, with one token for each "image" or "video".
 
+    system: what the model is told before the question, if its chat template has a place for it.
+
     Raises ValueError for a question with special tokens, or with the text that ends a turn: it
-    would be read as more than a question.
+    would be read as more than a question; and for a system prompt without a place.
     """
-    if isinstance(prompt, WholePrompt):
+    if isinstance(prompt, WholePrompt) and not system:
         return prompt
 
     def put(question: str) -> str:
         if processor.chat_template is None:
             return family.prompt_template.format(prompt=question)
         content = [{"type": kind}] * count + [{"type": "text", "text": question}]
-        conversation = [{"role": "user", "content": content}]
+        told = [{"role": "system", "content": [{"type": "text", "text": system}]}]
+        conversation = (told if system else []) + [{"role": "user", "content": content}]
         return processor.apply_chat_template(conversation, add_generation_prompt=True)
 
     ending = put(BLANK).partition(BLANK)[2].splitlines()
-    closing = [line.strip() for line in ending if line.strip() and line.strip() in prompt]
-    if found := reserved(processor, family, prompt) + closing:
+    both = f"{system}\n{prompt}" if system else prompt
+    closing = [line.strip() for line in ending if line.strip() and line.strip() in both]
+    if found := reserved(processor, family, both) + closing:
         raise ValueError(
             f"expected a question in plain text, got {found[0]!r}, which means something else to "
             "the model; a prompt that is used as it is is a rolloutlib.models.WholePrompt"
         )
-    return put(prompt)
+    whole = put(prompt)
+    if system and (
+        isinstance(prompt, WholePrompt) or not all(t in whole for t in (system, prompt))
+    ):
+        raise ValueError("expected a chat template with a place for a system prompt, got none")
+    return whole
+
+
+def end_of_thinking(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Int[torch.Tensor, " token"],
+    generated: Int[torch.Tensor, " kept"],
+) -> int:
+    """How many of the generated tokens are the model's thinking, tags included: those up to the
+    last closing tag, or all of them if thinking was begun, perhaps by the prompt, and not ended.
+    """
+    before, text = tokenizer.decode(prompt[-16:]).rstrip(), tokenizer.decode(generated)
+    for begin, end in THINKING:
+        if end in text:
+            count = text.count(end)
+            return bisect_left(
+                range(len(generated)),
+                count,
+                key=lambda length: tokenizer.decode(generated[:length]).count(end),
+            )
+        if begin in text or before.endswith(begin):
+            return len(generated)
+    return 0
 
 
 def reserved(processor: ProcessorMixin, family: Family, question: str) -> list[str]:
@@ -85,6 +124,7 @@ def video_inputs(
     frames: list[Image.Image],
     prompt: str,
     frame_rate: float,
+    system: str = "",
 ) -> BatchFeature:
     """The processor's output for one video with all its frames.  frame_rate: frames per second.
 
@@ -104,7 +144,7 @@ def video_inputs(
     numbers = list(range(len(frames)))
     return inputs_of(
         processor,
-        full_prompt(processor, family, prompt, "video", 1),
+        full_prompt(processor, family, prompt, "video", 1, system),
         videos=[frames],
         video_metadata=[VideoMetadata(len(frames), fps=frame_rate, frames_indices=numbers)],
         do_sample_frames=False,
