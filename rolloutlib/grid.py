@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -78,6 +79,8 @@ class Patches:
     sequence: which of the sequences in the tower's batch holds them.
     positions: where the patches are in that sequence, in the order of the view's grid.
     merged: where the outputs are that each image token was merged from, in equal shares.
+    branches: of outputs of earlier layers that are merged alike and added to the same tokens (as by
+    Qwen3-VL's DeepStack), how many layers each went through.
     """
 
     view: View
@@ -85,6 +88,7 @@ class Patches:
     sequence: int
     positions: Int[torch.Tensor, " patch"]
     merged: Int[torch.Tensor, "token share"]
+    branches: tuple[int, ...] = ()
 
     def on_outputs(
         self, relevance: Float[torch.Tensor, "row token"], length: int
@@ -108,12 +112,15 @@ class ImageTokens:
 
     picture: the picture itself; for a video, its first frame.
     patches: what lies behind the tokens; None if pixels go straight into the decoder.
+    shares: how much of each token's relevance lies on each cell of the grid, where tokens overlap,
+    as those of tiles and of a thumbnail do; None if each token is one cell, in the grid's order.
     """
 
     picture: Image.Image
     view: View
     positions: Int[torch.Tensor, " token"]
     patches: Patches | None = None
+    shares: Float[torch.Tensor, "token cell"] | None = None
 
     @property
     def patch_view(self) -> View:
@@ -123,32 +130,60 @@ class ImageTokens:
     def heatmaps(self, relevance: Float[Array, "*row key"]) -> Float[Array, "*row_and_grid"]:
         """Put relevance on the grid: the part of each row that fell on the image tokens.
 
+        Shares of tokens that show the same place add up there: a map's sum is that of its tokens.
+
         Raises ValueError if the relevance has fewer keys than the last image token needs.
         """
-        return on_grid(relevance, self.positions, self.view)
+        return on_grid(relevance, self.positions, self.view, self.shares)
+
+    def boxes(self) -> Float[np.ndarray, "token 4"]:
+        """The rectangle of the picture that each token claims: that of all cells it lies on.
+
+        (left, top, right, bottom) in pixels of the picture, in the order of the positions.
+        """
+        cells = np.tile(self.view.boxes(), (prod(self.view.grid[:-2]), 1))
+        if self.shares is None:
+            return cells
+        own = [cells[row > 0] for row in self.shares.numpy()]
+        return np.array([[*each[:, :2].min(0), *each[:, 2:].max(0)] for each in own])
 
     def on_patches(
         self,
         relevance: Float[torch.Tensor, "row key"],
         length: int,
-        carry: Callable[[torch.Tensor], torch.Tensor],
+        carry: Callable[[torch.Tensor, slice], torch.Tensor],
     ) -> Float[torch.Tensor, "*row_and_grid"]:
         """Put relevance on the grid of the patches behind the image tokens.
 
-        carry: takes relevance `[row length]` over the tower's outputs back to its inputs.
+        Each of K branches has the same share of a token as the tower's last output: with
+        relevance r on the tokens, the merging M and the tower's product R_d of its first d layers,
+        that is r · M · (R_D + Σ R_{d_k}) / (K + 1).
+
+        carry: takes relevance `[row length]` over the outputs of some of the tower's layers, all in
+        a row, back to their inputs.
         """
+        patches = self.patches
         on_tokens = relevance[:, self.positions.to(relevance.device)]
-        return self.patches.heatmaps(carry(self.patches.on_outputs(on_tokens, length)))
+        share = patches.on_outputs(on_tokens, length) / (len(patches.branches) + 1)
+        carried, depths = 0, sorted((patches.layers, *patches.branches), reverse=True)
+        for depth, next_depth in pairwise([*depths, 0]):
+            carried = carry(carried + share, slice(next_depth, depth))
+        return patches.heatmaps(carried)
 
 
 def on_grid(
-    relevance: Float[Array, "*row key"], positions: Int[torch.Tensor, " token"], view: View
+    relevance: Float[Array, "*row key"],
+    positions: Int[torch.Tensor, " token"],
+    view: View,
+    shares: Float[torch.Tensor, "token cell"] | None = None,
 ) -> Float[Array, "*row_and_grid"]:
     """The relevance of these positions, in the shape of the view's grid."""
     needed, keys = int(positions.max()) + 1, relevance.shape[-1]
     if keys < needed:
         raise ValueError(f"expected relevance over at least {needed} keys, got {keys}")
     chosen = relevance[..., positions.to(getattr(relevance, "device", "cpu"))]
+    if shares is not None:
+        chosen = chosen @ (shares.numpy() if isinstance(chosen, np.ndarray) else shares.to(chosen))
     return chosen.reshape(*relevance.shape[:-1], *view.grid)
 
 

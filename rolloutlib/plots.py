@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
@@ -272,6 +273,49 @@ def plot_saved(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
         figures["matrices"] = raw
         figures["minmax"] = plot_matrices(scaled, frames, names, label=share, **look)
     return figures
+
+
+def plot_boxes(
+    picture: Image.Image | np.ndarray,
+    boxes: Float[np.ndarray, "box 4"],
+    labels: Sequence[int | str],
+    *,
+    marked: Sequence[int | str] = (),
+) -> Figure:
+    """Draw rectangles on a picture, each with its label in the middle.
+
+    boxes: (left, top, right, bottom) in pixels of the picture.  marked: labels to fill.
+    """
+    picture = _pixels(picture)
+    rows, columns = picture.shape[:2]
+    figure, axis = plt.subplots(figsize=(7, 7 * rows / columns), layout="constrained")
+    axis.imshow(picture, alpha=0.6, extent=(0, columns, rows, 0))
+    points = min(9, 250 / len(boxes) ** 0.5 / 4)
+    for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
+        look = {"alpha": 0.4, "facecolor": "orange"} if label in marked else {"fill": False}
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, lw=0.5, ec="k", **look))
+        middle = (left + right) / 2, (top + bottom) / 2
+        axis.annotate(str(label), middle, ha="center", va="center", fontsize=points)
+    axis.set(xlim=(0, columns), ylim=(rows, 0), xlabel="x", ylabel="y")
+    return figure
+
+
+VERDICTS = {"on pixels": "seagreen", "recorded, not on pixels": "goldenrod", "refused": "firebrick"}
+
+
+def plot_families(verdicts: Mapping[str, str], *, columns: int = 6) -> Figure:
+    """Draw the types of models by name, coloured by what was found: one of `VERDICTS`."""
+    lines = -(-len(verdicts) // columns)
+    figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 0.28 * lines + 0.8), layout="constrained")
+    for number, (name, verdict) in enumerate(sorted(verdicts.items())):
+        column, line = divmod(number, lines)
+        axis.annotate(name, (column + 0.04, line), va="center", color=VERDICTS[verdict])
+    axis.set(xlim=(0, columns), ylim=(lines - 0.5, -0.5))
+    axis.set_axis_off()
+    counts = Counter(verdicts.values())
+    handles = [Patch(color=c, label=f"{v}: {counts[v]}") for v, c in VERDICTS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
 
 
 def plot_scores(

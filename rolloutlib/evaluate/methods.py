@@ -76,14 +76,14 @@ class Evidence:
         return self.image.patch_view if self.image else None
 
 
-def by_rollout(evidence: Evidence, relevance: Relevance) -> Relevance:
-    """Carry relevance through the layers behind the image tokens by their rollout."""
-    return carry_back(evidence.tower, relevance)
+def by_rollout(evidence: Evidence, relevance: Relevance, part: slice) -> Relevance:
+    """Carry relevance through some layers behind the image tokens by their rollout."""
+    return carry_back(evidence.tower[part], relevance)
 
 
-def by_gradient(evidence: Evidence, relevance: Relevance) -> Relevance:
-    """Carry relevance through the layers behind the image tokens, weighted by gradients as well."""
-    return gradient_rollout(evidence.tower_weighted, relevance[None])[0]
+def by_gradient(evidence: Evidence, relevance: Relevance, part: slice) -> Relevance:
+    """Carry relevance through some layers behind the image tokens, weighted by gradients as well."""
+    return gradient_rollout(evidence.tower_weighted[part], relevance[None])[0]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Method:
     """
 
     relevance: Callable[[Evidence], Relevance]
-    tower: Callable[[Evidence, Relevance], Relevance] = by_rollout
+    tower: Callable[[Evidence, Relevance, slice], Relevance] = by_rollout
     causal: bool = False
 
     def applies(self, evidence: Evidence) -> bool:

@@ -9,12 +9,21 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+)
 from transformers.utils import cached_file
 
 from rolloutlib.extras import needs
+from rolloutlib.models.asked import Asked
 from rolloutlib.models.families import FAMILIES
+from rolloutlib.models.limits import set_limits
 from rolloutlib.models.multimodal import MultimodalModel
+from rolloutlib.models.owners import Reached, stop
 from rolloutlib.models.prompts import require_room
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -175,30 +184,39 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device_map: str | dict | None = None,
     adapter_id: str | Path = "",
+    max_pixels: int = 0,
+    min_pixels: int = 0,
 ) -> MultimodalModel:
     """Load a checkpoint by a folder's path or a Hugging Face id, ready for questions.
 
+    Takes every image-text model of transformers. LLaVA, Fuyu and Qwen3-VL have a file of their own
+    in `families`; where image tokens lie is asked of all others (`Asked`).
+
     revision, dtype, device_map: as in transformers. Only safetensors are read, and a checkpoint's
     own code is never run.  adapter_id: a LoRA adapter to add, by path or id.
+    max_pixels, min_pixels: to what size the processor reduces and enlarges pictures; 0 leaves the
+    checkpoint's own limits.
 
     A blank picture goes through the processor and the vision tower, so that what does not fit is
     found here.
 
-    Raises ValueError for a family that the package does not know, for a processor that does not
-    fit the model and for an adapter that is malformed or was made for another model;
-    FileNotFoundError if a folder, a download or its safetensors are unavailable.
+    Raises ValueError for a model that takes no pictures and text, for a processor that does not
+    fit the model or has no such limits, and for an adapter that is malformed or was made for
+    another model; FileNotFoundError if a folder, a download or its safetensors are unavailable.
     """
     source, how = str(name_or_path), {"revision": revision}
     config = load_pretrained(AutoConfig, source, **how)
-    if config.model_type not in FAMILIES:
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(
-            f"expected a checkpoint of {', '.join(FAMILIES)}, got model_type "
+            "expected a checkpoint of an image-text model of transformers, got model_type "
             f"{config.model_type!r} in {source}"
         )
     processor = load_pretrained(AutoProcessor, source, **how)
+    set_limits(processor, max_pixels=max_pixels, min_pixels=min_pixels)
     how |= {"dtype": dtype, "device_map": device_map}
     model = load_pretrained(AutoModelForImageTextToText, source, **how).eval()
-    loaded = MultimodalModel(model, processor, FAMILIES[config.model_type])
+    family = FAMILIES.get(config.model_type) or Asked.of(config.model_type, processor)
+    loaded = MultimodalModel(model, processor, family)
     require_fit(loaded, source)
     return replace(loaded, model=load_adapter(model, adapter_id)) if str(adapter_id) else loaded
 
@@ -215,20 +233,12 @@ def require_fit(loaded: MultimodalModel, source: str) -> None:
     blank = [Image.new("RGB", (96, 64))]
     try:
         inputs = loaded.prepare(blank, "?")
-        loaded.seen(blank, inputs)
+        loaded.placed(blank, inputs)
         require_room(loaded.model.config, inputs["input_ids"].shape[1], 1)
         decoder = loaded.model.get_decoder()
-        with torch.no_grad(), decoder.register_forward_pre_hook(_stop), suppress(_Reached):
+        with torch.no_grad(), decoder.register_forward_pre_hook(stop), suppress(Reached):
             loaded.model(**inputs)
     except Exception as error:
         raise ValueError(
             f"the processor in {source} does not fit its model: {textwrap.shorten(str(error), 400)}"
         ) from error
-
-
-class _Reached(Exception):
-    """The decoder is reached: all that comes from the picture is in its place."""
-
-
-def _stop(*_) -> None:
-    raise _Reached

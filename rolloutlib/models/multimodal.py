@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -11,10 +12,12 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from rolloutlib.files.pictures import upright_rgb
-from rolloutlib.grid import ImageTokens, image_tokens
+from rolloutlib.grid import ImageTokens
 from rolloutlib.models.families import Family
+from rolloutlib.models.geometry import Unplaced
 from rolloutlib.models.prompts import (
-    PER_TOKEN,
+    THINKING,
+    end_of_thinking,
     full_prompt,
     inputs_of,
     require_room,
@@ -36,12 +39,15 @@ class Answer:
     inputs: the processor's output for the prompt and its pictures.
     sequence: the prompt's S token ids and the T generated ones, without the closing token.
     tokens: the T generated tokens as text, each by itself.  text: the whole answer, without
-    special tokens.
+    special tokens and without the model's thinking.
     images: for each picture of the prompt its tokens' positions and pixels; one for a video.
     frames: all frames of a video.
     model: the one that answered, and can replay the answer.
     recording: what every layer attended to; None unless `generate` was asked to record.
     state: of the model when that was recorded, as `state_of` gives it.
+    unplaced: why there are no images, if tokens stand for no place of their own; else "".
+    system: what the model was told before the question.
+    thought: how many of the generated tokens are its thinking, which comes before the answer.
     """
 
     prompt: str
@@ -54,10 +60,18 @@ class Answer:
     model: "MultimodalModel" = field(repr=False, compare=False)
     recording: Recording | None = field(default=None, repr=False, compare=False)
     state: int = field(default=0, repr=False, compare=False)
+    unplaced: str = ""
+    system: str = ""
+    thought: int = 0
 
     @property
     def image(self) -> ImageTokens:
-        """The only picture of the prompt. Raises ValueError if there are several."""
+        """The only picture of the prompt.
+
+        Raises ValueError if there are several, and `Unplaced` if its tokens have no place on it.
+        """
+        if self.unplaced:
+            raise Unplaced(self.unplaced)
         if len(self.images) != 1:
             raise ValueError(f"expected one picture in the prompt, got {len(self.images)}")
         return self.images[0]
@@ -70,6 +84,15 @@ class Answer:
         """
         generated = self.sequence[-len(self.tokens) :].tolist()
         return read_words(self.model.processor.tokenizer, generated)
+
+    @property
+    def thinking(self) -> str:
+        """What the model wrote between its tags of thinking; "" for a model that has none."""
+        ids = self.sequence[-len(self.tokens) :][: self.thought]
+        text = self.model.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        for tag in chain(*THINKING):
+            text = text.replace(tag, "")
+        return text.strip()
 
     @property
     def rows(self) -> Int[torch.Tensor, " token"]:
@@ -97,6 +120,7 @@ class MultimodalModel:
         max_new_tokens: int = 32,
         frame_rate: float | None = None,
         record: bool = False,
+        system: str = "",
         **generation,
     ) -> Answer:
         """Ask the model about the pictures.
@@ -105,8 +129,9 @@ class MultimodalModel:
         text, image tokens included, as a `WholePrompt`.  frame_rate: in frames per second; if
         given, the pictures are the frames of one video.  record: keep what every layer attended to,
         as `answer.recording`, at almost no cost; only after beam search or with a cache of fixed
-        size it takes a replay pass.  generation: anything that transformers' `generate` takes
-        (beams, sampling, …), for one answer.
+        size it takes a replay pass.  system: what the model is told before the question, for
+        checkpoints whose chat template has a place for it.  generation: anything that transformers'
+        `generate` takes (beams, sampling, …), for one answer.
 
         Raises ValueError for a question with special tokens, if the prompt has no room for its
         image tokens or the context none for the answer, if the model generates nothing or an image
@@ -115,12 +140,13 @@ class MultimodalModel:
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         pictures = [upright_rgb(picture) for picture in pictures]
-        inputs = self.prepare(pictures, prompt, frame_rate=frame_rate)
+        inputs = self.prepare(pictures, prompt, frame_rate=frame_rate, system=system)
         require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
-        self.seen(pictures, inputs)  # what cannot be placed on a picture is refused now, not later
+        self.placed(pictures, inputs)  # what is wrong about them is said now, not later
         with record_attention(self.model) if record else nullcontext() as recording:
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
-        answer = self.answer(pictures, prompt, inputs, getattr(output, "sequences", output))
+        sequences = getattr(output, "sequences", output)
+        answer = self.answer(pictures, prompt, inputs, sequences, system=system)
         if not record:
             return answer
         whole = self._joined(recording, answer)
@@ -138,16 +164,21 @@ class MultimodalModel:
         return recording if whole else self.record(answer)
 
     def prepare(
-        self, pictures: list[Image.Image], prompt: str, *, frame_rate: float | None = None
+        self,
+        pictures: list[Image.Image],
+        prompt: str,
+        *,
+        frame_rate: float | None = None,
+        system: str = "",
     ) -> BatchFeature:
         """The model's inputs for a prompt about these pictures, on the model's device."""
         pictures = [upright_rgb(picture) for picture in pictures]
         require_shapes(pictures)
         if frame_rate is None:
-            text = full_prompt(self.processor, self.family, prompt, "image", len(pictures))
+            text = full_prompt(self.processor, self.family, prompt, "image", len(pictures), system)
             inputs = inputs_of(self.processor, text, images=pictures)
         else:
-            inputs = video_inputs(self.processor, self.family, pictures, prompt, frame_rate)
+            inputs = video_inputs(self.processor, self.family, pictures, prompt, frame_rate, system)
         return inputs.to(self.model.device, self.model.dtype)
 
     def answer(
@@ -156,6 +187,8 @@ class MultimodalModel:
         prompt: str,
         inputs: BatchFeature,
         sequences: Int[torch.Tensor, "_ token"],
+        *,
+        system: str = "",
     ) -> Answer:
         """Read one generated sequence, prompt included, however it was generated.
 
@@ -171,13 +204,18 @@ class MultimodalModel:
             raise ValueError("expected at least one generated token, got none")
         require_text(self.model.config, generated)
         tokenizer = self.processor.tokenizer
+        images, unplaced = self.placed(pictures, inputs)
+        thought = end_of_thinking(tokenizer, sequences[0, :length], generated)
         return Answer(
             prompt=prompt,
             inputs=inputs,
             sequence=torch.cat([sequences[0, :length], generated]),
             tokens=[tokenizer.decode([token]) for token in generated.tolist()],
-            text=tokenizer.decode(generated, skip_special_tokens=True).strip(),
-            images=self.seen(pictures, inputs),
+            text=tokenizer.decode(generated[thought:], skip_special_tokens=True).strip(),
+            images=images,
+            unplaced=unplaced,
+            system=system,
+            thought=thought,
             frames=pictures if "pixel_values_videos" in inputs else [],
             model=self,
         )
@@ -185,17 +223,24 @@ class MultimodalModel:
     def seen(self, pictures: list[Image.Image], inputs: BatchFeature) -> list[ImageTokens]:
         """Where the image tokens of a prompt are, and what part of each picture they stand for.
 
-        Raises ValueError if the processor's settings do not fit the number of tokens.
+        Raises ValueError if the processor's settings do not fit the number of tokens; `Unplaced` if
+        tokens stand for no place of their own, as those of a resampler.
         """
-        views, config = self.family.views(self.processor, inputs, pictures), self.model.config
-        video = "pixel_values_videos" in inputs
-        return image_tokens(
-            pictures[: len(views)],
-            views,
-            inputs["input_ids"][0],
-            config.video_token_id if video else config.image_token_id,
-            self.family.patches(config, self.processor, views),
-        )
+        return self.family.seen(self.model, self.processor, inputs, pictures)
+
+    def placed(
+        self, pictures: list[Image.Image], inputs: BatchFeature
+    ) -> tuple[list[ImageTokens], str]:
+        """What `seen` returns, or nothing and the reason why tokens have no place."""
+        try:
+            return self.seen(pictures, inputs), ""
+        except Unplaced as reason:
+            return [], str(reason)
+
+    def on_pixels(self) -> str:
+        """ "on pixels" if image tokens have a place on their picture; else why not."""
+        picture = [Image.new("RGB", (96, 64))]
+        return self.placed(picture, self.prepare(picture, "?"))[1] or "on pixels"
 
     def record(self, answer: Answer) -> Recording:
         """Record what every layer attended to while answering.
@@ -232,21 +277,21 @@ class MultimodalModel:
 
         One batch: the pictures have the size of the answer's own, the only one in its prompt.
         """
-        batch = [self._replayed(answer, self.prepare([p], answer.prompt)) for p in pictures]
+        batch = [
+            self._replayed(answer, self.prepare([p], answer.prompt, system=answer.system))
+            for p in pictures
+        ]
         inputs = {name: torch.cat([one[name] for one in batch]) for name in batch[0]}
         kept = len(answer.tokens) + 1
         logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
         return self._of_generated(answer, logits.float().log_softmax(-1)).sum(-1)
 
-    @staticmethod
-    def _replayed(answer: Answer, inputs: BatchFeature) -> dict[str, torch.Tensor]:
+    def _replayed(self, answer: Answer, inputs: BatchFeature) -> dict[str, torch.Tensor]:
         """The inputs of one pass over the prompt and the answer that was given."""
-        inputs = dict(inputs, input_ids=answer.sequence[None])
-        for name, value in PER_TOKEN.items():
-            if name in inputs:
-                extra = len(answer.sequence) - inputs[name].shape[1]
-                inputs[name] = torch.nn.functional.pad(inputs[name], (0, extra), value=value)
-        return inputs
+        replayed = dict(inputs)
+        for _ in answer.tokens:  # the model says what it is given beside a generated token
+            replayed = self.model._update_model_kwargs_for_generation({}, replayed)
+        return replayed | {"input_ids": answer.sequence[None]}
 
     @staticmethod
     def _of_generated(

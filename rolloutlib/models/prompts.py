@@ -1,19 +1,27 @@
 """Prompts: the text with its image tokens, the room for an answer, and where the answer ends."""
 
+from bisect import bisect_left
 from math import inf
 
 import torch
 from jaxtyping import Int
 from PIL import Image
-from transformers import BatchFeature, GenerationConfig, PreTrainedConfig, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.video_utils import VideoMetadata
 
 from rolloutlib.models.families import Family
 from rolloutlib.models.words import special_ids
 
-# What a processor returns for each token of the prompt, and its value for a generated token.
-PER_TOKEN = {"attention_mask": 1, "mm_token_type_ids": 0}
+# What processors return for each token of the prompt.
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 BLANK = "\N{OBJECT REPLACEMENT CHARACTER}"
+THINKING = (("<think>", "</think>"), ("◁think▷", "◁/think▷"))  # what encloses it, by model
 ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
 
@@ -22,37 +30,69 @@ class WholePrompt(str):
 
 
 def full_prompt(
-    processor: ProcessorMixin, family: Family, prompt: str, kind: str, count: int
+    processor: ProcessorMixin, family: Family, prompt: str, kind: str, count: int, system: str = ""
 ) -> str:
     """The text for the processor, with one token for each "image" or "video".
 
+    system: what the model is told before the question, if its chat template has a place for it.
+
     Raises ValueError for a question with special tokens, or with the text that ends a turn: it
-    would be read as more than a question.
+    would be read as more than a question; and for a system prompt without a place.
     """
-    if isinstance(prompt, WholePrompt):
+    if isinstance(prompt, WholePrompt) and not system:
         return prompt
 
     def put(question: str) -> str:
         if processor.chat_template is None:
             return family.prompt_template.format(prompt=question)
         content = [{"type": kind}] * count + [{"type": "text", "text": question}]
-        conversation = [{"role": "user", "content": content}]
+        told = [{"role": "system", "content": [{"type": "text", "text": system}]}]
+        conversation = (told if system else []) + [{"role": "user", "content": content}]
         return processor.apply_chat_template(conversation, add_generation_prompt=True)
 
     ending = put(BLANK).partition(BLANK)[2].splitlines()
-    closing = [line.strip() for line in ending if line.strip() and line.strip() in prompt]
-    if found := reserved(processor, family, prompt) + closing:
+    both = f"{system}\n{prompt}" if system else prompt
+    closing = [line.strip() for line in ending if line.strip() and line.strip() in both]
+    if found := reserved(processor, family, both) + closing:
         raise ValueError(
             f"expected a question in plain text, got {found[0]!r}, which means something else to "
             "the model; a prompt that is used as it is is a rolloutlib.models.WholePrompt"
         )
-    return put(prompt)
+    whole = put(prompt)
+    if system and (
+        isinstance(prompt, WholePrompt) or not all(t in whole for t in (system, prompt))
+    ):
+        raise ValueError("expected a chat template with a place for a system prompt, got none")
+    return whole
+
+
+def end_of_thinking(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Int[torch.Tensor, " token"],
+    generated: Int[torch.Tensor, " kept"],
+) -> int:
+    """How many of the generated tokens are the model's thinking, tags included: those up to the
+    last closing tag, or all of them if thinking was begun, perhaps by the prompt, and not ended.
+    """
+    before, text = tokenizer.decode(prompt[-16:]).rstrip(), tokenizer.decode(generated)
+    for begin, end in THINKING:
+        if end in text:
+            count = text.count(end)
+            return bisect_left(
+                range(len(generated)),
+                count,
+                key=lambda length: tokenizer.decode(generated[:length]).count(end),
+            )
+        if begin in text or before.endswith(begin):
+            return len(generated)
+    return 0
 
 
 def reserved(processor: ProcessorMixin, family: Family, question: str) -> list[str]:
     """The tokens of a question that are not text to the model, such as "</s>" or "<image>"."""
     tokenizer = processor.tokenizer
-    signs = [processor.image_token, getattr(processor, "video_token", None), *family.signs]
+    named = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+    signs = [*named, *family.signs]
     signs = list(filter(None, signs))
     known = special_ids(tokenizer) | set(tokenizer.convert_tokens_to_ids(signs))
     if (tokenizer.unk_token or question) not in question:
@@ -70,9 +110,10 @@ def inputs_of(processor: ProcessorMixin, text: str, **given) -> BatchFeature:
     if tokenizer.bos_token and text.lstrip().startswith(tokenizer.bos_token):
         given["add_special_tokens"] = False
     inputs = processor(text=text, return_tensors="pt", **given)
+    inputs.pop("labels", None)  # PaliGemma's processor returns some, for training
     ends = text.rstrip().endswith(tokenizer.eos_token or "")
     if not ends and inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
-        for name in {"input_ids", *PER_TOKEN} & inputs.keys():
+        for name in set(PER_TOKEN) & inputs.keys():
             inputs[name] = inputs[name][:, :-1]
     return inputs
 
@@ -83,6 +124,7 @@ def video_inputs(
     frames: list[Image.Image],
     prompt: str,
     frame_rate: float,
+    system: str = "",
 ) -> BatchFeature:
     """The processor's output for one video with all its frames.  frame_rate: frames per second.
 
@@ -102,7 +144,7 @@ def video_inputs(
     numbers = list(range(len(frames)))
     return inputs_of(
         processor,
-        full_prompt(processor, family, prompt, "video", 1),
+        full_prompt(processor, family, prompt, "video", 1, system),
         videos=[frames],
         video_metadata=[VideoMetadata(len(frames), fps=frame_rate, frames_indices=numbers)],
         do_sample_frames=False,
@@ -128,7 +170,7 @@ def require_room(config: PreTrainedConfig, length: int, new: int) -> None:
     """Raise a ValueError unless a prompt of this length and its answer fit the model's context."""
     if new < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, got {new}")
-    context = config.get_text_config().max_position_embeddings
+    context = getattr(config.get_text_config(), "max_position_embeddings", inf)
     if length + new > context:
         raise ValueError(
             f"the prompt with its image tokens is {length} tokens long and the answer up to "
@@ -140,7 +182,7 @@ def require_text(config: PreTrainedConfig, generated: Int[torch.Tensor, " token"
     """Raise a ValueError if an image or video token was generated: there is no picture behind it,
     so no pass over the answer can be recorded.
     """
-    signs = {config.image_token_id, getattr(config, "video_token_id", None)}
+    signs = {getattr(config, name, None) for name in ("image_token_id", "video_token_id")}
     for number, token in enumerate(generated.tolist()):
         if token in signs:
             raise ValueError(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from rolloutlib.algorithm.arrays import Array, as_tensor
 from rolloutlib.algorithm.attention import normalize_rows
 from rolloutlib.algorithm.composition import attention_received, carry_back, rollout_rows
-from rolloutlib.algorithm.layers import Layer, even_attention
+from rolloutlib.algorithm.layers import Layer, even_attention, layers_from
 from rolloutlib.grid import ImageTokens
 from rolloutlib.models.multimodal import Answer
 from rolloutlib.recording.capture import Recording
@@ -95,9 +95,12 @@ def through_tower(
 
     r · M · R: r is the relevance of the image tokens, M spreads each token's relevance in equal
     shares over the outputs of the tower that were merged into it, and R is the tower's own rollout.
-    Layers after those that the image tokens come from are left out, and so are Qwen3-VL's branches
-    from intermediate layers (deepstack). What R leaves on a class token is lost. If a model has no
-    tower, the relevance is on patches already and stays unchanged. The result is on the grid of
+    Where the decoder adds outputs of K earlier layers to the same tokens, as by Qwen3-VL's
+    DeepStack (Meng et al. 2024), all K + 1 summands have equal shares:
+    r · M · (R_D + Σ R_{d_k}) / (K + 1), where R_d is the rollout of the first d of D layers. What
+    the decoder's first layers mix before they are added is neglected. Layers after those that the
+    image tokens come from are left out. What R leaves on a class token is lost. If a model has no
+    tower, or no known one, the relevance stays on the image tokens. The result is on the grid of
     `image.patch_view`.
 
     relevance: over the prompt's sequence, as from `rollout_rows`.  settings: those of `rollout`,
@@ -106,13 +109,17 @@ def through_tower(
     patches = image.patches
     if patches is None:
         return image.heatmaps(relevance)
-    layers = recording["vision"][: patches.layers]
+    start = settings.pop("start_layer", 0)
+    layers = list(layers_from(recording["vision"][: patches.layers], start))
     batch, length, _ = layers[0].shape
 
-    def carry(outputs: torch.Tensor) -> torch.Tensor:
+    def carry(outputs: torch.Tensor, part: slice) -> torch.Tensor:
+        some = layers[max(part.start - start, 0) : max(part.stop - start, 0)]
+        if not some:
+            return outputs
         every = outputs.new_zeros(batch, *outputs.shape)
         every[patches.sequence] = outputs
-        return carry_back(layers, every, **settings)[patches.sequence]
+        return carry_back(some, every, **settings)[patches.sequence]
 
     maps = image.on_patches(relevance.reshape(-1, relevance.shape[-1]), length, carry)
     return maps.reshape(*relevance.shape[:-1], *patches.view.grid)

@@ -90,6 +90,9 @@ def float64_maps(answer: Answer) -> torch.Tensor:
     """The maps of an answer from the definition, of the queries and keys that were recorded."""
     language, vision = answer.recording["language"], answer.recording["vision"]
     relevance = torch.from_numpy(float64_rows(language, answer.rows))
-    patches = answer.image.patches
-    tower = torch.from_numpy(float64_rows(vision[: patches.layers], range(vision[0].shape[1])))
-    return answer.image.on_patches(relevance, len(tower), lambda outputs: outputs @ tower)
+    length = vision[0].shape[1]
+
+    def carry(outputs: torch.Tensor, part: slice) -> torch.Tensor:
+        return outputs @ torch.from_numpy(float64_rows(vision[part], range(length)))
+
+    return answer.image.on_patches(relevance, length, carry)

@@ -110,8 +110,12 @@ def test_to_patches_equals_the_product_written_out(asked):
         )
         for token, outputs in enumerate(patches.merged):
             relevance[outputs] += share[token]
-        for step in reversed(steps):
-            relevance = relevance @ step
+        share, relevance = relevance / (len(patches.branches) + 1), 0
+        for depth in (patches.layers, *patches.branches):
+            product = share
+            for step in reversed(steps[:depth]):
+                product = product @ step
+            relevance = relevance + product
         expected = relevance[patches.positions].reshape(patches.view.grid)
         np.testing.assert_allclose(METHODS[name].heatmap(evidence), expected, rtol=1e-4, atol=1e-7)
 

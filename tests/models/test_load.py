@@ -111,7 +111,7 @@ def test_broken_weights_are_named(folder, tmp_path, kept):
 def test_an_unknown_family_is_named(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "bert")
     (copy / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"expected a checkpoint of llava.*got model_type 'bert'"):
+    with pytest.raises(ValueError, match=r"image-text model.*got model_type 'bert'"):
         load_model(copy)
 
 

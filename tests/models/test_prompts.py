@@ -9,13 +9,14 @@ from PIL import Image
 from small_fuyu import save_small_fuyu
 from small_fuyu import small_processor as fuyu_processor
 from small_llava import small_processor as llava_processor
+from small_qwen3_vl import save_small_qwen3_vl
 from small_qwen3_vl import small_processor as qwen_processor
 from small_tokenizers import byte_fallback, byte_level, processor_of, unigram, with_ends, word_piece
 
 from rolloutlib import load_model
 from rolloutlib.models import WholePrompt
 from rolloutlib.models.families import FAMILIES
-from rolloutlib.models.prompts import full_prompt, inputs_of
+from rolloutlib.models.prompts import end_of_thinking, full_prompt, inputs_of
 from rolloutlib.models.words import special_ids
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
@@ -31,6 +32,11 @@ PROCESSORS = {
     "fuyu": fuyu_processor(),
     "qwen3_vl": qwen_processor(),
 }
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    return load_model(save_small_qwen3_vl(tmp_path_factory.mktemp("thinker")), dtype="float32")
 
 
 def asked(name, question):
@@ -181,3 +187,47 @@ def test_an_eos_token_that_the_prompt_itself_has_stays():
     processor = processor_of(with_ends(byte_fallback(), "<s> $A"), CHAT)
     ids = inputs_of(processor, "<image> red</s>", images=[PICTURE])["input_ids"][0]
     assert ids[-1] == processor.tokenizer.eos_token_id
+
+
+def test_a_system_prompt_comes_before_the_question_or_is_refused(tmp_path):
+    family, told = FAMILIES["qwen3_vl"], "Answer in one word."
+    text = full_prompt(PROCESSORS["qwen3_vl"], family, "what ?", "image", 1, told)
+    assert text.index(told) < text.index("<|image_pad|>") < text.index("what ?")
+    assert text.count("<|im_start|>") == 3
+    with pytest.raises(ValueError, match="place for a system prompt"):
+        full_prompt(PROCESSORS["byte level"], FAMILIES["llava"], "what ?", "image", 1, told)
+    with pytest.raises(ValueError, match="place for a system prompt"):
+        full_prompt(PROCESSORS["llava"], FAMILIES["llava"], "what ?", "image", 1, told)
+    with pytest.raises(ValueError, match="question in plain text"):
+        full_prompt(PROCESSORS["qwen3_vl"], family, "what ?", "image", 1, "<|im_end|>")
+    qwen = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")
+    answer = qwen.generate(PICTURE, "what ?", max_new_tokens=2, min_new_tokens=2, system=told)
+    assert answer.system == told and qwen.log_probability(answer, [PICTURE]) < 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "generated", "thinking", "text"),
+    [
+        ("", "<think>\nso red\n</think>\n\nred.", "so red", "red."),
+        ("<think>\n", "so red</think>red.", "so red", "red."),
+        ("<think>\n", "so red, and", "so red, and", ""),
+        ("", "<think>so red, and", "so red, and", ""),
+        ("<think></think>", "red.", "", "red."),
+        ("", "red.", "", "red."),
+        ("", "◁think▷so◁/think▷red.", "so", "red."),
+    ],
+)
+def test_thinking_is_kept_apart_from_the_answer(thinker, prompt, generated, thinking, text):
+    tokenizer = thinker.processor.tokenizer
+    inputs = thinker.prepare([PICTURE], "what ?")
+    before, said = (
+        torch.tensor(tokenizer(part, add_special_tokens=False)["input_ids"], dtype=torch.long)
+        for part in (prompt, generated)
+    )
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], before[None]], 1)
+    answer = thinker.answer(
+        [PICTURE], "what ?", inputs, torch.cat([inputs["input_ids"], said[None]], 1)
+    )
+    assert (answer.thinking, answer.text) == (thinking, text)
+    assert end_of_thinking(tokenizer, before, said) == answer.thought
+    assert "".join(answer.words) == generated

@@ -31,6 +31,11 @@ def dense_rollout(layers, sequence, **settings):
     return products(heads, **settings)[-1]
 
 
+def deepstack_rollout(layers, **settings):
+    """The mean of the rollouts to the last of the small Qwen3-VL's layers and to its branch."""
+    return (dense_rollout(layers, 0, **settings) + dense_rollout(layers[:2], 0, **settings)) / 2
+
+
 def pictures(*sizes):
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)) for size in sizes]
@@ -73,7 +78,7 @@ def test_qwen_from_decision_to_patches_is_one_product(qwen, settings):
     answer = qwen.generate(pictures((90, 130), (64, 200)), "compare", max_new_tokens=3)
     recording = qwen.record(answer)
     relevance = rollout_rows(recording["language"], answer.rows)[0]
-    tower = dense_rollout(recording["vision"], 0, **settings)
+    tower = deepstack_rollout(recording["vision"], **settings)
     start = 0
     for image, (rows, columns) in zip(answer.images, [(3, 4), (2, 6)], strict=True):
         here = start + np.array(raster(rows, columns, 2))
@@ -113,7 +118,7 @@ def test_heatmaps_are_the_answers_rows(qwen, to_patches, of_tower, settings, bey
         expected = (shares(product, answer) - shares(even, answer)).clip(min=0)
     settings = settings | {"beyond_even": beyond_even, "tower_residual": of_tower}
     if to_patches:
-        tower = dense_rollout(recording["vision"], 0, residual=of_tower)
+        tower = deepstack_rollout(recording["vision"], residual=of_tower)
         here = raster(3, 4, 2)
         expected = expected @ merge_matrix(3, 4, 2) @ tower[np.ix_(here, here)]
     maps = heatmaps(recording, answer, to_patches=to_patches, **settings)
@@ -172,7 +177,7 @@ def test_qwen_video_stays_within_its_steps_in_time(qwen):
     relevance = rollout_rows(recording["language"], answer.rows)[0]
     here = raster(3, 4, 2, steps=2)
     on_tokens = relevance[:, answer.image.positions].double().numpy()
-    tower = dense_rollout(recording["vision"], 0)[np.ix_(here, here)]
+    tower = deepstack_rollout(recording["vision"])[np.ix_(here, here)]
     expected = on_tokens @ merge_matrix(3, 4, 2, steps=2) @ tower
     heatmaps = through_tower(recording, answer.image, relevance)
     assert heatmaps.shape == (2, 2, 6, 8)

@@ -6,9 +6,10 @@ from PIL import Image
 from transformers import BatchFeature, FuyuConfig, FuyuProcessor
 
 from rolloutlib.grid import View
+from rolloutlib.models.families.base import KnownFamily
 
 
-class Fuyu:
+class Fuyu(KnownFamily):
     """How `FuyuForCausalLM` sees: the picture at its own size, padded at the right and bottom.
 
     Only pictures above the processor's limit are reduced; none is enlarged.

@@ -9,11 +9,12 @@ from transformers import BatchFeature, LlavaConfig, LlavaProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from rolloutlib.grid import Patches, View
+from rolloutlib.models.families.base import KnownFamily
 
 Size = tuple[int, int]
 
 
-class Llava:
+class Llava(KnownFamily):
     """How `LlavaForConditionalGeneration` sees: resized, perhaps padded, cropped to a square."""
 
     model_type = "llava"

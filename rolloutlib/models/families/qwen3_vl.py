@@ -8,9 +8,10 @@ from PIL import Image
 from transformers import BatchFeature, Qwen3VLConfig, Qwen3VLProcessor
 
 from rolloutlib.grid import Patches, View
+from rolloutlib.models.families.base import KnownFamily
 
 
-class Qwen3VL:
+class Qwen3VL(KnownFamily):
     """How `Qwen3VLForConditionalGeneration` sees: the whole picture, resized to whole tokens.
 
     Its tower sees all pictures of a prompt in one sequence, and the patches of each picture token
@@ -55,8 +56,9 @@ class Qwen3VL:
     def patches(
         self, config: Qwen3VLConfig, processor: Qwen3VLProcessor, views: list[View]
     ) -> list[Patches]:
-        """All patches of the picture, after every layer of the tower."""
+        """All patches of the picture, after every layer of the tower, and DeepStack's branches."""
         merge, layers = config.vision_config.spatial_merge_size, config.vision_config.depth
+        branches = tuple(n + 1 for n in config.vision_config.deepstack_visual_indexes)
         found, start = [], 0
         for view in views:
             *time, rows, columns = view.grid
@@ -64,7 +66,8 @@ class Qwen3VL:
             finer = replace(view, token=view.token // merge, grid=grid)
             order = merge_order(grid, merge)
             merged = torch.arange(len(order)).view(-1, merge**2)
-            found.append(Patches(finer, layers, 0, start + order.argsort(), start + merged))
+            where = start + order.argsort(), start + merged
+            found.append(Patches(finer, layers, 0, *where, branches))
             start += len(order)
         return found
 

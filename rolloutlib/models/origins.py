@@ -1,0 +1,70 @@
+"""Where each number that a processor makes comes from, asked with four pictures and a fifth."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+WHITE = 255.0  # of 8-bit pictures, which is what processors expect
+SEEN = 0.4  # of the largest difference between white and black; what differs less is padding
+
+Origins = Float[torch.Tensor, "... 3"]  # (picture, y, x), NaN where no picture is shown
+
+
+def origins_of(
+    process: Callable[[list[Float[np.ndarray, "height width 3"]]], Mapping],
+    sizes: list[tuple[int, int]],
+) -> dict[str, Origins]:
+    """From which picture, and which place on it in pixels, each number of the inputs comes.
+
+    Processors resize, crop, tile, pad, normalize and reorder; all of that is affine in the picture
+    P, so that ramps tell where a number comes from, whatever its place in the inputs:
+
+        x = width · (f(ramp) - f(black)) / (f(white) - f(black))
+
+    and so for y, and for the number of the picture. (0, 0) is the top left corner of a picture, and
+    the centre of its first pixel (0.5, 0.5).
+
+    process: gives the inputs for pictures of float values in [0, 255], which are never rounded.
+    sizes: (height, width) of each picture.
+
+    Returns the tensors of the inputs that show pictures, by name. Raises ValueError if there are
+    none.
+    """
+
+    def given(values: Callable[[int, int, int], np.ndarray]) -> Mapping:
+        return process([_grey(values(k, *size), size) for k, size in enumerate(sizes)])
+
+    black = given(lambda *_: np.zeros(1))
+    white = given(lambda *_: np.ones(1))
+    ramps = [
+        given(lambda k, *_: np.full(1, (k + 0.5) / len(sizes))),
+        given(lambda _, height, __: (np.arange(height)[:, None] + 0.5) / height),
+        given(lambda _, __, width: (np.arange(width)[None] + 0.5) / width),
+    ]
+    limits = torch.tensor(sizes, dtype=torch.float64)
+    found = {}
+    for name in shown(black, white):
+        low, *rest = (f[name].double() for f in (black, white, *ramps))
+        contrast = rest[0] - low
+        contrast[contrast.abs() <= SEEN * contrast.abs().max()] = torch.nan
+        picture, *places = ((f - low) / contrast for f in rest[1:])
+        number = (picture * len(sizes) - 0.5).round().clamp(0, len(sizes) - 1)
+        side = limits[number.nan_to_num().long()]
+        found[name] = torch.stack([number, *(p * side[..., n] for n, p in enumerate(places))], -1)
+    if not found:
+        raise ValueError("expected inputs that show the picture, got the same for black and white")
+    return found
+
+
+def _grey(values: np.ndarray, size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
+    return np.broadcast_to(values[..., None] * WHITE, (*size, 3)).astype(np.float32)
+
+
+def shown(black: Mapping, white: Mapping) -> list[str]:
+    """The names of the inputs that differ between two pictures: those that show them."""
+    tensors = {
+        n for n, value in black.items() if torch.is_tensor(value) and value.is_floating_point()
+    }
+    return sorted(n for n in tensors if not torch.equal(black[n], white[n]))

@@ -1,0 +1,185 @@
+"""Where image tokens lie, asked of processor and model, against families' files and pictures."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_fuyu import save_small_fuyu
+from small_llava import save_small_llava, small_llava, small_processor
+from small_processors import ON_PIXELS, save_small, small_loaded
+from small_qwen3_vl import save_small_qwen3_vl
+from transformers import LlavaImageProcessor
+
+from rolloutlib import explore, heatmaps, load_model, record_attention, rollout_rows
+from rolloutlib.models.asked import Asked
+from rolloutlib.models.geometry import Unplaced
+from rolloutlib.models.limits import set_limits
+from rolloutlib.models.origins import origins_of
+from rolloutlib.models.owners import decoder_input, looking_at_itself
+
+FOLDERS = ("gemma3", "idefics3", "internvl", "llava_next", "llava_onevision", "mistral3")
+FOLDERS += ("paligemma", "qwen2_5_vl", "granite4_vision")
+
+
+def noise(width, height):
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8))
+
+
+def save_padding_llava(folder):
+    small_llava().save_pretrained(folder)
+    settings = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    padding = LlavaImageProcessor(do_pad=True, **settings)
+    small_processor(image_processor=padding).save_pretrained(folder)
+    return folder
+
+
+SAVE = [save_small_llava, save_padding_llava, save_small_fuyu, save_small_qwen3_vl]
+SHAPES = {"native": (64, 64), "wide": (300, 90), "tall": (97, 261), "small": (40, 48)}
+
+
+@pytest.fixture(scope="module", params=SAVE, ids=lambda save: save.__name__)
+def known(request, tmp_path_factory):
+    return load_model(request.param(tmp_path_factory.mktemp("known")), dtype="float32")
+
+
+@pytest.mark.parametrize("size", SHAPES.values(), ids=SHAPES)
+def test_the_general_way_agrees_with_the_familys_own_file(known, size):
+    picture = noise(*size)
+    asked = replace(known, family=Asked(known.family.model_type, known.family.prompt_template))
+    inputs = known.prepare([picture], "?")
+    [own], [general] = known.seen([picture], inputs), asked.seen([picture], inputs)
+    expected = dict(zip(own.positions.tolist(), own.view.boxes(), strict=True))
+    boxes = general.view.boxes()
+    side = [*size, *size]
+    for position, box in zip(general.positions.tolist(), boxes, strict=True):
+        whole = expected.pop(position)
+        np.testing.assert_allclose(np.clip(box, 0, side), np.clip(whole, 0, side), atol=0.75)
+    for left, top, right, bottom in expected.values():  # what remains shows padding only
+        assert right <= 0.75 or bottom <= 0.75 or left >= size[0] - 0.75 or top >= size[1] - 0.75
+
+
+@pytest.mark.parametrize("kind", ON_PIXELS)
+def test_only_the_tokens_that_claim_a_square_move_with_it(kind):
+    """Resampling reaches two pixels of the model's input, or of the picture, beyond a token."""
+    model, picture = small_loaded(kind), noise(96, 64)
+    inputs = model.prepare([picture], "what is this ?")
+    [image] = model.seen([picture], inputs)
+    claimed = dict(zip(image.positions.tolist(), image.boxes(), strict=True))
+    reach = 2 * max(1, image.view.picture[0] / image.view.resized[0]) + 1
+    for x, y in [(0, 0), (44, 31), (90, 58)]:
+        changed = np.array(picture)
+        changed[y : y + 5, x : x + 5] = 255 - changed[y : y + 5, x : x + 5]
+        other = model.prepare([Image.fromarray(changed)], "what is this ?")
+        with torch.no_grad(), looking_at_itself(model.model):
+            before, after = (decoder_input(model.model, each) for each in (inputs, other))
+        moved = (before != after).any(-1).nonzero().flatten().tolist()
+        for position, (left, top, right, bottom) in claimed.items():
+            across, down = min(right, x + 5) - max(left, x), min(bottom, y + 5) - max(top, y)
+            if across > 1 and down > 1:
+                assert position in moved
+            elif across < -reach or down < -reach:
+                assert position not in moved
+        assert set(moved) <= claimed.keys()
+
+
+def test_ramps_tell_where_numbers_of_a_known_processor_come_from():
+    """It mirrors, crops, normalizes, pads and lists the rows backwards."""
+
+    def process(pictures):
+        cut = [np.pad(p[1:5, ::-1][::-1] / 85 - 1.5, ((0, 1), (0, 0), (0, 0))) for p in pictures]
+        return {"pixel_values": torch.tensor(np.stack(cut)), "other": torch.ones(3)}
+
+    found = origins_of(process, [(6, 7), (6, 7)])
+    assert list(found) == ["pixel_values"]
+    places = found["pixel_values"]
+    assert places.shape == (2, 5, 7, 3, 3) and places[:, 4].isnan().all()
+    for picture, row, column in np.ndindex(2, 4, 7):
+        expected = torch.tensor([picture, 4.5 - row, 6.5 - column], dtype=torch.float64)
+        torch.testing.assert_close(
+            places[picture, row, column], expected.expand(3, 3), atol=1e-4, rtol=0
+        )
+
+
+def test_a_picture_that_leaves_no_trace_is_named():
+    with pytest.raises(ValueError, match="same for black and white"):
+        origins_of(lambda _: {"input_ids": torch.ones(2)}, [(6, 7)])
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_of_another_type_is_answered_recorded_and_shown(kind, tmp_path):
+    model = load_model(save_small(kind, tmp_path), dtype="float32")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    tokens = {"max_new_tokens": 3, "min_new_tokens": 3, "suppress_tokens": [5, 6]}
+    answer = model.generate(noise(96, 64), "what is this ?", record=True, **tokens)
+    maps, image = heatmaps(answer.recording, answer), answer.image
+    assert maps.shape == (3, *image.view.grid)
+    relevance = rollout_rows(answer.recording["language"], answer.rows)
+    on_tokens = relevance.reshape(3, -1)[:, image.positions].double().numpy()
+    spread = np.zeros((3, *image.view.grid))  # from the definition: shares add up on the picture
+    shares = torch.eye(on_tokens.shape[1]) if image.shares is None else image.shares
+    for token, cells in enumerate(shares.numpy()):
+        spread += on_tokens[:, token, None, None] * cells.reshape(image.view.grid)
+    np.testing.assert_allclose(maps, spread, atol=1e-6)
+    np.testing.assert_allclose(maps.sum((1, 2)), on_tokens.sum(1), rtol=1e-5)
+    replayed = model.record(replace(answer, recording=None))
+    torch.testing.assert_close(heatmaps(replayed, answer), maps, atol=1e-6, rtol=1e-5)
+    explore(answer)
+
+
+def test_tokens_that_share_numbers_have_no_place_but_their_attention(tmp_path):
+    """A SAM-like tower beside the other one convolves over its patches."""
+    model = load_model(save_small("deepseek_vl_hybrid", tmp_path), dtype="float32")
+    inputs = model.prepare([noise(96, 64)], "what is this ?")
+    with pytest.raises(Unplaced, match="tokens share the picture's numbers: 100% of those in high"):
+        model.seen([noise(96, 64)], inputs)
+    answer = model.generate(noise(96, 64), "what is this ?", max_new_tokens=2, min_new_tokens=2)
+    with pytest.raises(Unplaced, match="tokens share"):
+        answer.image  # noqa: B018
+    with record_attention(model.model.get_decoder()) as recording:
+        model.model(**answer.inputs)
+    assert rollout_rows(recording["language"], [-1]).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "idefics3", "llava_onevision"])
+def test_several_pictures_have_tokens_of_their_own(kind):
+    model, pictures = small_loaded(kind), [noise(96, 64), noise(40, 72), noise(64, 64)]
+    inputs = model.prepare(pictures, "what is this ?")
+    images = model.seen(pictures, inputs)
+    assert [image.view.picture for image in images] == [(64, 96), (72, 40), (64, 64)]
+    ends = [(image.positions.min(), image.positions.max()) for image in images]
+    assert all(last < first for (_, last), (first, _) in pairwise(ends))
+    for image, (height, width) in zip(images, [(64, 96), (72, 40), (64, 64)], strict=True):
+        left, top, right, bottom = image.boxes().T
+        assert left.min() < 1 and top.min() < 1 and right.max() > width - 1
+        assert bottom.max() > height - 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "fewer"), [("qwen2_5_vl", 2048), ("idefics3", 1024), ("internvl", 2048)]
+)
+def test_limits_of_pixels_are_kept_by_what_the_model_is_given(kind, fewer):
+    model, picture = small_loaded(kind), noise(400, 300)
+    before = model.prepare([picture], "?")["pixel_values"].numel()
+    set_limits(model.processor, max_pixels=fewer)
+    after = model.prepare([picture], "?")["pixel_values"].numel()
+    thumbnail = 1024 if kind in ("idefics3", "internvl") else 0
+    channels = 6 if kind == "qwen2_5_vl" else 3  # two equal frames for each patch
+    assert after < before and after <= (fewer + thumbnail) * channels
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "message"),
+    [
+        ("gemma3", {"max_pixels": 5000}, "a limit such as max_pixels, got Gemma3ImageProcessor"),
+        ("internvl", {"max_pixels": 1000}, "at least 1024, one tile"),
+        ("qwen2_5_vl", {"max_pixels": -1}, "max_pixels must be 0 or more, got -1"),
+        ("qwen2_5_vl", {"max_pixels": 9000, "min_pixels": 9001}, "at most max_pixels, 9000"),
+    ],
+)
+def test_limits_that_a_processor_does_not_have_are_refused(kind, limits, message):
+    with pytest.raises(ValueError, match=message):
+        set_limits(small_loaded(kind).processor, **limits)

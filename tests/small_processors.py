@@ -1,0 +1,173 @@
+"""The real processors of many families of transformers, for the small models beside them."""
+
+import inspect
+
+import torch
+import transformers
+from small_families import small_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
+
+from rolloutlib.models.asked import Asked
+from rolloutlib.models.multimodal import MultimodalModel
+
+# Types with a place for every image token; all others are refused by name.
+ON_PIXELS = (
+    *("aya_vision", "cohere2_vision", "deepseek_vl", "exaone4_5", "gemma3", "glm46v", "glm4v"),
+    *("granite4_vision", "hyperclovax_vision_v2", "idefics3", "internvl", "janus", "kimi_k25"),
+    *("lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision"),
+    *("mistral3", "mistral_large4", "paddleocr_vl", "paligemma", "qwen2_5_vl", "qwen2_vl"),
+    *("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "qwen4_exp", "step3p7"),
+    *("video_llama_3", "vipllava"),
+)
+# Tiles of 32 pixels, patches of 8, 2 x 2 of them merged, whatever a processor calls them.
+SQUARE = {"height": 32, "width": 32}
+SETTINGS = {
+    **dict.fromkeys(("patch_size", "encoder_patch_size", "vision_patch_size"), 8),
+    **dict.fromkeys(("tile_size", "scale_resolution"), 32),
+    **dict.fromkeys(("crop_size", "pad_size", "high_res_size"), SQUARE),
+    **dict.fromkeys(("merge_size", "min_size"), 2),
+    "max_image_size": {"longest_edge": 32},
+    "max_patches": 6,
+    "image_grid_pinpoints": [[32, 32], [32, 64], [64, 32], [64, 64]],
+}
+SIZES = {
+    ("height", "width"): SQUARE,
+    ("shortest_edge",): {"shortest_edge": 32},
+    ("longest_edge",): {"longest_edge": 64},
+    ("longest_edge", "shortest_edge"): {"shortest_edge": 32 * 32, "longest_edge": 96 * 96},
+}
+TILED, PATCH = {"crop_to_patches": True}, {"patch_size": {"height": 8, "width": 8}}
+OWN_SETTINGS = {
+    **dict.fromkeys(("aya_vision", "internvl"), TILED),
+    **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), PATCH),
+    "cohere2_vision": {"patch_size": 2},
+    "lfm2_vl": {"min_image_tokens": 4, "max_image_tokens": 4, "max_num_patches": 16},
+    "llava": {"do_pad": True},
+    "paligemma": {"image_seq_length": 16},
+    "step3p7": {"patch_size": 32, "max_image_size": 96},
+}
+SIXTEEN = {"num_image_tokens": 16}
+CLIP = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+MERGED = {"patch_size": 8, "spatial_merge_size": 2}
+# What processors cannot read off their image processors.
+FORMS = {
+    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "vipllava"), CLIP | SETTINGS),
+    **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), MERGED),
+    **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), SIXTEEN),
+    "aya_vision": {"patch_size": 8, "img_size": 32, "downsample_factor": 2},
+    "gemma3": {"image_seq_length": 16},
+    "granite4_vision": MERGED
+    | {"vision_feature_select_strategy": "full", "downsample_rate": "1/2"},
+    "idefics3": {"image_seq_len": 4},
+    "internvl": {"image_seq_length": 4},
+    "llava_onevision": SIXTEEN | {"vision_feature_select_strategy": "full"},
+}
+# The token that stands for a part of a picture, if it is not <image>; and the one that prompts
+# have for a picture, if that is another.
+SIGNS = {
+    **dict.fromkeys(("mistral3", "mistral_large4"), "[IMG]"),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), "<|image_pad|>"),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp"), "<|image_pad|>"),
+    "aya_vision": "<|IMG_PATCH|>",
+    "gemma3": "<soft>",
+    "paddleocr_vl": "<|IMAGE_PLACEHOLDER|>",
+    "step3p7": "<im_patch>",
+}
+SHOWN = {"aya_vision": "<image>", "gemma3": "<boi>"}
+SAME = {"glm4v_moe": "glm4v", "qwen3_vl_moe": "qwen3_vl"}  # types that share processors
+NAMED = {
+    **{f"{name}_token": f"<{name}>" for name in ("boi", "eoi", "boa", "eoa", "audio", "video")},
+    **{f"vision_{end}_token": f"<|vision_{end}|>" for end in ("start", "end")},
+    **{f"image_{end}_token": f"<|image_{end}|>" for end in ("start", "end", "break")},
+    **{f"{end}_image_token": f"<|{end}_image|>" for end in ("start", "end")},
+    "image_boundary_token": "<boundary>",
+    "img_line_break_token": "<line>",
+}
+TEMPLATE = """{% for part in messages[0].content %}{% if part.type == 'text' %} {{ part.text }} {%
+else %}SHOWN : {% endif %}{% endfor %} :"""
+
+
+def small_tokenizer(sign):
+    """Words separated by white space; pictures are token 5, as the small models expect."""
+    special = list(dict.fromkeys([sign, *NAMED.values(), "[IMG_BREAK]", "[IMG_END]", "<image>"]))
+    special.remove("<video>")
+    words = ["<pad>", "<s>", "</s>", "<unk>", ":", special[0], "<video>", *special[1:]]
+    words += "what is this ? red blue".split()
+    words += [f"word{number}" for number in range(180 - len(words))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=special[1:],
+        extra_special_tokens=NAMED | {"image_token": sign, "context_image_token": sign},
+    )
+
+
+def small_image_processor(kind):
+    """The type's image processor, for small pictures."""
+    backends = IMAGE_PROCESSOR_MAPPING_NAMES[SAME.get(kind, kind)]
+    made = getattr(transformers, backends.get("torchvision") or backends["pil"])
+    known = {n: v for n, v in SETTINGS.items() if getattr(made, n, None) is not None}
+    edges = tuple(
+        sorted(edge for edge, length in (getattr(made, "size", {}) or {}).items() if length)
+    )
+    size = {"size": SIZES[edges]} if edges in SIZES else {}
+    processor = made(**(known | size | OWN_SETTINGS.get(kind, {})))
+    for name, value in OWN_SETTINGS.get(kind, {}).items():
+        setattr(processor, name, value) if not hasattr(processor, name) else None
+    return processor
+
+
+def small_processor(kind):
+    """The type's processor, with a chat template."""
+    of = SAME.get(kind, kind)
+    made, sign = getattr(transformers, PROCESSOR_MAPPING_NAMES[of]), SIGNS.get(kind, "<image>")
+    takes = inspect.signature(made.__init__).parameters
+    parts = {
+        "image_processor": small_image_processor(kind),
+        "tokenizer": small_tokenizer(sign),
+        "chat_template": TEMPLATE.replace("SHOWN", SHOWN.get(kind, sign)),
+    }
+    if "video_processor" in takes:
+        video = VIDEO_PROCESSOR_MAPPING_NAMES[of]
+        video = video if isinstance(video, str) else video["torchvision"]
+        parts["video_processor"] = getattr(transformers, video)()
+    form = {name: value for name, value in FORMS.get(kind, {}).items() if name in takes}
+    return made(**parts, **form)
+
+
+def small_loaded(kind):
+    """A random model and its processor, ready for questions; its geometry is asked."""
+    model = small_model(kind).requires_grad_(False)
+    if hasattr(model.config, "image_grid_pinpoints"):
+        model.config.image_grid_pinpoints = SETTINGS["image_grid_pinpoints"]
+    for weight in model.parameters():
+        if not weight.any():  # some projections begin at 0, and show nothing
+            torch.nn.init.normal_(weight, std=0.02)
+    processor = small_processor(kind)
+    return MultimodalModel(model, processor, Asked.of(kind, processor))
+
+
+def save_small(kind, folder):
+    """Write a whole checkpoint folder, its weights in several files."""
+    loaded = small_loaded(kind)
+    loaded.model.save_pretrained(folder, max_shard_size="40KB")
+    loaded.processor.save_pretrained(folder)
+    return folder
+
+
+def pixels_of(kind):
+    """Whether this type's image tokens have a place on the picture, or why not."""
+    try:
+        return small_loaded(kind).on_pixels()
+    except Exception as error:
+        return f"not tried: {type(error).__name__}: {str(error).splitlines()[0][:100]}"
