@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from rolloutlib.recording.capture import attention_modules
+from rolloutlib.recording.own import attention_modules
 
 
 @contextmanager
