@@ -6,6 +6,7 @@
 # make checkpoints train the small checkpoints in data/checkpoints again (some hours)
 # make benchmark   time and memory against plain code and other packages; outputs/benchmark.md
 #                  (DEVICE=cuda: recorded layers on a GPU)
+# make families    what is recorded of every image-text type; data/results/families.md
 # Each makes .venv first where it is missing or older than what it installs.
 
 PYTHON ?= python3
@@ -38,7 +39,7 @@ ENOUGH_SPACE = df -Pk . | awk 'NR == 2 && (free = $$4 * 1.024e-6) < $(SPACE) { \
   printf "%.1f GB are free here, .venv takes $(SPACE): make room, or say SPACE=…\n", free; \
   exit 1 }' >&2
 
-.PHONY: notebooks test lab app gallery checkpoints benchmark
+.PHONY: notebooks test lab app gallery checkpoints benchmark families
 
 notebooks: $(READY)
 	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT) $(if $(JOBS),--jobs $(JOBS))
@@ -82,6 +83,10 @@ benchmark: $(READY)
 	test -d .venv/other_versions || $(BIN)/python -m pip install --quiet --no-deps \
 	  --ignore-requires-python --target .venv/other_versions -r tests/benchmarks/other_versions.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks --out outputs --device $(DEVICE)
+
+families: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/benchmarks/families.txt
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.families
 
 $(READY): pyproject.toml constraints.txt no-deps.txt
 	@echo "Installing into .venv: a few minutes and about $(SPACE) GB"

@@ -164,6 +164,17 @@ def numberless(name: str) -> str:
     return ".".join("" if piece.isdigit() else piece for piece in name.split("."))
 
 
+def stack_of(name: str) -> str:
+    """The path of the stack that a module's layer is in, without numbers.
+
+    >>> stack_of("model.layers.3.self_attn")
+    'model.layers'
+    """
+    pieces = name.split(".")
+    last = max((i for i, piece in enumerate(pieces) if piece.isdigit()), default=len(pieces))
+    return numberless(".".join(pieces[:last]))
+
+
 def layers_from(
     layers: Iterable[Array | Layer], start_layer: int, *, square: bool = True
 ) -> Iterator[Layer]:

@@ -82,7 +82,7 @@ def by_rollout(evidence: Evidence, relevance: Relevance, part: slice) -> Relevan
 
 
 def by_gradient(evidence: Evidence, relevance: Relevance, part: slice) -> Relevance:
-    """Carry relevance through some layers behind the image tokens, weighted by gradients as well."""
+    """Carry relevance through some layers behind the image tokens, weighted by gradients."""
     return gradient_rollout(evidence.tower_weighted[part], relevance[None])[0]
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from rolloutlib.evaluate.scores import Scores, mean_interval
-from rolloutlib.recording.capture import attention_modules
+from rolloutlib.recording.own import attention_modules
 
 
 @contextmanager

@@ -251,8 +251,10 @@ class MultimodalModel:
         """
         if answer.recording is not None and answer.state == state_of(self.model):
             return answer.recording
+        inputs = self._replayed(answer, answer.inputs)
         with torch.no_grad(), record_attention(self.model) as recording:
-            self.model(**self._replayed(answer, answer.inputs), use_cache=False, logits_to_keep=1)
+            # For one logit alone, Gemma 4's last layers would compute a single row.
+            self.model(**inputs, use_cache=False, logits_to_keep=2)
         return recording
 
     def record_gradients(

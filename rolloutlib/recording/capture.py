@@ -3,12 +3,12 @@
 Every transformers model that dispatches its attention through `AttentionInterface` is recorded by
 one function, which notes its arguments and lets the stock SDPA function compute the output.
 Probabilities are recomputed on request. `nn.MultiheadAttention` has no such interface: hooks ask
-it for the weights of each head.
+it for the weights of each head. Of modules with a softmax of their own, its result is kept.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from itertools import dropwhile
@@ -17,9 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from rolloutlib.algorithm.attention import require_fusion
-from rolloutlib.algorithm.layers import Layer, numberless
+from rolloutlib.algorithm.layers import Layer, numberless, stack_of
 from rolloutlib.recording.interface import Note, noted_by, recording_attention, weights_noted
 from rolloutlib.recording.kinds import FusedLayer, RecordedWeights
+from rolloutlib.recording.own import attention_modules, own_attention_noted
 from rolloutlib.recording.passes import (
     Continued,
     continued,
@@ -31,7 +32,8 @@ from rolloutlib.recording.passes import (
 from rolloutlib.recording.recorded import RecordedLayer
 
 MAIN_INPUTS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
-PARTS = ("vision", "language", "audio", "encoder", "cross")
+PARTS = ("vision", "language", "audio", "encoder", "cross", "pooling")
+TOWERS = ("vision", "audio")
 OR_A_PART = "To record a part of a model, pass that submodule to record_attention."
 
 
@@ -51,6 +53,7 @@ class Recording:
         self._fused: dict[str, FusedLayer] = {}  # first calls, whose queries were freed
         self._kinds: set[tuple] = set()  # of calls that were kept
         self._modality = cache(partial(modality, model))
+        self._ran: set[str] = set()  # attention modules, recorded or not
 
     def note(self, module: torch.nn.Module, make: Callable[[str], Layer]) -> bool:
         """Keep one attention call of a module of this model; calls of other models are ignored.
@@ -82,10 +85,11 @@ class Recording:
 
     def __getitem__(self, part: str) -> list[Layer]:
         """The layers of a part: "vision", "language", "audio", the "encoder" of a text, "cross"
-        (from the language to another part), the path of a module, or "" for all.
+        (from the language to another part), "pooling" (heads of a tower that are no layer of a
+        stack), the path of a module, or "" for all.
 
-        A part is one stack of layers: attention beside a stack, as in a pooling head, can be had
-        by its path.
+        A part is one stack of layers, in a tower the first that ran. `notes` names other stacks,
+        such as resamplers, which can be had by their paths, and parts that did not run.
 
         The calls of a generation with a growing cache are joined into one pass over all its
         tokens but the last, which the model never received.
@@ -100,46 +104,91 @@ class Recording:
             names = [n for n in self._calls if part in ("", n) or n.startswith(f"{part}.")]
         if not names:
             raise KeyError(
-                f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}"
+                f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}. "
+                + "; ".join(self.notes)
             )
         crossing = self._stack("cross")
         for name in names:  # each layer's calls are freed as soon as they are joined
             whole = one_pass(self._calls[name])
             if name in self._fused:
                 whole = continued(self._fused.pop(name), whole)
-            if name in crossing and isinstance(whole, RecordedLayer):
+            if name in crossing and isinstance(whole, (RecordedLayer, RecordedWeights)):
                 whole = replace(whole, crosses=True)
             self._calls[name] = [whole]
         return [self._calls[name][0] for name in names]
 
     def _stack(self, part: str) -> list[str]:
-        """The recorded modules of a part that are layers of a stack, or all if there is none."""
+        """The recorded modules of a part that are layers of its stack, or all if there is none."""
+        if part == "pooling":
+            heads = [name for name in self._calls if numberless(name) == name]
+            return [name for name in heads if self._modality(name) in TOWERS]
         side = "language" if part == "cross" else part
         names = [name for name in self._calls if self._modality(name) == side]
-        layers = [name for name in names if numberless(name) != name] or names
-        if side == "language" and layers:  # the same layers may also attend to another sequence
-            [(own, _)] = Counter(map(numberless, layers)).most_common(1)
-            layers = [name for name in layers if (numberless(name) == own) == (part != "cross")]
-        return layers
+        layers = [name for name in names if numberless(name) != name]
+        if side in TOWERS:
+            return [n for n in layers if stack_of(n) == stack_of(layers[0])] or names
+        if side == "language":  # the same layers may also attend to another sequence
+            own = _most(layers)
+            return [n for n in layers or names if (n in own or not layers) == (part != "cross")]
+        return layers or names
+
+    @property
+    def notes(self) -> list[str]:
+        """What no part of the recording has: attention that did not run, and stacks beside."""
+        idle = {stack_of(name) for name in self._idle()}
+        taken = {name for part in PARTS for name in self._stack(part)}
+        beside = {stack_of(name) for name in self._calls if name not in taken}
+        return [
+            *(f"{path} did not run: nothing of it was recorded" for path in sorted(idle)),
+            *(
+                f"{path} is a stack of its own, in no part: ask for it by its path"
+                for path in sorted(beside)
+            ),
+        ]
+
+    def _idle(self) -> list[str]:
+        """Attention modules that did not run, where no layer of their stack did."""
+        ran = {numberless(name) for name in (*self._ran, *self._calls)}
+        return [name for name in attention_modules(self.model) if numberless(name) not in ran]
+
+    @contextmanager
+    def runs_noted(self) -> Iterator[None]:
+        """Inside the block, keep which attention modules run."""
+        with ExitStack() as hooks:
+            for name in attention_modules(self.model):
+                began = partial(_add, self._ran, name)
+                module = self.model.get_submodule(name)
+                hooks.callback(module.register_forward_pre_hook(began).remove)
+            yield
 
     def require_complete(self) -> None:
-        """Raise a RuntimeError as the function `require_complete` does."""
-        require_complete(self.model, self.names)
+        """Raise a RuntimeError as the function `require_complete` does, about what ran."""
+        require_complete(self.model, self.names, self._idle() if self._calls else ())
 
 
-def require_complete(model: torch.nn.Module, names: list[str]) -> None:
+def _add(names: set[str], name: str, *_) -> None:
+    names.add(name)
+
+
+def _most(names: list[str]) -> list[str]:
+    """The largest group of names that differ in numbers only; of equal ones, the first."""
+    counts = Counter(map(numberless, names))
+    return [name for name in names if counts and numberless(name) == counts.most_common(1)[0][0]]
+
+
+def require_complete(model: torch.nn.Module, names: list[str], idle: Collection[str] = ()) -> None:
     """Raise a RuntimeError that names the attention modules that were not captured, and layers
     without attention between those that attend.
 
-    names: of the modules that were recorded.
+    names: of the modules that were recorded.  idle: of those that were not expected to run.
     """
-    missing = [name for name in attention_modules(model) if name not in names]
+    missing = [name for name in attention_modules(model) if name not in {*names, *idle}]
     if missing or not names:
         named = _first_five(missing) or "no class of the model is named …Attention"
         raise RuntimeError(
             f"captured {len(names)} attention modules, missing {len(missing)}: {named}. "
-            "They did not run, or compute attention outside of transformers' "
-            f"AttentionInterface and nn.MultiheadAttention. {OR_A_PART}"
+            "They did not run, or compute something else than softmaxes over the keys of each "
+            f"head. {OR_A_PART}"
         )
     skipped = list(layers_without_attention(model, names))
     if skipped:
@@ -151,12 +200,6 @@ def require_complete(model: torch.nn.Module, names: list[str]) -> None:
 
 def _first_five(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
-
-
-def attention_modules(model: torch.nn.Module) -> list[str]:
-    """Paths of the modules that compute attention: innermost classes named …Attention."""
-    named = [n for n, module in model.named_modules() if "Attention" in type(module).__name__]
-    return [name for name in named if not any(other.startswith(f"{name}.") for other in named)]
 
 
 def layers_without_attention(model: torch.nn.Module, names: list[str]) -> Iterator[str]:
@@ -212,15 +255,23 @@ def modality(model: torch.nn.Module, name: str) -> str:
     outer = around[0]
     towers = {"audio": outer.get_encoder("audio"), "vision": outer.get_encoder("image")}
     parts = {id(module): part for part, module in towers.items() if module is not outer}
+    encoder = outer.get_encoder()
+    if encoder is not outer and isinstance(encoder, PreTrainedModel) and _reads_tokens(encoder):
+        parts[id(encoder)] = "encoder"
     takes = _takes(outer)
-    if _reads_tokens(outer):
-        reader = outer.get_decoder()
+    reader = outer.get_decoder()
+    if _reads_tokens(reader):
         parts = {id(reader): "encoder", id(_innermost_decoder(reader)): "language"} | parts
         takes = next(filter(None, map(_takes, reversed(around))))
-    other = "encoder"
-    if takes != {"text"}:
-        other = "vision" if {"image", "video"} & _takes(outer) else "audio"
-    return next((parts[id(m)] for m in reversed(around) if id(m) in parts), other)
+    for each in reversed(around):
+        if id(each) in parts:
+            return parts[id(each)]
+        if isinstance(each, PreTrainedModel) and each is not outer and not _reads_tokens(each):
+            takes = _takes(each)
+            break
+    if takes == {"text"}:
+        return "encoder"
+    return "vision" if {"image", "video"} & (_takes(outer) | takes) else "audio"
 
 
 def _innermost_decoder(model: torch.nn.Module) -> torch.nn.Module:
@@ -233,8 +284,7 @@ def _reads_tokens(model: torch.nn.Module) -> bool:
     if _takes(model) == {"text"}:
         return True
     try:
-        embedding = model.get_input_embeddings()
-        return "text" in _takes(model) and isinstance(embedding, torch.nn.Embedding)
+        return isinstance(model.get_input_embeddings(), torch.nn.Embedding)
     except NotImplementedError:
         return False
 
@@ -254,7 +304,10 @@ def record_attention(
     The model computes what it computes without a recording, each part by its own implementation;
     one other than SDPA or eager is replaced by SDPA and put back on exit, even after an exception.
     The first call of each kind is checked: its output must be what the recorded probabilities give.
-    Recorded tensors are detached, not copied, and stay on their device. `nn.MultiheadAttention`
+    Rows of attention sum to 1, or to less where the model has sinks: logits of no key that compete
+    with the scores. A part that does not run is left out; `recording.notes` says which.
+    Recorded tensors are detached, not copied, and stay on their device. A module's own softmax is
+    kept as it is, a direct call of SDPA as one of the interface. `nn.MultiheadAttention`
     modules compute their weights explicitly, which may change the last digits of their output;
     these weights are kept.
 
@@ -271,7 +324,7 @@ def record_attention(
     if head_fusion is not None:
         require_fusion(head_fusion)
     recording = Recording(model, head_fusion)
-    with attention_noted(model, recording.note):
+    with attention_noted(model, recording.note), recording.runs_noted():
         yield recording
     recording.require_complete()
 
@@ -283,5 +336,9 @@ def attention_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
     def note_weights(module, weights):
         note(module, partial(RecordedWeights, weights=weights.detach()))
 
-    with noted_by(recording_attention, model, note), weights_noted(model, note_weights):
+    with (
+        noted_by(recording_attention, model, note),
+        weights_noted(model, note_weights),
+        own_attention_noted(model, note_weights),
+    ):
         yield

@@ -22,6 +22,7 @@ from rolloutlib.recording.interface import (
     weights_noted,
 )
 from rolloutlib.recording.kinds import DifferentiableLayer
+from rolloutlib.recording.own import own_attention_noted
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,15 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
     def note_weights(module, weights):
         # The weights returned are a view; the output is computed from the tensor behind it.
         own = weights if weights._base is None else weights._base
-        recording.note(module, partial(DifferentiableLayer, attention=own, heads=module.num_heads))
+        layer = partial(DifferentiableLayer, attention=own, heads=weights.shape[1])
+        recording.note(module, layer)
 
-    with noted_by(_open_attention, model, recording.note), weights_noted(model, note_weights):
+    with (
+        noted_by(_open_attention, model, recording.note),
+        weights_noted(model, note_weights),
+        own_attention_noted(model, note_weights),
+        recording.runs_noted(),
+    ):
         yield recording
     recording.require_complete()
     if not all(layer.attention.requires_grad for layer in recording[""]):

@@ -13,7 +13,10 @@ import torch
 from jaxtyping import Float
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, PreTrainedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import (
+    create_position_bias_mask,
+    sdpa_attention_forward,
+)
 
 from rolloutlib.algorithm.layers import Layer
 from rolloutlib.recording.recorded import Call, RecordedLayer
@@ -32,6 +35,7 @@ KERNELS = {
 Note = Callable[[torch.nn.Module, Callable[[str], Layer]], bool]
 active: ContextVar[tuple[Note, ...]] = ContextVar("who notes attention calls", default=())
 _attend: ContextVar[Callable] = ContextVar("how calls are noted")
+attending: ContextVar[bool] = ContextVar("whether a call is being noted", default=False)
 
 
 @contextmanager
@@ -90,7 +94,16 @@ def _functions_watched() -> Iterator[None]:
 def _watched_function(interface, attn_implementation, default):
     """The attention function of this name; where a recording is active, calls of it are noted."""
     function = _Watching.stock(interface, attn_implementation, default)
-    return partial(_attend.get(), function) if active.get() else function
+    return partial(attend_noted, function) if active.get() else function
+
+
+def attend_noted(function: Callable, module: torch.nn.Module, *args, **how):
+    """Call an attention function through the one that notes its calls."""
+    token = attending.set(True)
+    try:
+        return _attend.get()(function, module, *args, **how)
+    finally:
+        attending.reset(token)
 
 
 def _run_as_written(model: torch.nn.Module) -> AbstractContextManager:
@@ -144,7 +157,7 @@ def recording_attention(function, module, query, key, value, attention_mask, **h
     with _Kernel() as kernel:
         output = function(module, query, key, value, attention_mask, **how)
     noted = call
-    if attention_mask is None and kernel.logsumexp is not None:
+    if call.mask is None and kernel.logsumexp is not None:
         noted = replace(call, logsumexp=_by_query(kernel.logsumexp, call))
     if any([note(module, partial(RecordedLayer.of, noted)) for note in active.get()]):
         require_same(module, call, value.detach(), output[0].detach())
@@ -219,27 +232,48 @@ def attention_call(
     **others,
 ) -> Call:
     """The parts of a call of transformers' attention interface that determine its probabilities."""
-    unsupported = [n for n in ("position_bias", "s_aux") if others.get(n) is not None]
-    if unsupported:
-        raise NotImplementedError(
-            f"{type(module).__name__} attends with {unsupported[0]}, which recording cannot "
-            "reproduce; expected softmax(QKᵀ · scaling + mask)"
-        )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     unmasked = attention_mask is None and query.shape[2] > 1
-    causal = causal and unmasked and function is sdpa_attention_forward
+    causal = causal and unmasked and function in CAUSAL
+    # Under SDPA's causal rule, keys beyond the last query are empty cache slots.
+    key = key[:, :, : query.shape[2]] if causal else key
     mask = None if attention_mask is None else attention_mask.detach()
+    bias = others.get("position_bias")
+    if bias is not None:
+        bias = bias.detach()[..., : key.shape[2]]
+        mask, causal = create_position_bias_mask(bias, mask, causal, query, key), False
     if mask is not None:
         mask = mask.expand(-1, -1, query.shape[2], key.shape[2])
+    sinks = next((others[name] for name in SINKS if others.get(name) is not None), None)
     return Call(
         query=query,
-        # Under SDPA's causal rule, keys beyond the last query are empty cache slots.
-        key=key[:, :, : query.shape[2]] if causal else key,
+        key=key,
         mask=mask,
         causal=causal,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
+        sinks=_by_row(sinks),
     )
+
+
+def _by_row(sinks: torch.Tensor | None) -> Float[torch.Tensor, "_ head _"] | None:
+    """The logits of sinks, given one for each head, or one for each of its rows."""
+    if sinks is None:
+        return None
+    return sinks.detach()[..., 0] if sinks.ndim == 4 else sinks.detach()[None, :, None]
+
+
+def direct_sdpa(
+    module, query, key, value, attention_mask, *, dropout, is_causal, scaling, enable_gqa
+):
+    """SDPA itself, called as the interface calls its functions."""
+    how = {"is_causal": is_causal, "scale": scaling, "enable_gqa": enable_gqa}
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(query, key, value, attention_mask, dropout, **how).transpose(1, 2), None
+
+
+CAUSAL = (sdpa_attention_forward, direct_sdpa)  # functions with a causal rule of their own
+SINKS = ("s_aux", "sinks")  # how models call the logits that take a share of each row
 
 
 def gather(

@@ -124,10 +124,14 @@ class _WeightsInMemory:
 
 @dataclass(frozen=True)
 class RecordedWeights(_WeightsInMemory):
-    """One `nn.MultiheadAttention` of one pass: the weights that it computed for each head."""
+    """One attention layer of one pass: the weights that it computed itself for each head.
+
+    crosses: whether its keys come from another sequence than its queries.
+    """
 
     name: str
     weights: Float[torch.Tensor, "batch head query key"]
+    crosses: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ class Call:
     causal: bool
     scaling: float
     softcap: float | None = None  # keeps scores s within ±c as c · tanh(s / c)
+    # Logits that compete with a row's scores but belong to no key: rows then sum to less than 1.
+    sinks: Float[torch.Tensor, "_ head _"] | None = None
     # log Σ exp of each row's scores, if the model's own pass computed it and scores have neither
     # mask nor cap: a tile of probabilities then needs no other tile of the same rows.
     logsumexp: Float[torch.Tensor, "batch head query"] | None = None
@@ -63,8 +65,10 @@ class Call:
     ) -> Float[torch.Tensor, "batch head row key"]:
         """softmax(QKᵀ · scaling + mask) for these query rows (all of them by default), in float32.
 
-        Vaswani et al. 2017, equation 1. Float64 queries stay float64. Negative rows count from the
-        end; a ValueError names those that are out of range.
+        Vaswani et al. 2017, equation 1. With a sink of logit s, exp(s) is added to the denominator
+        (Xiao et al. 2024, "Efficient Streaming Language Models with Attention Sinks"), and rows sum
+        to less than 1. Float64 queries stay float64. Negative rows count from the end; a ValueError
+        names those that are out of range.
         """
         rows = every_or_chosen(rows, self.shape[1])
         keys, dtype = slice(0, self.shape[2]), working_dtype(self.query.dtype)
@@ -177,10 +181,13 @@ class Rows:
         self.layer, self.room, self.numbers = layer, room, rows
         self.chosen = consecutive(rows)
         self.query, self.key = layer.query[item][:, self.chosen], layer.key[item]
-        self.mask = self.logsumexp = None
+        self.mask = self.logsumexp = self.sinks = None
         if layer.mask is not None:
             mask = layer.mask.expand(layer.shape[0], layer.query.shape[1], -1, -1)
             self.mask = mask[item][:, self.chosen]
+        if layer.sinks is not None:
+            sinks = layer.sinks.expand(*layer.query.shape[:3])[item][:, self.chosen, None]
+            self.sinks = sinks.to(room.dtype)
         if layer.logsumexp is not None:
             self.logsumexp = layer.logsumexp[item][:, self.chosen, None].to(room.dtype)
 
@@ -197,6 +204,7 @@ class Tile:
         self.query = query.reshape(self.key.shape[0], rows.layer.sharing * self.shape[0], -1)
         self.numbers, self.keys = rows.numbers[some], keys
         self.logsumexp = None if rows.logsumexp is None else rows.logsumexp[:, some]
+        self.sinks = None if rows.sinks is None else rows.sinks[:, some]
         self.mask = None if rows.mask is None else rows.mask[:, some, keys]
 
     def add_mean(self, total: Float[torch.Tensor, "row key"]) -> None:
@@ -221,7 +229,7 @@ class Tile:
         for group in self._groups():
             if self.logsumexp is None:
                 scores = self._masked(self._scores(group, self.layer.scaling), group)
-                torch.softmax(scores, -1, out=scores)
+                self._softmax(scores, group, out=scores)
             else:
                 self._logarithms(group).exp2_()
             yield from group.each
@@ -248,7 +256,7 @@ class Tile:
     def probabilities(self) -> Float[torch.Tensor, "head row key"]:
         """The probabilities of all heads at once, without the model's own log-sum-exps."""
         [group] = self._groups()
-        return self._masked(self._scores(group, self.layer.scaling), group).softmax(-1)
+        return self._softmax(self._masked(self._scores(group, self.layer.scaling), group), group)
 
     def _groups(self) -> list[Group]:
         """All heads, in groups. A list, because small steps between large products find the cache
@@ -280,9 +288,28 @@ class Tile:
     def _logarithms(self, group: Group) -> Float[torch.Tensor, "head row key"]:
         if self.logsumexp is None:
             scores = self._masked(self._scores(group, self.layer.scaling), group)
-            return torch.log_softmax(scores, -1, out=scores).mul_(LOG2_E)
+            return self._log_softmax(scores, group).mul_(LOG2_E)
         scores = self._scores(group, self.layer.scaling * LOG2_E)
         return scores.view(-1, *self.shape).sub_(self.logsumexp[group.heads], alpha=LOG2_E)
+
+    def _softmax(
+        self, scores: torch.Tensor, group: Group, out: torch.Tensor | None = None
+    ) -> Float[torch.Tensor, "head row key"]:
+        """The probabilities of these scores, written to `out` if it is given."""
+        if self.sinks is None:
+            return torch.softmax(scores, -1, out=out)
+        return torch.exp(self._less_total(scores, group), out=out)
+
+    def _log_softmax(self, scores: torch.Tensor, group: Group) -> torch.Tensor:
+        """The logarithms of the probabilities of these scores, in the same memory."""
+        if self.sinks is None:
+            return torch.log_softmax(scores, -1, out=scores)
+        return scores.copy_(self._less_total(scores, group))
+
+    def _less_total(self, scores: torch.Tensor, group: Group) -> torch.Tensor:
+        """Scores less the log-sum-exp of their row, in which the sink counts too."""
+        total = scores.logsumexp(-1, keepdim=True)
+        return scores - torch.logaddexp(total, self.sinks[group.heads])
 
     def _masked(self, scores: torch.Tensor, group: Group) -> Float[torch.Tensor, "head row key"]:
         """Mask the scores in place, with the lowest number where a row must not look."""

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from recordings import record
+from recordings import assert_recorded, record
 from transformers import CONFIG_MAPPING, AttentionInterface, AutoModel
 
 from rolloutlib import record_attention, rollout
@@ -164,13 +164,66 @@ def test_layers_that_run_several_times_are_named():
         recording["language"]
 
 
-@pytest.mark.parametrize("kind", ["mpt", "bloom"])
+OWN = {
+    "mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 99}, TOKENS),
+    "bloom": ({"hidden_size": 32, "n_head": 4, "n_layer": 2, "vocab_size": 99}, TOKENS),
+    "timesformer": (
+        TOWER | {"num_frames": 2, "attention_type": "space_only"},
+        {"pixel_values": PICTURE[:, None].expand(-1, 2, -1, -1, -1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
 @torch.no_grad()
-def test_models_with_a_softmax_of_their_own_are_named(kind):
-    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 99}
-    sizes = sizes if kind == "mpt" else {"hidden_size": 32, "n_head": 4, "n_layer": 2}
-    with pytest.raises(RuntimeError, match="captured 0 attention modules, missing 2"):
-        record(small(kind, **sizes), TOKENS)
+def test_a_softmax_of_a_modules_own_is_recorded(kind):
+    sizes, inputs = OWN[kind]
+    model = small(kind, **sizes)
+    own = model(**inputs, output_attentions=True)
+    recording, output = record(model, inputs)
+    torch.testing.assert_close(output.last_hidden_state, own.last_hidden_state, atol=0, rtol=0)
+    layers = recording["vision" if kind == "timesformer" else "language"]
+    assert_recorded(layers, own.attentions, atol=0, rtol=0)
+    sums = rollout(layers).sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@torch.no_grad()
+def test_sinks_take_a_share_of_each_row():
+    model = small("gpt_oss", **TEXT, num_local_experts=2, num_experts_per_tok=1)
+    for layer in model.layers:
+        layer.self_attn.sinks.normal_()
+    model.set_attn_implementation("eager")
+    own = model(**TOKENS, output_attentions=True)
+    recording, output = record(model, TOKENS)
+    torch.testing.assert_close(output.last_hidden_state, own.last_hidden_state, atol=0, rtol=0)
+    assert_recorded(recording["language"], own.attentions, atol=1e-6, rtol=0)
+    rows = torch.tensor([3, 20])
+    for layer, attention in zip(recording["language"], own.attentions, strict=True):
+        assert layer.probabilities().sum(-1).max() < 0.99
+        for how, fused in (("mean", attention.mean(1)), ("max", attention.amax(1))):
+            torch.testing.assert_close(layer.fused(rows, how), fused[:, rows], atol=1e-6, rtol=0)
+    sums = rollout(recording["language"]).sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_position_bias_is_part_of_the_scores(implementation):
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    model = small("t5", **sizes, vocab_size=99)
+    inputs = TOKENS | {"decoder_input_ids": TOKENS["input_ids"][:, :9]}
+    model.set_attn_implementation("eager")
+    own = model(**inputs, output_attentions=True)
+    model.set_attn_implementation(implementation)
+    recording, _ = record(model, inputs)
+    truth = {
+        "encoder": own.encoder_attentions,
+        "language": own.decoder_attentions,
+        "cross": own.cross_attentions,
+    }
+    for part, attentions in truth.items():
+        assert_recorded(recording[part], attentions, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -201,7 +254,7 @@ PARTS = ("language", "encoder", "cross")
 def test_a_pooling_head_is_no_layer_of_the_tower():
     recording, _ = record(small("siglip_vision_model", **TOWER), {"pixel_values": PICTURE})
     assert [layer.shape for layer in recording["vision"]] == [(1, 16, 16)] * 2
-    assert recording["head"][0].shape == (1, 1, 16)
+    assert recording["head"][0].shape == (1, 1, 16) and recording["pooling"] == recording["head"]
     assert rollout(recording["vision"]).shape == (1, 16, 16)
 
 
