@@ -117,11 +117,27 @@ def numberless(name: str) -> str:
     return ".".join("" if piece.isdigit() else piece for piece in name.split("."))
 
 
+def attends(layer: object) -> bool:
+    """Whether a layer's matrix is attention: layers without attention say that theirs is not."""
+    return getattr(layer, "attends", True)
+
+
+def stack_of(name: str) -> str:
+    """The path of the stack that a module's layer is in, without numbers.
+
+    >>> stack_of("model.layers.3.self_attn")
+    'model.layers'
+    """
+    pieces = name.split(".")
+    last = max((i for i, piece in enumerate(pieces) if piece.isdigit()), default=len(pieces))
+    return numberless(".".join(pieces[:last]))
+
+
 def layers_from(
     layers: Iterable[Array | Layer], start_layer: int, *, square: bool = True
 ) -> Iterator[Layer]:
     """The layers from `start_layer` on, each checked against the first one's shape and stack."""
-    expected, number, name = None, -1, None
+    expected, number, name, mixes = None, -1, None, False
     for number, given in enumerate(layers):
         layer = given if isinstance(given, Layer) else DenseLayer(given)
         name, before = getattr(layer, "name", name), name
@@ -130,7 +146,9 @@ def layers_from(
                 f"layer {number} ({name}) attends to another sequence; a rollout needs layers over "
                 "one sequence"
             )
-        if square and numberless(name or "") != numberless(before or name or ""):
+        mixes = mixes or not attends(layer)
+        place = stack_of if mixes else numberless
+        if square and place(name or "") != place(before or name or ""):
             raise ValueError(
                 f"layer {number} is {name} after {before}; a rollout needs the layers of one stack "
                 "over one sequence: choose them by their names"

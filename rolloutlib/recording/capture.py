@@ -7,7 +7,7 @@ it for the weights of each head.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rolloutlib.algorithm.attention import require_fusion
-from rolloutlib.algorithm.layers import Layer, numberless
+from rolloutlib.algorithm.layers import Layer, attends, numberless
 from rolloutlib.recording.interface import Note, noted_by, recording_attention, weights_noted
 from rolloutlib.recording.kinds import FusedLayer, RecordedWeights
 from rolloutlib.recording.passes import (
@@ -29,6 +29,7 @@ from rolloutlib.recording.passes import (
     takes_less_fused,
 )
 from rolloutlib.recording.recorded import RecordedLayer
+from rolloutlib.recording.rules import convolutions_noted, recording_rule, rules_noted
 
 MAIN_INPUTS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
 PARTS = ("vision", "language", "audio", "encoder", "cross")
@@ -117,21 +118,26 @@ class Recording:
         side = "language" if part == "cross" else part
         names = [name for name in self._calls if self._modality(name) == side]
         layers = [name for name in names if numberless(name) != name] or names
-        if side == "language" and layers:  # the same layers may also attend to another sequence
-            [(own, _)] = Counter(map(numberless, layers)).most_common(1)
-            layers = [name for name in layers if (numberless(name) == own) == (part != "cross")]
+        attending = [name for name in layers if attends(self._calls[name][0])]
+        if side == "language" and attending:  # the same layers may also attend to another sequence
+            [(own, _)] = Counter(map(numberless, attending)).most_common(1)
+            other = {name for name in attending if numberless(name) != own}
+            layers = [name for name in layers if (name in other) == (part == "cross")]
         return layers
 
     def require_complete(self) -> None:
         """Raise a RuntimeError as the function `require_complete` does."""
-        require_complete(self.model, self.names)
+        mixing = {name for name, (call, *_) in self._calls.items() if not attends(call)}
+        require_complete(self.model, self.names, mixing)
 
 
-def require_complete(model: torch.nn.Module, names: list[str]) -> None:
+def require_complete(
+    model: torch.nn.Module, names: list[str], mixing: Set[str] = frozenset()
+) -> None:
     """Raise a RuntimeError that names the attention modules that were not captured, and layers
-    without attention between those that attend.
+    that mix tokens in a way that was not.
 
-    names: of the modules that were recorded.
+    names: of the modules that were recorded.  mixing: which of them do so without attention.
     """
     missing = [name for name in attention_modules(model) if name not in names]
     if missing or not names:
@@ -141,11 +147,12 @@ def require_complete(model: torch.nn.Module, names: list[str]) -> None:
             "They did not run, or compute attention outside of transformers' "
             f"AttentionInterface and nn.MultiheadAttention. {OR_A_PART}"
         )
-    skipped = list(layers_without_attention(model, names))
+    skipped = list(layers_not_recorded(model, names, mixing))
     if skipped:
         raise RuntimeError(
-            "expected layers in which tokens pass on information by attention alone, got "
-            f"{len(skipped)} others in the same stack: {_first_five(skipped)}. {OR_A_PART}"
+            "expected layers in which tokens pass on information by attention alone, or by a rule "
+            f"that is known, got {len(skipped)} others in the same stack: {_first_five(skipped)}. "
+            f"{OR_A_PART}"
         )
 
 
@@ -159,14 +166,17 @@ def attention_modules(model: torch.nn.Module) -> list[str]:
     return [name for name in named if not any(other.startswith(f"{name}.") for other in named)]
 
 
-def layers_without_attention(model: torch.nn.Module, names: list[str]) -> Iterator[str]:
-    """Path and class of each layer of a stack that does something else than attend.
+def layers_not_recorded(
+    model: torch.nn.Module, names: list[str], mixing: Set[str]
+) -> Iterator[str]:
+    """Path and class of each layer of a stack that does something else than what was recorded.
 
     A stack is a ModuleList, itself in no other, some of whose layers hold recorded modules. The
-    other layers are found, those that shift tokens from window to window, as in Swin, and in a
-    language model those with a convolution beside the attention.
+    other layers are found, if they are more than an MLP; those that shift tokens from window to
+    window, as in Swin; those that attend and mix at once, as in Falcon-H1; and in a language model
+    those with another convolution beside.
 
-    names: of the modules that were recorded.
+    names: of the modules that were recorded.  mixing: which of them do so without attention.
     """
     stacks = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
     for path, stack in stacks.items():
@@ -178,8 +188,16 @@ def layers_without_attention(model: torch.nn.Module, names: list[str]) -> Iterat
             here = f"{path}.{number}"
             attending = [name for name in own if name == here or name.startswith(f"{here}.")]
             shifts = any(getattr(module, "shift_size", 0) for module in layer.modules())
-            if not attending or shifts or (spoken and _convolves(layer, here, attending)):
+            beside = len(attending) > 1 and not mixing.isdisjoint(attending)
+            unknown = beside or shifts or (spoken and _convolves(layer, here, attending))
+            if unknown or not (attending or _takes_tokens_singly(layer)):
                 yield f"{here} ({type(layer).__name__})"
+
+
+def _takes_tokens_singly(layer: torch.nn.Module) -> bool:
+    """Whether a layer has nothing but norms and an MLP, of one expert or several."""
+    kinds = [type(module).__name__ for module in layer.children()]
+    return bool(kinds) and all(any(n in k for n in ("Norm", "MLP", "MoE")) for k in kinds)
 
 
 def _convolves(layer: torch.nn.Module, path: str, attending: list[str]) -> bool:
@@ -283,5 +301,10 @@ def attention_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
     def note_weights(module, weights):
         note(module, partial(RecordedWeights, weights=weights.detach()))
 
-    with noted_by(recording_attention, model, note), weights_noted(model, note_weights):
+    with (
+        noted_by(recording_attention, model, note),
+        weights_noted(model, note_weights),
+        rules_noted(model, recording_rule(note)),
+        convolutions_noted(model, note),
+    ):
         yield

@@ -1,0 +1,251 @@
+"""Layers without attention: each mixes its tokens by a matrix as well, which can be had exactly.
+
+Such a layer keeps a state, or a short window, instead of keys. Its gates, queries and keys depend on
+the tokens, but once they are fixed, its output is linear in its values: out = M · v for each head.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+
+from rolloutlib.algorithm.arrays import working_dtype
+from rolloutlib.algorithm.attention import merge_heads, normalize_rows, require_fusion
+from rolloutlib.recording.recorded import TILE, every_or_chosen
+
+CHUNK = 64  # tokens per step backward through a state
+
+
+class MixingLayer:
+    """What layers without attention share: a matrix M for each head, with signs or without.
+
+    Negative entries take away what a token wrote, and rows do not sum to 1. So `probabilities` is
+    |M|, each row divided by its sum, and can stand wherever attention does. What is left out is
+    what the layer does with each token alone: the norm and the gate behind M · v, and the short
+    convolution before a state, through which queries, keys, values and gates also depend on the
+    last few tokens before their own.
+    """
+
+    attends = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.size[0], self.size[2], self.size[2]
+
+    def signed(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """M for these query rows (all of them by default), in float32.
+
+        Float64 stays float64. Negative rows count from the end; a ValueError names those that are
+        out of range.
+        """
+        rows = every_or_chosen(rows, self.shape[1])
+        heads = range(self.size[1])
+        return torch.stack([self._matrix(item, heads, rows) for item in range(self.size[0])])
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """|M| for these query rows, each row divided by its sum; rows of zeros stay zero."""
+        return normalize_rows(self.signed(rows).abs_())
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The head-fused |M| of these query rows, up to the last of them, some heads at a time."""
+        require_fusion(how)
+        seen = int(rows.max()) + 1
+        step = max(TILE // (len(rows) * seen), 1)
+        heads = [range(self.size[1])[i : i + step] for i in range(0, self.size[1], step)]
+        every = []
+        for item in range(self.size[0]):
+            parts = (self._matrix(item, some, rows)[..., :seen] for some in heads)
+            every.append(_fused((normalize_rows(part.abs_()) for part in parts), how, self.size[1]))
+        return torch.stack(every)
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see: itself and all before it."""
+        return (rows + 1).to(self.device).expand(self.shape[0], -1)
+
+
+def _fused(
+    parts: Iterator[Float[torch.Tensor, "head row key"]], how: str, heads: int
+) -> Float[torch.Tensor, "row key"]:
+    """Fuse heads that come some at a time."""
+    total = None
+    for part in parts:
+        here = part.sum(0) / heads if how == "mean" else merge_heads(part, how)
+        if total is None:
+            total = here
+        elif how == "mean":
+            total += here
+        else:
+            total = merge_heads(torch.stack([total, here]), how)
+    return total
+
+
+@dataclass(frozen=True)
+class RecordedState(MixingLayer):
+    """One layer that keeps a state S for each head, in one pass: what determines its matrix M.
+
+    S_i = (I - e_i k_i k_iᵀ) a_i S_{i-1} + w_i k_i v_iᵀ and out_i = S_iᵀ q_i + d v_i, where a
+    forgets, e erases, w writes and d passes on. e = w is the gated delta rule (Yang, Kautz &
+    Hatamizadeh 2024, "Gated Delta Networks"); e = 0 is Mamba2, whose q, k, w are called C, B, Δ
+    (Dao & Gu 2024, "Transformers are SSMs"). Ali, Zimerman & Wolf (2024, "The Hidden Attention of
+    Mamba Models") first read such a matrix as attention.
+
+    Queries and keys are shared by consecutive heads, as in grouped-query attention.
+    """
+
+    name: str
+    query: Float[torch.Tensor, "batch token key_head width"]
+    key: Float[torch.Tensor, "batch token key_head width"]
+    decay: Float[torch.Tensor, "batch token head"]  # log a, 0 or less
+    write: Float[torch.Tensor, "batch token head"]
+    erase: Float[torch.Tensor, "batch token head"] | None = None
+    skip: Float[torch.Tensor, " head"] | None = None
+    unit: bool = False  # whether queries and keys are brought to length 1
+    scaling: float = 1.0  # of the queries
+    # A part of the state before and after this call, to tell whether calls continue each other.
+    before: Float[torch.Tensor, "batch head *_"] | None = None
+    after: Float[torch.Tensor, "batch head *_"] | None = None
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Batch, heads, tokens."""
+        batch, tokens, heads = self.decay.shape
+        return batch, heads, tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer's matrix is computed."""
+        return self.query.device
+
+    def carried(
+        self, relevance: Float[torch.Tensor, "batch row query"]
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """relevance · M with signs kept, for each head: one pass backward through the state."""
+        heads = range(self.size[1])
+        pairs = zip(relevance, range(self.size[0]), strict=True)
+        return torch.stack([self._backward(item, heads, each) for each, item in pairs])
+
+    def _matrix(
+        self, item: int, heads: Sequence[int], rows: torch.Tensor
+    ) -> Float[torch.Tensor, "head row key"]:
+        rows = rows.to(self.device)
+        chosen = torch.arange(self.shape[1], device=self.device) == rows[:, None]
+        return self._backward(item, heads, chosen)
+
+    def _backward(
+        self, item: int, heads: Sequence[int], relevance: torch.Tensor
+    ) -> Float[torch.Tensor, "head row key"]:
+        """relevance · M: the adjoint of the state, chunk by chunk from the last token to the first.
+
+        Inside a chunk what is erased depends on what was written, which makes a triangular system.
+        """
+        query, key, decay, erase, write = self._of(item, heads)
+        relevance = relevance.to(query)
+        adjoint = query.new_zeros(len(heads), len(relevance), query.shape[-1])
+        result = query.new_zeros(len(heads), *relevance.shape)
+        for start in reversed(range(0, self.shape[1], CHUNK)):
+            here = slice(start, min(start + CHUNK, self.shape[1]))
+            q, k, rel = query[:, here], key[:, here], relevance[:, here]
+            since = decay[:, here].cumsum(1)
+            between = (since[:, :, None] - since[:, None]).tril().exp().tril()
+            mixed = adjoint @ (k * (since[:, -1:] - since).exp()[..., None]).mT
+            mixed += rel @ ((q @ k.mT) * between)
+            adjoint = adjoint * since[:, -1:, None].exp() + (rel * since[:, None].exp()) @ q
+            if erase is not None:
+                e = erase[:, here, None]
+                system = (k @ k.mT) * between * e
+                mixed = torch.linalg.solve_triangular(
+                    system, mixed, upper=False, left=False, unitriangular=True
+                )
+                adjoint -= mixed @ (e * k * since.exp()[..., None])
+            result[:, :, here] = mixed * write[:, None, here]
+        if self.skip is not None:
+            result += self.skip[list(heads), None, None].to(result) * relevance
+        return result
+
+    def _of(self, item: int, heads: Sequence[int]) -> tuple[torch.Tensor | None, ...]:
+        """Queries, keys, decay, erase and write of some heads, `[head token …]`."""
+        dtype, heads = working_dtype(self.query.dtype), torch.tensor(heads, device=self.device)
+        shared = heads // (self.size[1] // self.query.shape[2])
+        query, key = (x[item].to(dtype).transpose(0, 1)[shared] for x in (self.query, self.key))
+        if self.unit:  # as the rule itself does, with the same epsilon
+            query, key = (
+                x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (query, key)
+            )
+        gates = (self.decay, self.erase, self.write)
+        gates = (gate if gate is None else gate[item].to(dtype).T[heads] for gate in gates)
+        return query * self.scaling, key, *gates
+
+
+@dataclass(frozen=True)
+class RecordedConvolution(MixingLayer):
+    """One short gated convolution of one pass, as in LFM2: each channel is a head of its own.
+
+    M[i, j] = c_i · t[i - j] · b_j within a window of a few tokens, where t is the channel's kernel
+    (Liquid AI 2025, LFM2).
+    """
+
+    name: str
+    kernel: Float[torch.Tensor, "channel tap"]  # the last tap is that of the token itself
+    opening: Float[torch.Tensor, "batch channel token"]  # b, the gate before
+    closing: Float[torch.Tensor, "batch channel token"]  # c, the gate behind
+    before: Float[torch.Tensor, "batch head *_"] | None = None
+    after: Float[torch.Tensor, "batch head *_"] | None = None
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Batch, channels, tokens."""
+        return tuple(self.opening.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer's matrix is computed."""
+        return self.opening.device
+
+    def _matrix(
+        self, item: int, heads: Sequence[int], rows: torch.Tensor
+    ) -> Float[torch.Tensor, "head row key"]:
+        dtype, some = working_dtype(self.opening.dtype), slice(heads[0], heads[-1] + 1)
+        rows = rows.to(self.device)
+        kernel, opening, closing = (
+            part.to(dtype)
+            for part in (self.kernel[some], self.opening[item, some], self.closing[item, some])
+        )
+        matrix = opening.new_zeros(len(heads), len(rows), self.shape[2])
+        for back in range(min(kernel.shape[1], int(rows.max()) + 1)):
+            own = (rows >= back).nonzero().flatten()
+            keys = rows[own] - back
+            tap = kernel[:, -1 - back, None]
+            matrix[:, own, keys] = closing[:, rows[own]] * tap * opening[:, keys]
+        return matrix
+
+
+def whole_pass(calls: Sequence[MixingLayer]) -> MixingLayer:
+    """Join a prompt's call and those that continue it, token by token, into one pass.
+
+    Raises ValueError unless each call goes on from the state that the one before it left.
+    """
+    if calls[0].before is not None:
+        raise ValueError(
+            f"{calls[0].name} began with a state that was not recorded: record one pass over the "
+            "whole sequence"
+        )
+    for earlier, call in zip(calls, calls[1:], strict=False):
+        if call.before is None or not torch.equal(earlier.after, call.before):
+            raise ValueError(
+                f"{call.name} ran {len(calls)} times while recording, and not always from the state "
+                "that it had left, as in beam search: record one pass over the whole sequence, "
+                "after generation"
+            )
+    along = {"query": 1, "key": 1, "decay": 1, "write": 1, "erase": 1, "opening": 2, "closing": 2}
+    joined = {
+        part.name: torch.cat([getattr(call, part.name) for call in calls], along[part.name])
+        for part in fields(calls[0])
+        if part.name in along and getattr(calls[0], part.name) is not None
+    }
+    return replace(calls[0], after=calls[-1].after, **joined)
