@@ -139,7 +139,9 @@ def require_complete(
 
     names: of the modules that were recorded.  mixing: which of them do so without attention.
     """
-    missing = [name for name in attention_modules(model) if name not in names]
+    inside = tuple(f"{name}." for name in attention_modules(model))
+    found = tuple(f"{name}." for name in names)
+    missing = [path[:-1] for path in inside if not any(name.startswith(path) for name in found)]
     if missing or not names:
         named = _first_five(missing) or "no class of the model is named …Attention"
         raise RuntimeError(

@@ -22,6 +22,7 @@ from rolloutlib.recording.interface import (
     weights_noted,
 )
 from rolloutlib.recording.kinds import DifferentiableLayer
+from rolloutlib.recording.rules import differentiable_rule, rules_noted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,11 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
         own = weights if weights._base is None else weights._base
         recording.note(module, partial(DifferentiableLayer, attention=own, heads=module.num_heads))
 
-    with noted_by(_open_attention, model, recording.note), weights_noted(model, note_weights):
+    with (
+        noted_by(_open_attention, model, recording.note),
+        weights_noted(model, note_weights),
+        rules_noted(model, differentiable_rule(recording.note)),
+    ):
         yield recording
     recording.require_complete()
     if not all(layer.attention.requires_grad for layer in recording[""]):

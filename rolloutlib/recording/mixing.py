@@ -1,17 +1,20 @@
 """Layers without attention: each mixes its tokens by a matrix as well, which can be had exactly.
 
-Such a layer keeps a state, or a short window, instead of keys. Its gates, queries and keys depend on
-the tokens, but once they are fixed, its output is linear in its values: out = M · v for each head.
+Such a layer keeps a state, or a short window, instead of keys. Its gates, queries and keys depend
+on the tokens, but once they are fixed, its output is linear in its values: M · v for each head.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import working_dtype
-from rolloutlib.algorithm.attention import merge_heads, normalize_rows, require_fusion
+from rolloutlib.algorithm.attention import attended, merge_heads, normalize_rows, require_fusion
+from rolloutlib.recording.kinds import DifferentiableLayer
 from rolloutlib.recording.recorded import TILE, every_or_chosen
 
 CHUNK = 64  # tokens per step backward through a state
@@ -225,6 +228,29 @@ class RecordedConvolution(MixingLayer):
         return matrix
 
 
+@dataclass(frozen=True)
+class DifferentiableMixing(DifferentiableLayer):
+    """One layer without attention of a pass with gradients: its M as `attention`, in the graph."""
+
+    attends: ClassVar[bool] = False
+
+    def signed(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """M for these query rows (all of them by default), in float32."""
+        return super().probabilities(rows)
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """|M| for these query rows, each row divided by its sum; rows of zeros stay zero."""
+        return normalize_rows(self.signed(rows).abs())
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows mixes in, with any head."""
+        return attended(self.probabilities(rows))
+
+
 def whole_pass(calls: Sequence[MixingLayer]) -> MixingLayer:
     """Join a prompt's call and those that continue it, token by token, into one pass.
 
@@ -235,12 +261,12 @@ def whole_pass(calls: Sequence[MixingLayer]) -> MixingLayer:
             f"{calls[0].name} began with a state that was not recorded: record one pass over the "
             "whole sequence"
         )
-    for earlier, call in zip(calls, calls[1:], strict=False):
+    for earlier, call in pairwise(calls):
         if call.before is None or not torch.equal(earlier.after, call.before):
             raise ValueError(
-                f"{call.name} ran {len(calls)} times while recording, and not always from the state "
-                "that it had left, as in beam search: record one pass over the whole sequence, "
-                "after generation"
+                f"{call.name} ran {len(calls)} times while recording, and not always from the "
+                "state that it had left, as in beam search: record one pass over the whole "
+                "sequence, after generation"
             )
     along = {"query": 1, "key": 1, "decay": 1, "write": 1, "erase": 1, "opening": 2, "closing": 2}
     joined = {

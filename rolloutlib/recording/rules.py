@@ -17,7 +17,12 @@ import torch
 from jaxtyping import Float
 
 from rolloutlib.recording.interface import Note
-from rolloutlib.recording.mixing import MixingLayer, RecordedConvolution, RecordedState
+from rolloutlib.recording.mixing import (
+    DifferentiableMixing,
+    MixingLayer,
+    RecordedConvolution,
+    RecordedState,
+)
 
 
 class Mixed(NamedTuple):
@@ -57,7 +62,9 @@ def _scan(arguments: dict, before: torch.Tensor | None, result: torch.Tensor | t
     bounds = arguments["dt_limit"]
     step = _step(arguments["dt"], arguments["dt_bias"], arguments["dt_softplus"]).clamp(*bounds)
     layer = _state_space(arguments, arguments["A"] * step, step, arguments["D"])
-    return Mixed(partial(layer, before=before, after=_mark(after)), arguments["hidden_states"], output)
+    return Mixed(
+        partial(layer, before=before, after=_mark(after)), arguments["hidden_states"], output
+    )
 
 
 def _scan_of_one(arguments: dict, before: torch.Tensor, result: torch.Tensor) -> Mixed:
@@ -118,6 +125,38 @@ def recording_rule(note: Note) -> Attend:
         mixed, result = read_rule(name, stock, arguments)
         note_mixed(note, module, mixed)
         return result
+
+    return attend
+
+
+# What the rules over a whole sequence call their values, `[batch token head width]`.
+VALUES = {"torch_chunk_gated_delta_rule": "value", "mamba2_chunk_scan": "hidden_states"}
+
+
+def differentiable_rule(note: Note) -> Attend:
+    """Compute M explicitly, so that gradients flow through it, and note it.
+
+    A rule takes values of any width: with the identity as values it returns M itself.
+    """
+
+    def attend(module, name, stock, arguments):
+        if name not in VALUES:
+            raise ValueError(
+                f"{type(module).__name__} went on from a cache while recording gradients, expected "
+                "one pass over the whole sequence"
+            )
+        value = arguments[VALUES[name]]
+        batch, tokens, heads, _ = value.shape
+        identity = torch.eye(tokens, dtype=value.dtype, device=value.device)
+        every = identity[:, None].expand(batch, -1, heads, -1)
+        result = stock(**arguments | {VALUES[name]: every})
+        output, *state = result if isinstance(result, tuple) else (result,)
+        matrix = output.transpose(1, 2)
+        if torch.is_grad_enabled() and not matrix.requires_grad:
+            matrix.requires_grad_()  # the first layer of a model whose weights are frozen
+        note(module, partial(DifferentiableMixing, attention=matrix, heads=heads))
+        mixed = (matrix @ value.transpose(1, 2).to(matrix)).transpose(1, 2).contiguous()
+        return (mixed, *state) if isinstance(result, tuple) else mixed
 
     return attend
 

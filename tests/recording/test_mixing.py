@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
 from rolloutlib import attention_received, carry_back, record_attention, rollout, rollout_rows
 from rolloutlib.recording import rules
+from rolloutlib.recording.gradients import record_gradients
 from rolloutlib.recording.mixing import RecordedConvolution, RecordedState
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8}
@@ -17,12 +18,12 @@ TEXT = SIZES | {"num_hidden_layers": 4, "num_key_value_heads": 2, "vocab_size": 
 DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
 DELTA |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2}
-EXPERTS = {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 STATES = {
     "qwen3_5_text": DELTA,
     "qwen3_5_moe_text": DELTA | EXPERTS,
     "qwen3_next": DELTA | EXPERTS,
-    "olmo_hybrid": DELTA,
+    "olmo_hybrid": DELTA | {"pad_token_id": 0},
     "bamba": {"attn_layer_indices": [1], **MAMBA},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba"], **MAMBA},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2},
@@ -53,9 +54,9 @@ def watched_rules(model, monkeypatch):
 
     def watching(stock):
         @wraps(stock)
-        def watch(*args, **kwargs):
-            result = stock(*args, **kwargs)
-            value = args[2] if "delta" in stock.__name__ else args[0]
+        def watch(**arguments):
+            result = stock(**arguments)
+            value = arguments["value" if "delta" in stock.__name__ else "hidden_states"]
             seen.append((value, result[0] if isinstance(result, tuple) else result))
             return result
 
@@ -94,7 +95,9 @@ def test_a_states_matrix_times_its_values_is_its_output(kind, monkeypatch):
 def test_a_convolutions_matrix_times_its_values_is_its_output(kind):
     model, seen = small(kind), []
     for module in filter(rules.is_short_convolution, model.modules()):
-        module.in_proj.register_forward_hook(lambda _, args, out: seen.append([out.chunk(3, -1)[2]]))
+        module.in_proj.register_forward_hook(
+            lambda _, args, out: seen.append([out.chunk(3, -1)[2]])
+        )
         module.out_proj.register_forward_pre_hook(lambda _, args: seen[-1].append(args[0]))
     recording, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
     layers = [x for x in recording["language"] if isinstance(x, RecordedConvolution)]
@@ -147,9 +150,15 @@ def test_rows_of_a_state_are_those_of_its_definition(erases):
     relevance = torch.randn(2, 3, 150).double()
     torch.testing.assert_close(layer.carried(relevance), relevance[:, None] @ whole)
     some = torch.tensor([130, 5, 70])
-    for how, fused in {"mean": shares.mean(1), "max": shares.amax(1), "min": shares.amin(1)}.items():
+    for how, fused in {
+        "mean": shares.mean(1),
+        "max": shares.amax(1),
+        "min": shares.amin(1),
+    }.items():
         torch.testing.assert_close(layer.fused(some, how), fused[:, some, :131])
-    torch.testing.assert_close(carry_back([layer], relevance, residual=0), relevance @ shares.mean(1))
+    torch.testing.assert_close(
+        carry_back([layer], relevance, residual=0), relevance @ shares.mean(1)
+    )
     torch.testing.assert_close(attention_received([layer]), shares.mean(1).sum(1))
     product = (shares.mean(1) + torch.eye(150)) / 2
     product = product @ product
@@ -182,6 +191,22 @@ def test_a_state_that_was_not_recorded_or_was_reordered_is_refused():
         model(TOKENS[:, 20:21], past_key_values=cache)
     with pytest.raises(ValueError, match="not always from the state that it had left"):
         recording["language"]
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "bamba"])
+def test_gradients_flow_through_the_matrix(kind):
+    model = small(kind)
+    with torch.no_grad():
+        expected = model(TOKENS, use_cache=False).last_hidden_state
+        recording, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
+    with record_gradients(model) as explicit:
+        output = model(TOKENS, use_cache=False).last_hidden_state
+    torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
+    layers = explicit["language"]
+    for layer, own in zip(layers, recording["language"], strict=True):
+        torch.testing.assert_close(layer.probabilities(), own.probabilities(), atol=1e-5, rtol=1e-3)
+    gradients = torch.autograd.grad(output[:, -1].sum(), [layer.attention for layer in layers])
+    assert all(gradient.abs().amax() > 0 for gradient in gradients)
 
 
 @torch.no_grad()
