@@ -49,7 +49,7 @@ def small(kind, make=AutoModel):
 
 
 def watched_rules(model, monkeypatch):
-    """The values and the output of every call of a rule, as the rule itself gets and returns them."""
+    """The values and the output of every call of a rule, as it gets and returns them."""
     seen = []
 
     def watching(stock):
@@ -95,9 +95,7 @@ def test_a_states_matrix_times_its_values_is_its_output(kind, monkeypatch):
 def test_a_convolutions_matrix_times_its_values_is_its_output(kind):
     model, seen = small(kind), []
     for module in filter(rules.is_short_convolution, model.modules()):
-        module.in_proj.register_forward_hook(
-            lambda _, args, out: seen.append([out.chunk(3, -1)[2]])
-        )
+        module.in_proj.register_forward_hook(lambda _, args, out: seen.append([out[..., 64:]]))
         module.out_proj.register_forward_pre_hook(lambda _, args: seen[-1].append(args[0]))
     recording, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
     layers = [x for x in recording["language"] if isinstance(x, RecordedConvolution)]
@@ -150,17 +148,12 @@ def test_rows_of_a_state_are_those_of_its_definition(erases):
     relevance = torch.randn(2, 3, 150).double()
     torch.testing.assert_close(layer.carried(relevance), relevance[:, None] @ whole)
     some = torch.tensor([130, 5, 70])
-    for how, fused in {
-        "mean": shares.mean(1),
-        "max": shares.amax(1),
-        "min": shares.amin(1),
-    }.items():
+    mean = shares.mean(1)
+    for how, fused in {"mean": mean, "max": shares.amax(1), "min": shares.amin(1)}.items():
         torch.testing.assert_close(layer.fused(some, how), fused[:, some, :131])
-    torch.testing.assert_close(
-        carry_back([layer], relevance, residual=0), relevance @ shares.mean(1)
-    )
-    torch.testing.assert_close(attention_received([layer]), shares.mean(1).sum(1))
-    product = (shares.mean(1) + torch.eye(150)) / 2
+    torch.testing.assert_close(carry_back([layer], relevance, residual=0), relevance @ mean)
+    torch.testing.assert_close(attention_received([layer]), mean.sum(1))
+    product = (mean + torch.eye(150)) / 2
     product = product @ product
     torch.testing.assert_close(rollout_rows([layer] * 2, [149]), product[:, [149]])
 
