@@ -47,7 +47,8 @@ class MixingLayer:
         """
         rows = every_or_chosen(rows, self.shape[1])
         heads = range(self.size[1])
-        return torch.stack([self._matrix(item, heads, rows) for item in range(self.size[0])])
+        seen = torch.stack([self._matrix(item, heads, rows) for item in range(self.size[0])])
+        return torch.nn.functional.pad(seen, (0, self.shape[2] - seen.shape[-1]))
 
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None
@@ -63,9 +64,15 @@ class MixingLayer:
         heads = [range(self.size[1])[i : i + step] for i in range(0, self.size[1], step)]
         every = []
         for item in range(self.size[0]):
-            parts = (self._matrix(item, some, rows)[..., :seen] for some in heads)
+            parts = (self._matrix(item, some, rows) for some in heads)
             every.append(_fused((normalize_rows(part.abs_()) for part in parts), how, self.size[1]))
         return torch.stack(every)
+
+    def _matrix(
+        self, item: int, heads: Sequence[int], rows: torch.Tensor
+    ) -> Float[torch.Tensor, "head row seen"]:
+        """Rows of M of some heads of one item, up to the last of the rows."""
+        raise NotImplementedError
 
     def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
         """How many keys each of these query rows can see: itself and all before it."""
@@ -135,14 +142,13 @@ class RecordedState(MixingLayer):
 
     def _matrix(
         self, item: int, heads: Sequence[int], rows: torch.Tensor
-    ) -> Float[torch.Tensor, "head row key"]:
-        rows = rows.to(self.device)
-        chosen = torch.arange(self.shape[1], device=self.device) == rows[:, None]
-        return self._backward(item, heads, chosen)
+    ) -> Float[torch.Tensor, "head row seen"]:
+        seen = torch.arange(int(rows.max()) + 1, device=self.device)
+        return self._backward(item, heads, seen == rows.to(self.device)[:, None])
 
     def _backward(
         self, item: int, heads: Sequence[int], relevance: torch.Tensor
-    ) -> Float[torch.Tensor, "head row key"]:
+    ) -> Float[torch.Tensor, "head row seen"]:
         """relevance · M: the adjoint of the state, chunk by chunk from the last token to the first.
 
         Inside a chunk what is erased depends on what was written, which makes a triangular system.
@@ -151,8 +157,8 @@ class RecordedState(MixingLayer):
         relevance = relevance.to(query)
         adjoint = query.new_zeros(len(heads), len(relevance), query.shape[-1])
         result = query.new_zeros(len(heads), *relevance.shape)
-        for start in reversed(range(0, self.shape[1], CHUNK)):
-            here = slice(start, min(start + CHUNK, self.shape[1]))
+        for start in reversed(range(0, relevance.shape[1], CHUNK)):
+            here = slice(start, min(start + CHUNK, relevance.shape[1]))
             q, k, rel = query[:, here], key[:, here], relevance[:, here]
             since = decay[:, here].cumsum(1)
             between = (since[:, :, None] - since[:, None]).tril().exp().tril()
@@ -212,15 +218,16 @@ class RecordedConvolution(MixingLayer):
 
     def _matrix(
         self, item: int, heads: Sequence[int], rows: torch.Tensor
-    ) -> Float[torch.Tensor, "head row key"]:
+    ) -> Float[torch.Tensor, "head row seen"]:
         dtype, some = working_dtype(self.opening.dtype), slice(heads[0], heads[-1] + 1)
         rows = rows.to(self.device)
         kernel, opening, closing = (
             part.to(dtype)
             for part in (self.kernel[some], self.opening[item, some], self.closing[item, some])
         )
-        matrix = opening.new_zeros(len(heads), len(rows), self.shape[2])
-        for back in range(min(kernel.shape[1], int(rows.max()) + 1)):
+        seen = int(rows.max()) + 1
+        matrix = opening.new_zeros(len(heads), len(rows), seen)
+        for back in range(min(kernel.shape[1], seen)):
             own = (rows >= back).nonzero().flatten()
             keys = rows[own] - back
             tap = kernel[:, -1 - back, None]

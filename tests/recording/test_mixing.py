@@ -6,10 +6,11 @@ from functools import wraps
 import pytest
 import torch
 from recordings import record
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
 from rolloutlib import attention_received, carry_back, record_attention, rollout, rollout_rows
-from rolloutlib.recording import rules
+from rolloutlib.recording import mixing, rules
 from rolloutlib.recording.gradients import record_gradients
 from rolloutlib.recording.mixing import RecordedConvolution, RecordedState
 
@@ -156,6 +157,26 @@ def test_rows_of_a_state_are_those_of_its_definition(erases):
     product = (mean + torch.eye(150)) / 2
     product = product @ product
     torch.testing.assert_close(rollout_rows([layer] * 2, [149]), product[:, [149]])
+
+
+class Largest(TorchDispatchMode):
+    """The largest number of entries of any tensor that was made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.entries = max(self.entries, result.numel())
+        return result
+
+
+def test_heads_are_fused_without_the_matrix_of_each(monkeypatch):
+    monkeypatch.setattr(mixing, "TILE", 20_000)
+    layer = state(erases=True, tokens=300)
+    with Largest() as largest:
+        layer.fused(torch.arange(100, 200), "mean")
+    assert largest.entries == 2 * 100 * 200  # the result; all heads would be four times as much
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5_text", "nemotron_h", "lfm2"])
