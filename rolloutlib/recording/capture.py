@@ -14,12 +14,14 @@ from functools import cache, partial
 from itertools import dropwhile
 
 import torch
+from jaxtyping import Float
 from transformers import PreTrainedModel
 
 from rolloutlib.algorithm.attention import require_fusion
 from rolloutlib.algorithm.layers import Layer, attends, numberless
 from rolloutlib.recording.interface import Note, noted_by, recording_attention, weights_noted
 from rolloutlib.recording.kinds import FusedLayer, RecordedWeights
+from rolloutlib.recording.mixing import side_by_side
 from rolloutlib.recording.passes import (
     Continued,
     continued,
@@ -29,7 +31,12 @@ from rolloutlib.recording.passes import (
     takes_less_fused,
 )
 from rolloutlib.recording.recorded import RecordedLayer
-from rolloutlib.recording.rules import convolutions_noted, recording_rule, rules_noted
+from rolloutlib.recording.rules import (
+    additions_noted,
+    convolutions_noted,
+    recording_rule,
+    rules_noted,
+)
 
 MAIN_INPUTS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
 PARTS = ("vision", "language", "audio", "encoder", "cross")
@@ -41,8 +48,9 @@ class Recording:
 
     Each gives a list of layers, first layer first: of `RecordedLayer`; of `RecordedBlocks` if a
     layer saw several pictures one at a time; of `RecordedWeights` for `nn.MultiheadAttention`; of
-    `FusedLayer` if heads were fused while recording; of `DifferentiableLayer` if gradients were
-    recorded.
+    `RecordedState` or `RecordedConvolution` if a layer mixes tokens without attention; of
+    `FusedLayer` if heads were fused while recording; of `DifferentiableLayer` or
+    `DifferentiableMixing` if gradients were recorded.
     """
 
     def __init__(self, model: torch.nn.Module, head_fusion: str | None = None):
@@ -51,6 +59,7 @@ class Recording:
         self._calls: dict[str, list] = {}
         self._fused: dict[str, FusedLayer] = {}  # first calls, whose queries were freed
         self._kinds: set[tuple] = set()  # of calls that were kept
+        self._added: dict[str, list[torch.Tensor]] = {}  # by parts that a layer adds up
         self._modality = cache(partial(modality, model))
 
     def note(self, module: torch.nn.Module, make: Callable[[str], Layer]) -> bool:
@@ -75,6 +84,12 @@ class Recording:
         known = len(self._kinds)
         self._kinds.add((type(module), causal, masked))
         return len(self._kinds) > known
+
+    def note_added(
+        self, module: torch.nn.Module, lengths: Float[torch.Tensor, "batch row"]
+    ) -> None:
+        """Keep how much a part of a layer, beside another, added to each row in one call."""
+        self._added.setdefault(self._names[id(module)], []).append(lengths)
 
     @property
     def names(self) -> list[str]:
@@ -111,7 +126,7 @@ class Recording:
             if name in crossing and isinstance(whole, RecordedLayer):
                 whole = replace(whole, crosses=True)
             self._calls[name] = [whole]
-        return [self._calls[name][0] for name in names]
+        return side_by_side([self._calls[name][0] for name in names], self._added)
 
     def _stack(self, part: str) -> list[str]:
         """The recorded modules of a part that are layers of a stack, or all if there is none."""
@@ -128,7 +143,7 @@ class Recording:
     def require_complete(self) -> None:
         """Raise a RuntimeError as the function `require_complete` does."""
         mixing = {name for name, (call, *_) in self._calls.items() if not attends(call)}
-        require_complete(self.model, self.names, mixing)
+        require_complete(self.model, self.names, mixing - self._added.keys())
 
 
 def require_complete(
@@ -175,10 +190,10 @@ def layers_not_recorded(
 
     A stack is a ModuleList, itself in no other, some of whose layers hold recorded modules. The
     other layers are found, if they are more than an MLP; those that shift tokens from window to
-    window, as in Swin; those that attend and mix at once, as in Falcon-H1; and in a language model
-    those with another convolution beside.
+    window, as in Swin; those that attend and mix at once, if what each adds is not known; and in a
+    language model those with another convolution beside.
 
-    names: of the modules that were recorded.  mixing: which of them do so without attention.
+    names: of the modules that were recorded.  mixing: which of them mix without attention.
     """
     stacks = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
     for path, stack in stacks.items():
@@ -274,6 +289,8 @@ def record_attention(
     The model computes what it computes without a recording, each part by its own implementation;
     one other than SDPA or eager is replaced by SDPA and put back on exit, even after an exception.
     The first call of each kind is checked: its output must be what the recorded probabilities give.
+    Layers without attention, of which the gated delta rule, Mamba2's scan and short gated
+    convolutions are known, are recorded as the matrices by which they mix their tokens.
     Recorded tensors are detached, not copied, and stay on their device. `nn.MultiheadAttention`
     modules compute their weights explicitly, which may change the last digits of their output;
     these weights are kept.
@@ -285,13 +302,13 @@ def record_attention(
 
     Raises ValueError if the model, or a part of it, is in training mode (dropout would be recorded
     as attention) and for an unknown head_fusion; RuntimeError if a module computes anything else
-    than softmax(QKᵀ · scaling + mask) · V, and on exit if an attention module was not captured or
-    layers of a stack have no attention.
+    than softmax(QKᵀ · scaling + mask) · V or a known rule, and on exit if an attention module was
+    not captured or layers of a stack mix tokens in another way.
     """
     if head_fusion is not None:
         require_fusion(head_fusion)
     recording = Recording(model, head_fusion)
-    with attention_noted(model, recording.note):
+    with attention_noted(model, recording.note), additions_noted(model, recording.note_added):
         yield recording
     recording.require_complete()
 

@@ -4,7 +4,7 @@ Such a layer keeps a state, or a short window, instead of keys. Its gates, queri
 on the tokens, but once they are fixed, its output is linear in its values: M · v for each head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import ClassVar
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import working_dtype
 from rolloutlib.algorithm.attention import attended, merge_heads, normalize_rows, require_fusion
+from rolloutlib.algorithm.layers import Layer, with_keys
 from rolloutlib.recording.kinds import DifferentiableLayer
 from rolloutlib.recording.recorded import TILE, every_or_chosen
 
@@ -258,6 +259,86 @@ class DifferentiableMixing(DifferentiableLayer):
         return attended(self.probabilities(rows))
 
 
+@dataclass(frozen=True)
+class ParallelLayer:
+    """Attention and a state beside each other in one layer, as in Falcon-H1, which adds them up.
+
+    A part counts for a row by what it adds there: the length of its output, as a share of the sum
+    of these lengths.
+    """
+
+    name: str
+    parts: tuple[Layer, ...]
+    added: tuple[Float[torch.Tensor, "batch query"], ...]
+
+    attends: ClassVar[bool] = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Batch, queries, keys."""
+        return self.parts[0].shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first part's matrix is computed."""
+        return self.parts[0].device
+
+    def probabilities(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """The heads of all parts for these query rows, weighted so that their mean is the sum."""
+        return self._weighted([part.probabilities(rows) for part in self.parts], rows)
+
+    def signed(
+        self, rows: torch.Tensor | list[int] | None = None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        """The same, with M instead of |M| where a part has one."""
+        heads = (getattr(part, "signed", part.probabilities)(rows) for part in self.parts)
+        return self._weighted(list(heads), rows)
+
+    def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
+        """The sum of the parts' head-fused rows, each weighted by what it adds."""
+        fused = (with_keys(part.fused(rows, how), self.shape[2]) for part in self.parts)
+        shares = (share[..., None] for share in self._shares(rows))
+        return sum(part * share for part, share in zip(fused, shares, strict=True))
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see: as many as any part can."""
+        return torch.stack([part.visible(rows) for part in self.parts]).amax(0)
+
+    def _shares(self, rows: torch.Tensor) -> Float[torch.Tensor, "part batch row"]:
+        added = torch.stack(self.added)[..., rows]
+        return added / added.sum(0).clamp(min=torch.finfo(added.dtype).tiny)
+
+    def _weighted(
+        self, parts: list[torch.Tensor], rows: torch.Tensor | list[int] | None
+    ) -> Float[torch.Tensor, "batch head row key"]:
+        heads = sum(part.shape[1] for part in parts)
+        shares = self._shares(every_or_chosen(rows, self.shape[1]))
+        weighted = (
+            part * share[:, None, :, None] * heads / part.shape[1]
+            for part, share in zip(parts, shares, strict=True)
+        )
+        return torch.cat(list(weighted), 1)
+
+
+def side_by_side(layers: Sequence[Layer], added: Mapping[str, list[torch.Tensor]]) -> list[Layer]:
+    """Join the parts that one layer adds up; all others stay as they are.
+
+    added: by the names of such parts, the lengths of their outputs, call by call.
+    """
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        place = layer.name.rpartition(".")[0] if layer.name in added else layer.name
+        groups.setdefault(place, []).append(layer)
+    return [
+        ParallelLayer(place, tuple(group), tuple(torch.cat(added[p.name], 1) for p in group))
+        if len(group) > 1
+        else group[0]
+        for place, group in groups.items()
+    ]
+
+
 def whole_pass(calls: Sequence[MixingLayer]) -> MixingLayer:
     """Join a prompt's call and those that continue it, token by token, into one pass.
 
@@ -275,6 +356,8 @@ def whole_pass(calls: Sequence[MixingLayer]) -> MixingLayer:
                 "state that it had left, as in beam search: record one pass over the whole "
                 "sequence, after generation"
             )
+    if len(calls) == 1:
+        return calls[0]
     along = {"query": 1, "key": 1, "decay": 1, "write": 1, "erase": 1, "opening": 2, "closing": 2}
     joined = {
         part.name: torch.cat([getattr(call, part.name) for call in calls], along[part.name])

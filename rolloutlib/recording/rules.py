@@ -255,6 +255,29 @@ def _noting(name: str, stock: Callable) -> Callable:
     return noting
 
 
+# Parts that a layer adds up, and by what number the layer multiplies each.
+BESIDE = {"mamba": "ssm_out_multiplier", "self_attn": "attn_out_multiplier"}
+
+
+@contextmanager
+def additions_noted(
+    model: torch.nn.Module, note: Callable[[torch.nn.Module, torch.Tensor], None]
+) -> Iterator[None]:
+    """Inside the block, `note` is given how long each output of parts side by side is, by row."""
+
+    def added(factor, module, args, output):
+        output = output[0] if isinstance(output, tuple) else output
+        note(module, torch.linalg.vector_norm(output.detach().float(), dim=-1) * abs(factor))
+
+    with ExitStack() as hooks:
+        for layer in model.modules():
+            if all(hasattr(layer, name) for name in (*BESIDE, *BESIDE.values())):
+                for name, factor in BESIDE.items():
+                    hook = partial(added, getattr(layer, factor))
+                    hooks.callback(getattr(layer, name).register_forward_hook(hook).remove)
+        yield
+
+
 def is_short_convolution(module: torch.nn.Module) -> bool:
     """Whether a module is a convolution of each channel between two gates, as in LFM2."""
     conv, into = getattr(module, "conv", None), getattr(module, "in_proj", None)

@@ -33,13 +33,14 @@ CONVOLUTIONS = {
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"], **EXPERTS},
 }
+BESIDE = MAMBA | {"mamba_d_ssm": 64, "ssm_out_multiplier": 0.5, "attention_out_multiplier": 2.0}
 TOKENS = torch.randint(3, 90, (2, 80), generator=torch.manual_seed(0))
 
 
 def small(kind, make=AutoModel):
     """A random model of this kind, whose states remember more than a few tokens."""
     torch.manual_seed(0)
-    settings = TEXT | (STATES | CONVOLUTIONS)[kind]
+    settings = TEXT | (STATES | CONVOLUTIONS | {"falcon_h1": BESIDE})[kind]
     model = make.from_config(CONFIG_MAPPING[kind](**settings)).eval()
     for name, weight in model.named_parameters():
         if name.endswith("A_log"):
@@ -157,6 +158,32 @@ def test_rows_of_a_state_are_those_of_its_definition(erases):
     product = (mean + torch.eye(150)) / 2
     product = product @ product
     torch.testing.assert_close(rollout_rows([layer] * 2, [149]), product[:, [149]])
+
+
+@torch.no_grad()
+def test_attention_and_a_state_side_by_side_are_weighted_by_what_each_adds():
+    model, added = small("falcon_h1"), []
+    for layer in model.layers:
+        for part, factor in ((layer.mamba, 0.5), (layer.self_attn, 2.0)):
+            part.register_forward_hook(
+                lambda _, args, out, by=factor: added.append(
+                    by * (out[0] if isinstance(out, tuple) else out).norm(dim=-1)
+                )
+            )
+    recording, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
+    layers, rows = recording["language"], torch.tensor([3, 70])
+    assert [layer.name for layer in layers] == [f"layers.{number}" for number in range(4)]
+    for number, layer in enumerate(layers):
+        state, attention = layer.parts
+        first, second = (lengths[:, rows, None] for lengths in added[2 * number :][:2])
+        share = first / (first + second)
+        expected = state.probabilities(rows).mean(1) * share
+        expected += attention.probabilities(rows).mean(1) * (1 - share)
+        torch.testing.assert_close(layer.probabilities(rows).mean(1), expected)
+        torch.testing.assert_close(layer.fused(rows, "mean"), expected)
+        assert (layer.signed() < 0).any()
+    sums = rollout(layers).sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
 class Largest(TorchDispatchMode):

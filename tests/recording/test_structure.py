@@ -30,10 +30,6 @@ HYBRIDS = {
         "layers.0, layers.2",
     ),
     "recurrent_gemma": ({}, "layers.0, layers.1, layers.3"),
-    "falcon_h1": (
-        {"mamba_n_heads": 8, "mamba_d_head": 8},
-        "layers.0, layers.1, layers.2, layers.3",  # Mamba beside attention
-    ),
 }
 
 
