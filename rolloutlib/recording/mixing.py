@@ -47,8 +47,13 @@ class MixingLayer:
         out of range.
         """
         rows = every_or_chosen(rows, self.shape[1])
-        heads = range(self.size[1])
-        seen = torch.stack([self._matrix(item, heads, rows) for item in range(self.size[0])])
+        groups = self._groups(len(rows))
+        seen = torch.stack(
+            [
+                torch.cat([self._matrix(item, heads, rows) for heads in groups])
+                for item in range(self.size[0])
+            ]
+        )
         return torch.nn.functional.pad(seen, (0, self.shape[2] - seen.shape[-1]))
 
     def probabilities(
@@ -60,14 +65,17 @@ class MixingLayer:
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused |M| of these query rows, up to the last of them, some heads at a time."""
         require_fusion(how)
-        seen = int(rows.max()) + 1
-        step = max(TILE // (len(rows) * seen), 1)
-        heads = [range(self.size[1])[i : i + step] for i in range(0, self.size[1], step)]
         every = []
         for item in range(self.size[0]):
-            parts = (self._matrix(item, some, rows) for some in heads)
+            parts = (self._matrix(item, heads, rows) for heads in self._groups(len(rows)))
             every.append(_fused((normalize_rows(part.abs_()) for part in parts), how, self.size[1]))
         return torch.stack(every)
+
+    def _groups(self, rows: int) -> list[range]:
+        """All heads, as many at a time as leave what is computed of them small."""
+        heads, tokens = self.size[1:]
+        step = max(TILE // (max(rows, self.width) * tokens), 1)
+        return [range(heads)[start : start + step] for start in range(0, heads, step)]
 
     def _matrix(
         self, item: int, heads: Sequence[int], rows: torch.Tensor
@@ -129,6 +137,11 @@ class RecordedState(MixingLayer):
         return batch, heads, tokens
 
     @property
+    def width(self) -> int:
+        """Of a query or key."""
+        return self.query.shape[3]
+
+    @property
     def device(self) -> torch.device:
         """Where the layer's matrix is computed."""
         return self.query.device
@@ -137,9 +150,13 @@ class RecordedState(MixingLayer):
         self, relevance: Float[torch.Tensor, "batch row query"]
     ) -> Float[torch.Tensor, "batch head row key"]:
         """relevance · M with signs kept, for each head: one pass backward through the state."""
-        heads = range(self.size[1])
-        pairs = zip(relevance, range(self.size[0]), strict=True)
-        return torch.stack([self._backward(item, heads, each) for each, item in pairs])
+        groups = self._groups(relevance.shape[1])
+        return torch.stack(
+            [
+                torch.cat([self._backward(item, heads, each) for heads in groups])
+                for item, each in enumerate(relevance)
+            ]
+        )
 
     def _matrix(
         self, item: int, heads: Sequence[int], rows: torch.Tensor
@@ -211,6 +228,11 @@ class RecordedConvolution(MixingLayer):
     def size(self) -> tuple[int, int, int]:
         """Batch, channels, tokens."""
         return tuple(self.opening.shape)
+
+    @property
+    def width(self) -> int:
+        """Of the window."""
+        return self.kernel.shape[1]
 
     @property
     def device(self) -> torch.device:
