@@ -244,15 +244,22 @@ def _noting(name: str, stock: Callable) -> Callable:
 
     @wraps(stock)
     def noting(*args, **kwargs):
-        if not _running.get():
-            return stock(*args, **kwargs)
-        module, attend = _running.get()[-1]
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
         others = call.arguments.pop("kwargs", {})
-        return attend(module, name, stock, call.arguments | others)
+        function, running = stock, _running.get()
+        for module, attend in running:
+            if module is running[-1][0]:  # recordings inside others, each around the next
+                function = partial(_attended, attend, module, name, function)
+        return function(**call.arguments | others)
 
     return noting
+
+
+def _attended(
+    attend: Attend, module: torch.nn.Module, name: str, stock: Callable, **arguments
+) -> object:
+    return attend(module, name, stock, arguments)
 
 
 # Parts that a layer adds up, and by what number the layer multiplies each.

@@ -234,6 +234,16 @@ def test_a_state_that_was_not_recorded_or_was_reordered_is_refused():
         recording["language"]
 
 
+@torch.no_grad()
+def test_a_recording_inside_another_notes_the_same():
+    model = small("qwen3_5_text")
+    with record_attention(model) as outer:
+        inner, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
+    assert outer.names == inner.names
+    for one, other in zip(outer["language"], inner["language"], strict=True):
+        torch.testing.assert_close(one.probabilities([-1]), other.probabilities([-1]))
+
+
 @pytest.mark.parametrize("kind", ["qwen3_next", "bamba"])
 def test_gradients_flow_through_the_matrix(kind):
     model = small(kind)
