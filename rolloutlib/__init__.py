@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "models.tower": ["heatmaps", "through_tower"],
         "recording.capture": ["Recording", "record_attention"],
         "recording.kinds": ["FusedLayer", "RecordedBlocks", "RecordedWeights"],
+        "recording.mixing": ["RecordedConvolution", "RecordedState"],
         "recording.recorded": ["RecordedLayer"],
         "runs.metrics": ["report"],
         "teaching": [

@@ -26,7 +26,6 @@ class Layer(Protocol):
 
     shape: tuple[int, int, int]  # batch, queries, keys
     device: torch.device
-    height: int  # about as many rows as are computed fastest at a time
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows, in memory that the caller may change.
@@ -53,7 +52,6 @@ class DenseLayer:
         self.heads = tensor[(None,) * (4 - tensor.ndim)]
         self.shape = (self.heads.shape[0], *self.heads.shape[2:])
         self.device = tensor.device
-        self.height = fitting(tensor.device, tensor.shape[-1])
         self.numpy = isinstance(attention, np.ndarray)
         self.batched = tensor.ndim == 4
 
@@ -115,9 +113,11 @@ def even_attention(layers: Iterable[Array | Layer]) -> list[EvenLayer]:
 
 
 def row_tiles(layer: Layer, queries: int | None = None) -> tuple[torch.Tensor, ...]:
-    """The first query rows of a layer, by default all, in tiles of one height."""
+    """The first query rows of a layer, by default all, in tiles of one height: that of the layer,
+    if it says how many rows are computed fastest at a time, or as many as fit the cache."""
     queries = queries or layer.shape[1]
-    return torch.arange(queries).tensor_split(round(queries / layer.height) or 1)
+    height = getattr(layer, "height", None) or fitting(layer.device, layer.shape[2])
+    return torch.arange(queries).tensor_split(round(queries / height) or 1)
 
 
 def fitting(device: torch.device, keys: int) -> int:
@@ -164,6 +164,11 @@ def numberless(name: str) -> str:
     return ".".join("" if piece.isdigit() else piece for piece in name.split("."))
 
 
+def attends(layer: object) -> bool:
+    """Whether a layer's matrix is attention: layers without attention say that theirs is not."""
+    return getattr(layer, "attends", True)
+
+
 def stack_of(name: str) -> str:
     """The path of the stack that a module's layer is in, without numbers.
 
@@ -179,7 +184,7 @@ def layers_from(
     layers: Iterable[Array | Layer], start_layer: int, *, square: bool = True
 ) -> Iterator[Layer]:
     """The layers from `start_layer` on, each checked against the first one's shape and stack."""
-    expected, number, name = None, -1, None
+    expected, number, name, mixes = None, -1, None, False
     for number, given in enumerate(layers):
         layer = given if isinstance(given, Layer) else DenseLayer(given)
         name, before = getattr(layer, "name", name), name
@@ -188,7 +193,9 @@ def layers_from(
                 f"layer {number} ({name}) attends to another sequence; a rollout needs layers over "
                 "one sequence"
             )
-        if square and numberless(name or "") != numberless(before or name or ""):
+        mixes = mixes or not attends(layer)
+        place = stack_of if mixes else numberless
+        if square and place(name or "") != place(before or name or ""):
             raise ValueError(
                 f"layer {number} is {name} after {before}; a rollout needs the layers of one stack "
                 "over one sequence: choose them by their names"

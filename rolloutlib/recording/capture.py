@@ -14,12 +14,14 @@ from functools import cache, partial
 from itertools import dropwhile
 
 import torch
+from jaxtyping import Float
 from transformers import PreTrainedModel
 
 from rolloutlib.algorithm.attention import require_fusion
-from rolloutlib.algorithm.layers import Layer, numberless, stack_of
+from rolloutlib.algorithm.layers import Layer, attends, numberless, stack_of
 from rolloutlib.recording.interface import Note, noted_by, recording_attention, weights_noted
 from rolloutlib.recording.kinds import FusedLayer, RecordedWeights
+from rolloutlib.recording.mixing import side_by_side
 from rolloutlib.recording.own import attention_modules, own_attention_noted
 from rolloutlib.recording.passes import (
     Continued,
@@ -30,6 +32,12 @@ from rolloutlib.recording.passes import (
     takes_less_fused,
 )
 from rolloutlib.recording.recorded import RecordedLayer
+from rolloutlib.recording.rules import (
+    additions_noted,
+    convolutions_noted,
+    recording_rule,
+    rules_noted,
+)
 
 MAIN_INPUTS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio"}
 PARTS = ("vision", "language", "audio", "encoder", "cross", "pooling")
@@ -42,8 +50,9 @@ class Recording:
 
     Each gives a list of layers, first layer first: of `RecordedLayer`; of `RecordedBlocks` if a
     layer saw several pictures one at a time; of `RecordedWeights` for `nn.MultiheadAttention`; of
-    `FusedLayer` if heads were fused while recording; of `DifferentiableLayer` if gradients were
-    recorded.
+    `RecordedState` or `RecordedConvolution` if a layer mixes tokens without attention; of
+    `FusedLayer` if heads were fused while recording; of `DifferentiableLayer` or
+    `DifferentiableMixing` if gradients were recorded.
     """
 
     def __init__(self, model: torch.nn.Module, head_fusion: str | None = None):
@@ -52,6 +61,7 @@ class Recording:
         self._calls: dict[str, list] = {}
         self._fused: dict[str, FusedLayer] = {}  # first calls, whose queries were freed
         self._kinds: set[tuple] = set()  # of calls that were kept
+        self._added: dict[str, list[torch.Tensor]] = {}  # by parts that a layer adds up
         self._modality = cache(partial(modality, model))
         self._ran: set[str] = set()  # attention modules, recorded or not
 
@@ -77,6 +87,12 @@ class Recording:
         known = len(self._kinds)
         self._kinds.add((type(module), causal, masked))
         return len(self._kinds) > known
+
+    def note_added(
+        self, module: torch.nn.Module, lengths: Float[torch.Tensor, "batch row"]
+    ) -> None:
+        """Keep how much a part of a layer, beside another, added to each row in one call."""
+        self._added.setdefault(self._names[id(module)], []).append(lengths)
 
     @property
     def names(self) -> list[str]:
@@ -115,7 +131,7 @@ class Recording:
             if name in crossing and isinstance(whole, (RecordedLayer, RecordedWeights)):
                 whole = replace(whole, crosses=True)
             self._calls[name] = [whole]
-        return [self._calls[name][0] for name in names]
+        return side_by_side([self._calls[name][0] for name in names], self._added)
 
     def _stack(self, part: str) -> list[str]:
         """The recorded modules of a part that are layers of its stack, or all if there is none."""
@@ -128,8 +144,9 @@ class Recording:
         if side in TOWERS:
             return [n for n in layers if stack_of(n) == stack_of(layers[0])] or names
         if side == "language":  # the same layers may also attend to another sequence
-            own = _most(layers)
-            return [n for n in layers or names if (n in own or not layers) == (part != "cross")]
+            attending = [name for name in layers if attends(self._calls[name][0])]
+            other = {*attending} - {*_most(attending)}
+            return [n for n in layers or names if (n in other) == (part == "cross")]
         return layers or names
 
     @property
@@ -163,7 +180,9 @@ class Recording:
 
     def require_complete(self) -> None:
         """Raise a RuntimeError as the function `require_complete` does, about what ran."""
-        require_complete(self.model, self.names, self._idle() if self._calls else ())
+        mixing = {name for name, (call, *_) in self._calls.items() if not attends(call)}
+        idle = self._idle() if self._calls else ()
+        require_complete(self.model, self.names, idle, mixing - self._added.keys())
 
 
 def _add(names: set[str], name: str, *_) -> None:
@@ -176,13 +195,21 @@ def _most(names: list[str]) -> list[str]:
     return [name for name in names if counts and numberless(name) == counts.most_common(1)[0][0]]
 
 
-def require_complete(model: torch.nn.Module, names: list[str], idle: Collection[str] = ()) -> None:
+def require_complete(
+    model: torch.nn.Module,
+    names: list[str],
+    idle: Collection[str] = (),
+    mixing: Collection[str] = (),
+) -> None:
     """Raise a RuntimeError that names the attention modules that were not captured, and layers
-    without attention between those that attend.
+    that mix tokens in a way that was not.
 
     names: of the modules that were recorded.  idle: of those that were not expected to run.
+    mixing: which of the recorded ones do so without attention.
     """
-    missing = [name for name in attention_modules(model) if name not in {*names, *idle}]
+    found = tuple(f"{name}." for name in names)
+    inside = [name for name in attention_modules(model) if name not in idle]
+    missing = [n for n in inside if not any(name.startswith(f"{n}.") for name in found)]
     if missing or not names:
         named = _first_five(missing) or "no class of the model is named …Attention"
         raise RuntimeError(
@@ -190,11 +217,12 @@ def require_complete(model: torch.nn.Module, names: list[str], idle: Collection[
             "They did not run, or compute something else than softmaxes over the keys of each "
             f"head. {OR_A_PART}"
         )
-    skipped = list(layers_without_attention(model, names))
+    skipped = list(layers_not_recorded(model, names, mixing))
     if skipped:
         raise RuntimeError(
-            "expected layers in which tokens pass on information by attention alone, got "
-            f"{len(skipped)} others in the same stack: {_first_five(skipped)}. {OR_A_PART}"
+            "expected layers in which tokens pass on information by attention alone, or by a rule "
+            f"that is known, got {len(skipped)} others in the same stack: {_first_five(skipped)}. "
+            f"{OR_A_PART}"
         )
 
 
@@ -202,14 +230,17 @@ def _first_five(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
-def layers_without_attention(model: torch.nn.Module, names: list[str]) -> Iterator[str]:
-    """Path and class of each layer of a stack that does something else than attend.
+def layers_not_recorded(
+    model: torch.nn.Module, names: list[str], mixing: Collection[str]
+) -> Iterator[str]:
+    """Path and class of each layer of a stack that does something else than what was recorded.
 
     A stack is a ModuleList, itself in no other, some of whose layers hold recorded modules. The
-    other layers are found, those that shift tokens from window to window, as in Swin, and in a
-    language model those with a convolution beside the attention.
+    other layers are found, if they are more than an MLP; those that shift tokens from window to
+    window, as in Swin; those that attend and mix at once, if what each adds is not known; and in a
+    language model those with another convolution beside.
 
-    names: of the modules that were recorded.
+    names: of the modules that were recorded.  mixing: which of them mix without attention.
     """
     stacks = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList)}
     for path, stack in stacks.items():
@@ -221,8 +252,16 @@ def layers_without_attention(model: torch.nn.Module, names: list[str]) -> Iterat
             here = f"{path}.{number}"
             attending = [name for name in own if name == here or name.startswith(f"{here}.")]
             shifts = any(getattr(module, "shift_size", 0) for module in layer.modules())
-            if not attending or shifts or (spoken and _convolves(layer, here, attending)):
+            beside = len(attending) > 1 and any(name in mixing for name in attending)
+            unknown = beside or shifts or (spoken and _convolves(layer, here, attending))
+            if unknown or not (attending or _takes_tokens_singly(layer)):
                 yield f"{here} ({type(layer).__name__})"
+
+
+def _takes_tokens_singly(layer: torch.nn.Module) -> bool:
+    """Whether a layer has nothing but norms and an MLP, of one expert or several."""
+    kinds = [type(module).__name__ for module in layer.children()]
+    return bool(kinds) and all(any(n in k for n in ("Norm", "MLP", "MoE")) for k in kinds)
 
 
 def _convolves(layer: torch.nn.Module, path: str, attending: list[str]) -> bool:
@@ -306,6 +345,8 @@ def record_attention(
     The first call of each kind is checked: its output must be what the recorded probabilities give.
     Rows of attention sum to 1, or to less where the model has sinks: logits of no key that compete
     with the scores. A part that does not run is left out; `recording.notes` says which.
+    Layers without attention, of which the gated delta rule, Mamba2's scan and short gated
+    convolutions are known, are recorded as the matrices by which they mix their tokens.
     Recorded tensors are detached, not copied, and stay on their device. A module's own softmax is
     kept as it is, a direct call of SDPA as one of the interface. `nn.MultiheadAttention`
     modules compute their weights explicitly, which may change the last digits of their output;
@@ -318,13 +359,17 @@ def record_attention(
 
     Raises ValueError if the model, or a part of it, is in training mode (dropout would be recorded
     as attention) and for an unknown head_fusion; RuntimeError if a module computes anything else
-    than softmax(QKᵀ · scaling + mask) · V, and on exit if an attention module was not captured or
-    layers of a stack have no attention.
+    than softmax(QKᵀ · scaling + mask) · V or a known rule, and on exit if an attention module was
+    not captured or layers of a stack mix tokens in another way.
     """
     if head_fusion is not None:
         require_fusion(head_fusion)
     recording = Recording(model, head_fusion)
-    with attention_noted(model, recording.note), recording.runs_noted():
+    with (
+        attention_noted(model, recording.note),
+        additions_noted(model, recording.note_added),
+        recording.runs_noted(),
+    ):
         yield recording
     recording.require_complete()
 
@@ -340,5 +385,7 @@ def attention_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
         noted_by(recording_attention, model, note),
         weights_noted(model, note_weights),
         own_attention_noted(model, note_weights),
+        rules_noted(model, recording_rule(note)),
+        convolutions_noted(model, note),
     ):
         yield

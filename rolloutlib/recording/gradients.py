@@ -23,6 +23,7 @@ from rolloutlib.recording.interface import (
 )
 from rolloutlib.recording.kinds import DifferentiableLayer
 from rolloutlib.recording.own import own_attention_noted
+from rolloutlib.recording.rules import differentiable_rule, rules_noted
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
         weights_noted(model, note_weights),
         own_attention_noted(model, note_weights),
         recording.runs_noted(),
+        rules_noted(model, differentiable_rule(recording.note)),
     ):
         yield recording
     recording.require_complete()

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 
 from rolloutlib.algorithm.arrays import consecutive, working_dtype
 from rolloutlib.algorithm.attention import attended, fuse_heads
-from rolloutlib.algorithm.layers import fitting
 from rolloutlib.recording.recorded import Call, every_or_chosen
 
 
@@ -37,11 +36,6 @@ class FusedLayer:
     def device(self) -> torch.device:
         """Where the attention is stored."""
         return self.parts[0].device
-
-    @property
-    def height(self) -> int:
-        """Rows at a time."""
-        return fitting(self.device, self.shape[2])
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
         """The head-fused attention of these query rows.
@@ -97,11 +91,6 @@ class _WeightsInMemory:
     def device(self) -> torch.device:
         """Where the weights are stored."""
         return self.weights.device
-
-    @property
-    def height(self) -> int:
-        """Rows at a time."""
-        return fitting(self.device, self.shape[2])
 
     def probabilities(
         self, rows: torch.Tensor | list[int] | None = None

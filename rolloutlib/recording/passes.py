@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from rolloutlib.algorithm.arrays import vanishing_flushed, working_dtype
 from rolloutlib.algorithm.layers import Layer
 from rolloutlib.recording.kinds import DifferentiableLayer, FusedLayer, RecordedBlocks
+from rolloutlib.recording.mixing import MixingLayer, whole_pass
 from rolloutlib.recording.recorded import RecordedLayer
 
 PART = 128  # rows of fused attention that are stored together, with every key that one of them sees
@@ -35,6 +36,8 @@ def one_pass(calls: list[Layer | Continued]) -> Layer:
     A module that attends block by block splits one tensor, so the queries of its blocks follow each
     other in memory. Those of another pass lie elsewhere, because all of them are kept.
     """
+    if isinstance(calls[0], MixingLayer):
+        return whole_pass(calls)
     if len(calls) == 1:
         return calls[0]
     if all(isinstance(call, Continued) for call in calls[:-1]):

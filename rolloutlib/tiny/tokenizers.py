@@ -99,10 +99,23 @@ def screen_tokenizer() -> PreTrainedTokenizerFast:
     >>> tokenizer.decode(tokenizer.encode("(412, 100)"))
     '(412, 100)'
     """
-    words = (*SCREEN_SPECIAL, "<unk>", *SCREEN_WORDS, *SCREEN_NAMES, *map(str, NUMBERS))
+    return _qwen_tokenizer((*SCREEN_WORDS, *SCREEN_NAMES, *map(str, NUMBERS)))
+
+
+def turn_tokenizer() -> PreTrainedTokenizerFast:
+    """The scenes' words, with Qwen's special tokens, which SCREEN_TEMPLATE puts around a turn.
+
+    >>> turn_tokenizer().tokenize("<|vision_end|>Where is the red star?<|im_end|>")
+    ['<|vision_end|>', 'where', 'is', 'the', 'red', 'star', '?', '<|im_end|>']
+    """
+    return _qwen_tokenizer((*PROMPT, *QUESTION, *NAMES))
+
+
+def _qwen_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     pad, *others = SCREEN_SPECIAL
     special = {"pad_token": pad, "eos_token": "<|im_end|>", "additional_special_tokens": others}
-    tokenizer = _tokenizer(words, _only(r"\w+|[^\w\s]"), **special)
+    split = _only(r"\w+|[^\w\s]")
+    tokenizer = _tokenizer((*SCREEN_SPECIAL, "<unk>", *words), split, **special)
     tighten = [decoders.Replace(*pair) for pair in (("( ", "("), (" )", ")"))]
     steps = [decoders.WordPiece(), decoders.Fuse(), *tighten]
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)

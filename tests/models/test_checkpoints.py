@@ -18,6 +18,7 @@ HALF, SINGLE = torch.float16, torch.float32
 PRECISION = {
     "tiny-fuyu": HALF,
     "tiny-llava": HALF,
+    "tiny-qwen3-5": HALF,
     "tiny-qwen3-vl": HALF,
     "tiny-qwen3-vl-click-lora": SINGLE,
     "tiny-refiner": SINGLE,

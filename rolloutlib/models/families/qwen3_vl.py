@@ -72,6 +72,18 @@ class Qwen3VL(KnownFamily):
         return found
 
 
+class Qwen3_5(Qwen3VL):
+    """How `Qwen3_5ForConditionalGeneration` sees: as Qwen3-VL does, by the same processor."""
+
+    model_type = "qwen3_5"
+
+
+class Qwen3_5MoE(Qwen3VL):
+    """How `Qwen3_5MoeForConditionalGeneration` sees: as Qwen3-VL does, by the same processor."""
+
+    model_type = "qwen3_5_moe"
+
+
 def merge_order(grid: tuple[int, ...], merge: int) -> torch.Tensor:
     """The patches of a grid in the tower's order: token by token, row by row within a token.
 

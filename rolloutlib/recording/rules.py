@@ -1,0 +1,335 @@
+"""How the calls of layers without attention reach a recording.
+
+A rule mixes the tokens of a layer: the gated delta rule, or Mamba2's scan. transformers calls each
+by the same name in every model that has it. While recording, a function under that name notes the
+arguments, and the stock function computes the output. A short convolution is noted by hooks.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+
+from rolloutlib.recording.interface import Note
+from rolloutlib.recording.mixing import (
+    DifferentiableMixing,
+    MixingLayer,
+    RecordedConvolution,
+    RecordedState,
+)
+
+
+class Mixed(NamedTuple):
+    """One call of a rule: the layer that it makes of a name, and what it mixed into what."""
+
+    make: Callable[[str], MixingLayer]
+    value: Float[torch.Tensor, "batch token head width"]
+    output: Float[torch.Tensor, "batch token head width"]
+
+
+# Computes a call of a rule: `attend(module, name, stock, arguments)` returns what `stock` does.
+Attend = Callable[[torch.nn.Module, str, Callable, dict], object]
+_running: ContextVar[tuple[tuple[torch.nn.Module, Attend], ...]] = ContextVar("mixes", default=())
+
+
+def _delta_rule(arguments: dict, before: torch.Tensor | None, result: tuple) -> Mixed:
+    """The gated delta rule, over a whole sequence or token by token."""
+    query, key, beta = (arguments[name].detach() for name in ("query", "key", "beta"))
+    layer = partial(
+        RecordedState,
+        query=query,
+        key=key,
+        decay=arguments["g"].detach(),
+        write=beta,
+        erase=beta,
+        unit=arguments["use_qk_l2norm_in_kernel"],
+        scaling=query.shape[-1] ** -0.5,
+        before=before,
+        after=_mark(result[1]),
+    )
+    return Mixed(layer, arguments["value"], result[0])
+
+
+def _scan(arguments: dict, before: torch.Tensor | None, result: torch.Tensor | tuple) -> Mixed:
+    """Mamba2's scan over a whole sequence."""
+    output, after = result if isinstance(result, tuple) else (result, None)
+    bounds = arguments["dt_limit"]
+    step = _step(arguments["dt"], arguments["dt_bias"], arguments["dt_softplus"]).clamp(*bounds)
+    layer = _state_space(arguments, arguments["A"] * step, step, arguments["D"])
+    return Mixed(
+        partial(layer, before=before, after=_mark(after)), arguments["hidden_states"], output
+    )
+
+
+def _scan_of_one(arguments: dict, before: torch.Tensor, result: torch.Tensor) -> Mixed:
+    """One token of Mamba2's scan. Each gate comes repeated for all numbers of a head."""
+    parts = {name: arguments[name] for name in ("dt", "dt_bias", "D")}
+    dt, bias, skip = (None if x is None else x[..., 0] for x in parts.values())
+    step = _step(dt, bias, arguments["dt_softplus"])[:, None]
+    one = {name: arguments[name][:, None] for name in ("B", "C", "hidden_states")}
+    layer = _state_space(one, arguments["A"][:, 0, 0] * step, step, skip)
+    make = partial(layer, before=before, after=_mark(arguments["state"]))
+    return Mixed(make, one["hidden_states"], result[:, None])
+
+
+def _state_space(
+    arguments: dict, decay: torch.Tensor, step: torch.Tensor, skip: torch.Tensor | None
+) -> Callable[[str], RecordedState]:
+    query, key = (arguments[name].detach() for name in ("C", "B"))
+    gates = {"decay": decay, "write": step, "skip": skip}
+    gates = {name: None if gate is None else gate.detach() for name, gate in gates.items()}
+    return partial(RecordedState, query=query, key=key, **gates)
+
+
+def _step(
+    dt: torch.Tensor, bias: torch.Tensor | None, softplus: bool
+) -> Float[torch.Tensor, "*batch_and_token head"]:
+    """Mamba2's step size Δ, in float32."""
+    dt = dt if bias is None else dt + bias.to(dt.dtype)
+    return (torch.nn.functional.softplus(dt) if softplus else dt).float()
+
+
+def _mark(state: torch.Tensor | None) -> Float[torch.Tensor, "batch head *_"] | None:
+    """A part of a state, which tells it from others."""
+    return None if state is None else state[..., 0].detach().clone()
+
+
+# What reads a call of a rule: its arguments, a part of the state before it, and its result.
+RULES: dict[str, Callable[[dict, torch.Tensor | None, object], Mixed]] = {
+    "torch_chunk_gated_delta_rule": _delta_rule,
+    "torch_recurrent_gated_delta_rule": _delta_rule,
+    "mamba2_chunk_scan": _scan,
+    "mamba2_selective_state_update": _scan_of_one,
+}
+STATES = ("initial_state", "initial_states", "state")  # what the rules call the state before
+
+
+def read_rule(name: str, stock: Callable, arguments: dict) -> tuple[Mixed, object]:
+    """Call a rule's stock function: what the call noted, and what the function returned."""
+    state = next((arguments[each] for each in STATES if each in arguments), None)
+    before = _mark(state)
+    result = stock(**arguments)
+    return RULES[name](arguments, before, result), result
+
+
+def recording_rule(note: Note) -> Attend:
+    """Note each call; the model's own function computes the output."""
+
+    def attend(module, name, stock, arguments):
+        mixed, result = read_rule(name, stock, arguments)
+        note_mixed(note, module, mixed)
+        return result
+
+    return attend
+
+
+# What the rules over a whole sequence call their values, `[batch token head width]`.
+VALUES = {"torch_chunk_gated_delta_rule": "value", "mamba2_chunk_scan": "hidden_states"}
+
+
+def differentiable_rule(note: Note) -> Attend:
+    """Compute M explicitly, so that gradients flow through it, and note it.
+
+    A rule takes values of any width: with the identity as values it returns M itself.
+    """
+
+    def attend(module, name, stock, arguments):
+        if name not in VALUES:
+            raise ValueError(
+                f"{type(module).__name__} went on from a cache while recording gradients, expected "
+                "one pass over the whole sequence"
+            )
+        value = arguments[VALUES[name]]
+        batch, tokens, heads, _ = value.shape
+        identity = torch.eye(tokens, dtype=value.dtype, device=value.device)
+        every = identity[:, None].expand(batch, -1, heads, -1)
+        result = stock(**arguments | {VALUES[name]: every})
+        output, *state = result if isinstance(result, tuple) else (result,)
+        matrix = output.transpose(1, 2)
+        if torch.is_grad_enabled() and not matrix.requires_grad:
+            matrix.requires_grad_()  # the first layer of a model whose weights are frozen
+        note(module, partial(DifferentiableMixing, attention=matrix, heads=heads))
+        mixed = (matrix @ value.transpose(1, 2).to(matrix)).transpose(1, 2).contiguous()
+        return (mixed, *state) if isinstance(result, tuple) else mixed
+
+    return attend
+
+
+def note_mixed(note: Note, module: torch.nn.Module, mixed: Mixed) -> None:
+    """Note a call; the first call of its kind has to be what the layer's matrix gives.
+
+    Raises RuntimeError if it is not.
+    """
+    layer = mixed.make("")
+    if not note(module, mixed.make) or layer.before is not None:
+        return
+    rows = torch.tensor([layer.shape[1] // 2, layer.shape[1] - 1])
+    matrix, value = layer.signed(rows), mixed.value.detach()
+    expected = torch.einsum("bhrk,bkhw->brhw", matrix, value.to(matrix))
+    off = (expected - mixed.output[:, rows].detach()).abs().amax()
+    size = torch.einsum("bhrk,bkhw->brhw", matrix.abs(), value.to(matrix).abs()).amax()
+    if not off <= torch.finfo(mixed.output.dtype).eps ** 0.5 * size:
+        raise RuntimeError(
+            f"{type(module).__name__} does not mix its values by the rule that its name says: its "
+            f"output differs by {off:.3g}, so it cannot be recorded"
+        )
+
+
+def rules_of(module: torch.nn.Module) -> dict[str, dict]:
+    """The rules that a module's own code calls, each with the names of the file that calls it."""
+    found = {}
+    for kind in type(module).__mro__:
+        for function in filter(inspect.isfunction, vars(kind).values()):
+            own = inspect.unwrap(function)
+            found |= dict.fromkeys(RULES.keys() & set(own.__code__.co_names), own.__globals__)
+    return found
+
+
+@contextmanager
+def rules_noted(model: torch.nn.Module, attend: Attend) -> Iterator[None]:
+    """Inside the block, every call of a rule by a module of the model goes through `attend`."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            rules = rules_of(module)
+            for name, namespace in rules.items():
+                stack.enter_context(_watched(namespace, name))
+            if rules:
+                _say_when_running(module, attend, stack)
+        yield
+
+
+def _say_when_running(module: torch.nn.Module, attend: Attend, stack: ExitStack) -> None:
+    """While the module runs, in this thread, its rules know whose they are."""
+
+    def enter(module, args):
+        _running.set((*_running.get(), (module, attend)))
+
+    def leave(module, args, output):
+        _running.set(_running.get()[:-1])
+
+    stack.callback(module.register_forward_pre_hook(enter).remove)
+    stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+
+
+_lock, _stock = threading.Lock(), {}
+
+
+@contextmanager
+def _watched(namespace: dict, name: str) -> Iterator[None]:
+    """Inside the block, of this thread or another, calls of a function are noted if one asks."""
+    place = id(namespace), name
+    with _lock:
+        count, stock = _stock.get(place, (0, namespace[name]))
+        _stock[place] = count + 1, stock
+        namespace[name] = _noting(name, stock)
+    try:
+        yield
+    finally:
+        with _lock:
+            count, stock = _stock.pop(place)
+            if count > 1:
+                _stock[place] = count - 1, stock
+            else:
+                namespace[name] = stock
+
+
+def _noting(name: str, stock: Callable) -> Callable:
+    signature = inspect.signature(stock)
+
+    @wraps(stock)
+    def noting(*args, **kwargs):
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        others = call.arguments.pop("kwargs", {})
+        function, running = stock, _running.get()
+        for module, attend in running:
+            if module is running[-1][0]:  # recordings inside others, each around the next
+                function = partial(_attended, attend, module, name, function)
+        return function(**call.arguments | others)
+
+    return noting
+
+
+def _attended(
+    attend: Attend, module: torch.nn.Module, name: str, stock: Callable, **arguments
+) -> object:
+    return attend(module, name, stock, arguments)
+
+
+# Parts that a layer adds up, and by what number the layer multiplies each.
+BESIDE = {"mamba": "ssm_out_multiplier", "self_attn": "attn_out_multiplier"}
+
+
+@contextmanager
+def additions_noted(
+    model: torch.nn.Module, note: Callable[[torch.nn.Module, torch.Tensor], None]
+) -> Iterator[None]:
+    """Inside the block, `note` is given how long each output of parts side by side is, by row."""
+
+    def added(factor, module, args, output):
+        output = output[0] if isinstance(output, tuple) else output
+        note(module, torch.linalg.vector_norm(output.detach().float(), dim=-1) * abs(factor))
+
+    with ExitStack() as hooks:
+        for layer in model.modules():
+            if all(hasattr(layer, name) for name in (*BESIDE, *BESIDE.values())):
+                for name, factor in BESIDE.items():
+                    hook = partial(added, getattr(layer, factor))
+                    hooks.callback(getattr(layer, name).register_forward_hook(hook).remove)
+        yield
+
+
+def is_short_convolution(module: torch.nn.Module) -> bool:
+    """Whether a module is a convolution of each channel between two gates, as in LFM2."""
+    conv, into = getattr(module, "conv", None), getattr(module, "in_proj", None)
+    return (
+        isinstance(conv, torch.nn.Conv1d)
+        and isinstance(into, torch.nn.Linear)
+        and into.out_features == 3 * conv.in_channels == 3 * conv.groups
+    )
+
+
+@contextmanager
+def convolutions_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
+    """Inside the block, every call of a short gated convolution of the model is noted."""
+    with ExitStack() as hooks:
+        for module in filter(is_short_convolution, model.modules()):
+            _note_convolution(module, note, hooks)
+        yield
+
+
+def _note_convolution(module: torch.nn.Module, note: Note, hooks: ExitStack) -> None:
+    signature, kept = inspect.signature(module.forward), {}
+
+    def begin(module, args, kwargs):
+        cache = signature.bind(*args, **kwargs).arguments.get("past_key_values")
+        state = None if cache is None else cache.get_conv_state(module.layer_idx)
+        kept["before"] = None if state is None else state[..., -1].clone()
+
+    def gates(into, args, output):
+        kept["opening"], kept["closing"], kept["value"] = output.detach().mT.chunk(3, 1)
+
+    def mixed(out, args):
+        opening, closing, value = (kept[name] for name in ("opening", "closing", "value"))
+        output = args[0].detach().mT
+        if module.conv.bias is not None:
+            output = output - closing * module.conv.bias.detach()[:, None]
+        make = partial(
+            RecordedConvolution,
+            kernel=module.conv.weight.detach()[:, 0],
+            opening=opening,
+            closing=closing,
+            before=kept["before"],
+            after=(opening * value)[..., -1],
+        )
+        note_mixed(note, module, Mixed(make, value.mT[..., None], output.mT[..., None]))
+
+    hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    hooks.callback(module.in_proj.register_forward_hook(gates).remove)
+    hooks.callback(module.out_proj.register_forward_pre_hook(mixed).remove)

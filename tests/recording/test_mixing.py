@@ -1,0 +1,277 @@
+"""Layers without attention: the matrix that each mixes its tokens by."""
+
+import sys
+from functools import wraps
+
+import pytest
+import torch
+from recordings import record
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
+
+from rolloutlib import attention_received, carry_back, record_attention, rollout, rollout_rows
+from rolloutlib.recording import mixing, rules
+from rolloutlib.recording.gradients import record_gradients
+from rolloutlib.recording.mixing import RecordedConvolution, RecordedState
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8}
+TEXT = SIZES | {"num_hidden_layers": 4, "num_key_value_heads": 2, "vocab_size": 99}
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+DELTA |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+STATES = {
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": DELTA | EXPERTS,
+    "qwen3_next": DELTA | EXPERTS,
+    "olmo_hybrid": DELTA | {"pad_token_id": 0},
+    "bamba": {"attn_layer_indices": [1], **MAMBA},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba"], **MAMBA},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2},
+}
+CONVOLUTIONS = {
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"], **EXPERTS},
+}
+BESIDE = MAMBA | {"mamba_d_ssm": 64, "ssm_out_multiplier": 0.5, "attention_out_multiplier": 2.0}
+TOKENS = torch.randint(3, 90, (2, 80), generator=torch.manual_seed(0))
+
+
+def small(kind, make=AutoModel):
+    """A random model of this kind, whose states remember more than a few tokens."""
+    torch.manual_seed(0)
+    settings = TEXT | (STATES | CONVOLUTIONS | {"falcon_h1": BESIDE})[kind]
+    model = make.from_config(CONFIG_MAPPING[kind](**settings)).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith("A_log"):
+            torch.nn.init.uniform_(weight, -5, -1)
+        elif name.endswith("conv.weight"):
+            torch.nn.init.normal_(weight)
+    return model
+
+
+def watched_rules(model, monkeypatch):
+    """The values and the output of every call of a rule, as it gets and returns them."""
+    seen = []
+
+    def watching(stock):
+        @wraps(stock)
+        def watch(**arguments):
+            result = stock(**arguments)
+            value = arguments["value" if "delta" in stock.__name__ else "hidden_states"]
+            seen.append((value, result[0] if isinstance(result, tuple) else result))
+            return result
+
+        return watch
+
+    places = {type(m).__module__: rules.rules_of(m) for m in model.modules() if rules.rules_of(m)}
+    for file, names in places.items():
+        for name in names:
+            monkeypatch.setattr(sys.modules[file], name, watching(names[name][name]))
+    return seen
+
+
+@pytest.mark.parametrize("kind", STATES)
+@torch.no_grad()
+def test_a_states_matrix_times_its_values_is_its_output(kind, monkeypatch):
+    model = small(kind)
+    expected = model(TOKENS, use_cache=False).last_hidden_state
+    seen = watched_rules(model, monkeypatch)
+    recording, output = record(model, {"input_ids": TOKENS, "use_cache": False})
+    torch.testing.assert_close(output.last_hidden_state, expected, atol=0, rtol=0)
+    layers = recording["language"]
+    states = [layer for layer in layers if isinstance(layer, RecordedState)]
+    assert len(states) == len(seen) == len(layers) - 1
+    for layer, (value, mixed) in zip(states, seen, strict=True):
+        matrix = layer.signed()
+        assert matrix.shape == (2, value.shape[2], 80, 80)
+        gathered = torch.einsum("bhqk,bkhw->bqhw", matrix, value)
+        scale = mixed.abs().amax().item()
+        torch.testing.assert_close(gathered, mixed, atol=1e-5 * scale, rtol=0)
+    sums = rollout(layers).sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@torch.no_grad()
+def test_a_convolutions_matrix_times_its_values_is_its_output(kind):
+    model, seen = small(kind), []
+    for module in filter(rules.is_short_convolution, model.modules()):
+        module.in_proj.register_forward_hook(lambda _, args, out: seen.append([out[..., 64:]]))
+        module.out_proj.register_forward_pre_hook(lambda _, args: seen[-1].append(args[0]))
+    recording, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
+    layers = [x for x in recording["language"] if isinstance(x, RecordedConvolution)]
+    assert len(layers) == len(seen) == 3
+    for layer, (value, mixed) in zip(layers, seen, strict=True):
+        gathered = torch.einsum("bcqk,bkc->bqc", layer.signed(), value)
+        scale = mixed.abs().amax().item()
+        torch.testing.assert_close(gathered, mixed, atol=1e-5 * scale, rtol=0)
+
+
+def state(erases, tokens=150, heads=4):
+    """A state over more than two chunks, in float64."""
+    torch.manual_seed(1)
+    query, key = (torch.randn(2, tokens, heads // 2, 6).double() for _ in range(2))
+    decay, write = -torch.rand(2, tokens, heads).double() / 9, torch.rand(2, tokens, heads).double()
+    if not erases:
+        return RecordedState("s", query, key, decay, write, skip=torch.rand(heads).double())
+    return RecordedState("s", query, key, decay, write, erase=write, unit=True, scaling=0.4)
+
+
+def matrix_of(layer):
+    """M from the definition: the state, token by token, with the identity as values."""
+    query, key = (x.repeat_interleave(2, 2) for x in (layer.query, layer.key))
+    if layer.unit:
+        query, key = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (query, key))
+    batch, tokens, heads, width = query.shape
+    kept, rows = torch.zeros(batch, heads, width, tokens).double(), []
+    for i in range(tokens):
+        kept = kept * layer.decay[:, i].exp()[..., None, None]
+        q, k, write = query[:, i], key[:, i], layer.write[:, i, :, None, None]
+        if layer.erase is not None:
+            found = k[..., None, :] @ kept
+            kept = kept - layer.erase[:, i, :, None, None] * k[..., None] * found
+        value = torch.eye(tokens)[i].double()
+        kept = kept + write * k[..., None] * value
+        passed = 0 if layer.skip is None else layer.skip[:, None] * value
+        rows.append((q[..., None, :] @ kept)[..., 0, :] * layer.scaling + passed)
+    return torch.stack(rows, 2)
+
+
+@pytest.mark.parametrize("erases", [True, False])
+def test_rows_of_a_state_are_those_of_its_definition(erases):
+    layer = state(erases)
+    whole, rows = matrix_of(layer), [3, 149, 64, -80]
+    assert (whole < 0).any()
+    torch.testing.assert_close(layer.signed(), whole)
+    torch.testing.assert_close(layer.signed(rows), whole[:, :, rows])
+    shares = whole.abs() / whole.abs().sum(-1, keepdim=True)
+    torch.testing.assert_close(layer.probabilities(rows), shares[:, :, rows])
+    relevance = torch.randn(2, 3, 150).double()
+    torch.testing.assert_close(layer.carried(relevance), relevance[:, None] @ whole)
+    some = torch.tensor([130, 5, 70])
+    mean = shares.mean(1)
+    for how, fused in {"mean": mean, "max": shares.amax(1), "min": shares.amin(1)}.items():
+        torch.testing.assert_close(layer.fused(some, how), fused[:, some, :131])
+    torch.testing.assert_close(carry_back([layer], relevance, residual=0), relevance @ mean)
+    torch.testing.assert_close(attention_received([layer]), mean.sum(1))
+    product = (mean + torch.eye(150)) / 2
+    product = product @ product
+    torch.testing.assert_close(rollout_rows([layer] * 2, [149]), product[:, [149]])
+
+
+@torch.no_grad()
+def test_attention_and_a_state_side_by_side_are_weighted_by_what_each_adds():
+    model, added = small("falcon_h1"), []
+    for layer in model.layers:
+        for part, factor in ((layer.mamba, 0.5), (layer.self_attn, 2.0)):
+            part.register_forward_hook(
+                lambda _, args, out, by=factor: added.append(
+                    by * (out[0] if isinstance(out, tuple) else out).norm(dim=-1)
+                )
+            )
+    recording, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
+    layers, rows = recording["language"], torch.tensor([3, 70])
+    assert [layer.name for layer in layers] == [f"layers.{number}" for number in range(4)]
+    for number, layer in enumerate(layers):
+        state, attention = layer.parts
+        first, second = (lengths[:, rows, None] for lengths in added[2 * number :][:2])
+        share = first / (first + second)
+        expected = state.probabilities(rows).mean(1) * share
+        expected += attention.probabilities(rows).mean(1) * (1 - share)
+        torch.testing.assert_close(layer.probabilities(rows).mean(1), expected)
+        torch.testing.assert_close(layer.fused(rows, "mean"), expected)
+        assert (layer.signed() < 0).any()
+    sums = rollout(layers).sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+class Largest(TorchDispatchMode):
+    """The largest number of entries of any tensor that was made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.entries = max(self.entries, result.numel())
+        return result
+
+
+def test_heads_are_fused_without_the_matrix_of_each(monkeypatch):
+    monkeypatch.setattr(mixing, "TILE", 20_000)
+    layer = state(erases=True, tokens=300)
+    with Largest() as largest:
+        layer.fused(torch.arange(100, 200), "mean")
+    assert largest.entries == 2 * 100 * 200  # the result; all heads would be four times as much
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "nemotron_h", "lfm2"])
+@torch.no_grad()
+def test_a_generation_is_joined_into_one_pass(kind):
+    model = small(kind, AutoModelForCausalLM)
+    with record_attention(model) as recording:
+        ids = model.generate(TOKENS[:, :20], max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    whole, _ = record(model, {"input_ids": ids[:, :-1], "use_cache": False})
+    for joined, layer in zip(recording["language"], whole["language"], strict=True):
+        assert joined.shape == layer.shape == (2, 25, 25)
+        torch.testing.assert_close(joined.probabilities(), layer.probabilities(), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_state_that_was_not_recorded_or_was_reordered_is_refused():
+    model = small("qwen3_5_text", AutoModelForCausalLM)
+    before = model(TOKENS[:, :20], use_cache=True).past_key_values
+    with record_attention(model) as recording:
+        model(TOKENS[:, 20:30], past_key_values=before)
+    with pytest.raises(ValueError, match=r"layers.0.linear_attn began with a state"):
+        recording["language"]
+    with record_attention(model) as recording:
+        cache = model(TOKENS[:, :20], use_cache=True).past_key_values
+        cache.reorder_cache(torch.tensor([1, 0]))
+        model(TOKENS[:, 20:21], past_key_values=cache)
+    with pytest.raises(ValueError, match="not always from the state that it had left"):
+        recording["language"]
+
+
+@torch.no_grad()
+def test_a_recording_inside_another_notes_the_same():
+    model = small("qwen3_5_text")
+    with record_attention(model) as outer:
+        inner, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
+    assert outer.names == inner.names
+    for one, other in zip(outer["language"], inner["language"], strict=True):
+        torch.testing.assert_close(one.probabilities([-1]), other.probabilities([-1]))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "bamba"])
+def test_gradients_flow_through_the_matrix(kind):
+    model = small(kind)
+    with torch.no_grad():
+        expected = model(TOKENS, use_cache=False).last_hidden_state
+        recording, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
+    with record_gradients(model) as explicit:
+        output = model(TOKENS, use_cache=False).last_hidden_state
+    torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
+    layers = explicit["language"]
+    for layer, own in zip(layers, recording["language"], strict=True):
+        torch.testing.assert_close(layer.probabilities(), own.probabilities(), atol=1e-5, rtol=1e-3)
+    gradients = torch.autograd.grad(output[:, -1].sum(), [layer.attention for layer in layers])
+    assert all(gradient.abs().amax() > 0 for gradient in gradients)
+
+
+@torch.no_grad()
+def test_another_rule_of_the_same_name_is_refused(monkeypatch):
+    model = small("qwen3_5_text")
+    file = sys.modules[type(model).__module__]
+    stock = file.torch_chunk_gated_delta_rule
+
+    @wraps(stock)
+    def twice(*args, **kwargs):
+        mixed, kept = stock(*args, **kwargs)
+        return 2 * mixed, kept
+
+    monkeypatch.setattr(file, "torch_chunk_gated_delta_rule", twice)
+    with pytest.raises(RuntimeError, match="GatedDeltaNet does not mix its values by the rule"):
+        record(model, {"input_ids": TOKENS, "use_cache": False})
+    assert file.torch_chunk_gated_delta_rule is twice
