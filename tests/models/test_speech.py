@@ -1,0 +1,97 @@
+import gc
+import weakref
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from places import ROOT
+
+from rolloutlib import rollout_across
+from rolloutlib.files.sound import RATE, load_sound
+from rolloutlib.models.speech import load_speech_model, matched, window_ends
+
+AUDIO = ROOT / "data" / "audio"
+
+
+@pytest.fixture(scope="module")
+def model():
+    try:
+        return load_speech_model()
+    except ModuleNotFoundError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def heard(model):
+    return model.listen(load_sound(AUDIO / "kitchen.flac"))
+
+
+def test_words_are_written_and_listened_to_where_they_were_spoken(heard):
+    spoken = pd.read_csv(AUDIO / "words.csv").query("clip == 'kitchen'")
+    pairs = matched(heard.words, spoken.word.tolist())
+    assert len(pairs) >= 7
+    heads = heard.heads()
+    aligned = torch.stack([heads[at] for at in heard.alignment_heads]).mean(0)
+    for ours, theirs in pairs:
+        peak = heard.times[aligned[ours].argmax()]
+        assert spoken.start.iloc[theirs] - 0.1 <= peak <= spoken.end.iloc[theirs] + 0.1
+
+
+def test_heads_are_those_of_eager_attention_in_the_rows_before_the_tokens(model, heard):
+    extractor = model.processor.feature_extractor
+    features = extractor(heard.sound, sampling_rate=RATE, return_tensors="pt").input_features
+    whisper = model.model
+    whisper.set_attn_implementation("eager")
+    with torch.no_grad():
+        inputs = {"input_features": features, "decoder_input_ids": heard.sequence[None]}
+        passed = whisper(**inputs, output_attentions=True)
+    whisper.set_attn_implementation("sdpa")
+    cross = torch.stack(passed.cross_attentions)[:, 0]
+    for number, word in enumerate(heard.words):
+        rows = [token - 1 for token in word.tokens]
+        expected = cross[:, :, rows, : heard.steps].mean(2)
+        torch.testing.assert_close(heard.heads()[:, :, number], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_relevance_is_the_mean_over_each_words_tokens(heard):
+    parts = (heard.recording[part] for part in ("language", "cross", "audio"))
+    number = max(range(len(heard.words)), key=lambda n: len(heard.words[n].tokens))
+    rows = [token - 1 for token in heard.words[number].tokens]
+    _, expected = rollout_across(*parts, rows, residual=0.8)
+    found = heard.relevance(residual=0.8)
+    assert found.shape == (len(heard.words), heard.steps) and len(heard.times) == heard.steps
+    torch.testing.assert_close(found[number], expected[0, :, : heard.steps].mean(0))
+
+
+def test_a_long_sound_is_read_in_windows_whose_memory_is_freed(model, heard):
+    silence = np.zeros(12 * RATE, np.float32)
+    sound = np.concatenate([heard.sound, silence, heard.sound, silence, heard.sound])
+    starts, first = [], None
+    for window in model.listen_long(sound, progress=False):
+        starts.append(window.start)
+        assert window.text.startswith(("Please", "please"))
+        first = first or weakref.ref(window.recording["cross"][0].query)
+    del window
+    gc.collect()
+    assert len(starts) == 2 and starts[0] == 0 and 25 <= starts[1] <= 30
+    assert first() is None
+
+
+def test_too_much_sound_and_none_are_refused(model):
+    for seconds in (0, 30.5):
+        with pytest.raises(
+            ValueError, match=rf"up to 30 seconds, got {seconds:.1f}: `listen_long`"
+        ):
+            model.listen(np.zeros(int(seconds * RATE), np.float32))
+
+
+def test_windows_end_where_it_is_quiet():
+    rng = np.random.default_rng(0)
+    sound = rng.normal(size=70 * RATE).astype(np.float32)
+    for quiet in (27.0, 54.5):
+        sound[int(quiet * RATE) : int((quiet + 0.4) * RATE)] = 0
+    ends = window_ends(sound, 30 * RATE)
+    assert ends[-1] == len(sound) and len(ends) == 3
+    np.testing.assert_allclose(np.divide(ends[:2], RATE), [27.2, 54.7], atol=0.2)
+    assert window_ends(sound[:RATE], 30 * RATE) == [RATE]
