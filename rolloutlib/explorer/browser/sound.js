@@ -14,12 +14,12 @@ export function player(view) {
   parts.audio = make("audio", { controls: "", "aria-label": "the sound" });
   view.urls.push(parts.audio.src = URL.createObjectURL(new Blob([bytesOf(get("sound"))], { type: "audio/wav" })));
   parts.from = make("button", { type: "button", class: "rx-from" }, "play from where it listened");
-  parts.from.addEventListener("click", () => play(view, moment(view)));
-  view.chips.forEach((chip) => chip.addEventListener("keydown", (event) => event.key.toLowerCase() === "p" && play(view, moment(view))));
+  parts.from.addEventListener("click", () => playFrom(view, moment(view)));
+  view.chips.forEach((chip) => chip.addEventListener("keydown", (event) => event.key.toLowerCase() === "p" && playFrom(view, moment(view))));
   stages.forEach(({ frame }) => {
     const needle = make("div", { class: "rx-needle", "aria-hidden": "true" });
     frame.append(needle);
-    frame.addEventListener("click", () => view.patch && play(view, seconds(view, view.patch.column)));
+    frame.addEventListener("click", () => view.patch && playFrom(view, seconds(view, view.patch.column)));
     parts.audio.addEventListener("timeupdate", () => (needle.style.left = `${(100 * parts.audio.currentTime) / get("seconds")}%`));
   });
   return [make("div", { class: "rx-sound" }, parts.audio, parts.from, make("span", { class: "rx-hint" }, "P on a word, or a click on the spectrogram, plays from there"))];
@@ -32,7 +32,7 @@ function moment(view) {
   return seconds(view, topOf(relevance(view, sheet, chosen(view)).subarray(0, end), 1)[0] ?? 0);
 }
 
-function play({ parts }, from) {
+function playFrom({ parts }, from) {
   parts.audio.currentTime = Math.max(0, from - BEFORE);
   parts.audio.play().catch(() => {}); // a browser may refuse to make a noise unasked
 }
