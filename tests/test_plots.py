@@ -9,7 +9,14 @@ import torch
 from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.plots import plot_layers, plot_matrices, plot_pictures, plot_scores, png_of
+from rolloutlib.plots import (
+    plot_layers,
+    plot_listening,
+    plot_matrices,
+    plot_pictures,
+    plot_scores,
+    png_of,
+)
 
 
 def tokens_of(count):
@@ -149,3 +156,17 @@ def test_layers_come_with_a_legend_of_their_colours():
     np.testing.assert_allclose(swatches[-1][:3], [0, 200 / 255, 0])
     np.testing.assert_allclose(swatches[5], [0, 1, 1, 1])
     assert figure.axes[0].images[0].get_array().shape == (40, 60, 3)
+
+
+def test_a_sounds_words_lie_on_its_time():
+    maps = {"rollout": np.eye(2, 50), "even": np.full((2, 50), 0.02)}
+    figure = plot_listening(np.zeros((80, 100)), ["put", "it"], maps, 1.0, [(0.2, 0.5), None])
+    sound, first, second = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["sound", "rollout", "even"]
+    assert sound.get_images()[0].get_extent() == [0, 1.0, 0, 80]
+    np.testing.assert_array_equal(first.get_images()[0].get_array(), np.eye(2, 50))
+    assert second.get_images()[0].get_array().max() == 1.0  # each row on its own scale
+    assert first.patches[0].get_bbox().bounds == pytest.approx((0.2, 0, 0.3, 1))
+    assert [label.get_text() for label in first.get_yticklabels()] == ["put", "it"]
+    with pytest.raises(ValueError, match="maps of 1 words, got another number in 'rollout'"):
+        plot_listening(np.zeros((80, 100)), ["put"], maps, 1.0)
