@@ -19,7 +19,7 @@ from rolloutlib.algorithm.across import rollout_across
 from rolloutlib.files.sound import RATE
 from rolloutlib.models.load import load_pretrained
 from rolloutlib.models.whisper_tiny import kept_checkpoint
-from rolloutlib.models.words import Word, by_word, read_words
+from rolloutlib.models.words import Word, by_word, read_words, special_ids
 from rolloutlib.recording.capture import Recording, record_attention
 
 TINY = "whisper-tiny.en"  # the name of the checkpoint that a pip package carries
@@ -157,12 +157,13 @@ class SpeechModel:
 
     def _words(self, sequence: Int[torch.Tensor, " token"]) -> list[Word]:
         """The words of the decoder's sequence, which know their positions there."""
-        words = read_words(self.processor.tokenizer, sequence.tolist())
-        special = set(self.processor.tokenizer.all_special_tokens)
+        ids, tokenizer = sequence.tolist(), self.processor.tokenizer
+        special = special_ids(tokenizer)
         return [
             Word(word.strip(), word.tokens)
-            for word in words
-            if any(letter.isalnum() for letter in word) and word.strip() not in special
+            for word in read_words(tokenizer, ids)
+            if any(letter.isalnum() for letter in word)
+            and special.isdisjoint(ids[token] for token in word.tokens)
         ]
 
 
