@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
+        "algorithm.across": ["rollout_across"],
         "algorithm.attention": ["add_residual", "discard_lowest", "fuse_heads", "normalize_rows"],
         "algorithm.composition": [
             "attention_received",

@@ -378,3 +378,45 @@ def plot_metrics(
             axis.legend(title=by, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     return figure
+
+
+def plot_listening(
+    spectrogram: Float[np.ndarray, "band frame"],
+    words: Sequence[str],
+    maps: Mapping[str, Float[Array, "word step"]],
+    seconds: float,
+    spoken: Sequence[tuple[float, float] | None] = (),
+) -> Figure:
+    """Draw a sound, and below it for each map what every word listened to, on one axis of time.
+
+    spectrogram: low bands first.  seconds: the length of the sound.  spoken: when each word was
+    spoken, from and to in seconds, outlined; None where that is unknown. Each row of a map is
+    scaled to its own highest value.
+
+    Raises ValueError for maps of another number of words.
+    """
+    arrays = {name: as_numpy(values) for name, values in maps.items()}
+    if wrong := [name for name, array in arrays.items() if len(array) != len(words)]:
+        raise ValueError(f"expected maps of {len(words)} words, got another number in {wrong[0]!r}")
+    rows = 0.19 * len(words) + 0.5
+    sizes = {"figsize": (10, 1.5 + rows * len(maps)), "height_ratios": [1.2, *[rows] * len(maps)]}
+    figure, axes = plt.subplots(len(maps) + 1, sharex=True, **(PANELS | sizes))
+    fill = {"aspect": "auto", "interpolation": "none"}
+    bands = {"origin": "lower", "extent": (0, seconds, 0, len(spectrogram))}
+    axes[0, 0].imshow(spectrogram, cmap="magma", **bands, **fill)
+    axes[0, 0].set(title="sound", ylabel="mel band")
+    for axis, (name, array) in zip(axes[1:, 0], arrays.items(), strict=True):
+        scaled = array / np.maximum(array.max(1, keepdims=True), np.finfo(float).tiny)
+        axis.imshow(scaled, extent=(0, seconds, len(words), 0), **fill)
+        for row, span in enumerate(spoken):
+            if span is not None:
+                axis.add_patch(_outline(span, row))
+        axis.set(title=name)
+        axis.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=8)
+    axes[-1, 0].set(xlabel="seconds")
+    return figure
+
+
+def _outline(span: tuple[float, float], row: int) -> Rectangle:
+    start, end = span
+    return Rectangle((start, row), end - start, 1, fill=False, edgecolor="white", linewidth=1)

@@ -13,6 +13,7 @@ from rolloutlib.plots import (
     PAGE_WIDTH,
     plot_chain,
     plot_layers,
+    plot_listening,
     plot_matrices,
     plot_paths,
     plot_pictures,
@@ -216,3 +217,17 @@ def test_groups_of_scores_choose_the_maps_and_their_order():
     assert right.lines[0].get_xydata().tolist() == [[0.3, 0.0]]
     [legend] = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {"chance", "first", "second"}
+
+
+def test_a_sounds_words_lie_on_its_time():
+    maps = {"rollout": np.eye(2, 50), "even": np.full((2, 50), 0.02)}
+    figure = plot_listening(np.zeros((80, 100)), ["put", "it"], maps, 1.0, [(0.2, 0.5), None])
+    sound, first, second = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["sound", "rollout", "even"]
+    assert sound.get_images()[0].get_extent() == [0, 1.0, 0, 80]
+    np.testing.assert_array_equal(first.get_images()[0].get_array(), np.eye(2, 50))
+    assert second.get_images()[0].get_array().max() == 1.0  # each row on its own scale
+    assert first.patches[0].get_bbox().bounds == pytest.approx((0.2, 0, 0.3, 1))
+    assert [label.get_text() for label in first.get_yticklabels()] == ["put", "it"]
+    with pytest.raises(ValueError, match="maps of 1 words, got another number in 'rollout'"):
+        plot_listening(np.zeros((80, 100)), ["put"], maps, 1.0)

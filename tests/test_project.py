@@ -258,6 +258,7 @@ print(rolloutlib.__file__, rolloutlib.load_model)
         ("rolloutlib.report(share=0.5)", "IPython", "notebooks"),
         ("rolloutlib.runs.sweep", r"\w+", "(notebooks|sweeps)"),
         ("import rolloutlib.files.clips", "av", "video"),
+        ("rolloutlib.files.sound.load_sound('a.wav')", "soundfile", "sound"),
         ("rolloutlib.models.load.load_adapter(None, ROOT)", "peft", "lora"),
     ],
 )

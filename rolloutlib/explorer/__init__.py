@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "controls": ["RolloutPanel"],
         "answers": ["Words", "explore", "explore_clip", "words_of"],
         "maps": ["Heatmaps", "Mark"],
+        "listening": ["explore_sound"],
         "widget": ["Explorer", "MapView"],
     },
 )

@@ -65,6 +65,8 @@ class MapView(anywidget.AnyWidget):
     hidden = traitlets.List(traitlets.Unicode()).tag(sync=True)
     picture = traitlets.Int().tag(sync=True)
     together = traitlets.Bool().tag(sync=True)  # one colour scale for all pictures
+    sound = traitlets.Bytes().tag(sync=True)  # WAV, if the picture is a spectrogram
+    seconds = traitlets.Float().tag(sync=True)  # of the sound; 0 if there is none
     busy = traitlets.Bool().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
 

@@ -7,6 +7,7 @@ import { make } from "./dom.js";
 import { drawFilm, drawMatrix, film, matrix } from "./film.js";
 import { decode, placed } from "./maps.js";
 import { bytesOf } from "./numbers.js";
+import { player } from "./sound.js";
 import { arrange, drawCursor, drawStages, stage } from "./pictures.js";
 import { chip, chosen, describe, shadeByPatch, shadeByWords, toolbars } from "./words.js";
 
@@ -29,6 +30,7 @@ function render({ model, el }) {
 
   return () => {
     clearInterval(view.timer);
+    view.parts.audio?.pause();
     view.urls.forEach((url) => URL.revokeObjectURL(url));
     for (const callback of [refreshed, renewed, busy]) model.off(null, callback);
   };
@@ -74,6 +76,7 @@ function assemble(view) {
       make("div", { class: "rx-stages" }, ...view.stages.map((s) => s.figure)),
       make("div", { class: "rx-side" }, ...toolbars(view), ...(compared ? [matrix(view)] : []))),
     ...(pictures.length > 1 ? film(view) : []),
+    ...(get("seconds") ? player(view) : []),
     (parts.readout = make("p", { class: "rx-readout", role: "status" })),
     controls(view),
     (parts.status = make("p", { class: "rx-status", role: "status" })),

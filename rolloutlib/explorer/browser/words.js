@@ -2,6 +2,7 @@
 
 import { make, percent } from "./dom.js";
 import { lead, relevance } from "./maps.js";
+import { placeOf } from "./moments.js";
 import { topOf } from "./numbers.js";
 
 const BARS = 24; // words that have a bar at the same time
@@ -33,7 +34,7 @@ export function shadeByPatch(view) {
   const drawn = Float32Array.from(sheet.rows, (row, word) => (row[cell] * sheet.peaks[word]) / 65535);
   shade(view, drawn);
   const most = topOf(drawn, 3).map((word) => `${quote(view, word)} ${percent(drawn[word])}`);
-  parts.readout.textContent = `patch in row ${patch.row + 1} of ${grid[0]}, column ${patch.column + 1} of ${grid[1]}, drawn on by ${most.join(", ") || "no word"}`;
+  parts.readout.textContent = `${get("seconds") ? "" : "patch in "}${placeOf(view, pictures[get("picture")], cell - start)}, drawn on by ${most.join(", ") || "no word"}`;
 }
 
 /** The bars of the words with the highest values, in proportion to the highest. */
@@ -54,8 +55,8 @@ function told(view, row) {
   if (!(total > 0)) return "nothing from the picture, which comes later";
   const best = topOf(cells, 1)[0];
   const where = pictures.findIndex((picture) => best < picture.end);
-  const { grid, start, label } = pictures[where];
-  const place = `row ${Math.floor((best - start) / grid[1]) + 1} of ${grid[0]}, column ${((best - start) % grid[1]) + 1} of ${grid[1]}`;
+  const { start, label } = pictures[where];
+  const place = placeOf(view, pictures[where], best - start);
   const drawn = topOf(row.subarray(end), 2).map((word) => `${percent(row[end + word])} from ${quote(view, word)}`);
   return [`${percent(total)} from the picture${pictures.length > 1 ? "s" : ""}, most at ${pictures.length > 1 ? `${label}, ` : ""}${place}`, ...drawn].join("; ");
 }

@@ -1,0 +1,102 @@
+"""Rollout across real encoder-decoder classes, against eager attention and block matrices."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+import transformers
+from small_families import small_family
+from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+
+from rolloutlib import record_attention, rollout_across
+
+TOKENS = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8]])
+STACKS = {
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 48),
+    **dict.fromkeys(("pad_token_id", "bos_token_id"), 1),
+    **{"d_model": 32, "vocab_size": 99, "eos_token_id": 2, "decoder_start_token_id": 3},
+}
+TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 99}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+TOWER |= {"num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+
+
+def whisper():
+    """Its encoder halves 40 frames of sound."""
+    sizes = {"num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 12}
+    config = transformers.WhisperConfig(**STACKS, **sizes)
+    sound = {"input_features": torch.randn(1, 8, 40), "decoder_input_ids": TOKENS}
+    return transformers.WhisperForConditionalGeneration(config), sound, "audio"
+
+
+def bart():
+    """Text to text; the encoder's text is padded."""
+    mask = torch.ones(1, 8, dtype=torch.long)
+    mask[:, 6:] = 0
+    inputs = {"input_ids": TOKENS, "attention_mask": mask, "decoder_input_ids": TOKENS[:, :5]}
+    config = transformers.BartConfig(**STACKS)
+    return transformers.BartForConditionalGeneration(config), inputs, "encoder"
+
+
+def t5gemma2():
+    """One softmax over both sequences in each layer of the decoder."""
+    tower = TOWER | {"vision_use_head": False}
+    parts = {"text_config": TEXT, "vision_config": tower, "image_token_index": 98}
+    config = transformers.T5Gemma2Config(
+        encoder=parts | {"mm_tokens_per_image": 4}, decoder=TEXT, image_token_index=98
+    )
+    seen = torch.cat([torch.full((1, 4), 98), TOKENS], 1)
+    inputs = {"input_ids": seen, "pixel_values": torch.randn(1, 3, 32, 32)}
+    model = transformers.T5Gemma2ForConditionalGeneration(config)
+    return model, inputs | {"decoder_input_ids": TOKENS[:, :5]}, "model.encoder.text_model"
+
+
+def picture_to_text():
+    """A ViT and a GPT-2."""
+    reader = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=99, bos_token_id=1, eos_token_id=2
+    )
+    tower = transformers.ViTConfig(**TOWER)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(tower, reader)
+    seen = {"pixel_values": torch.randn(1, 3, 32, 32), "decoder_input_ids": TOKENS}
+    return VisionEncoderDecoderModel(config=config), seen, "vision"
+
+
+def one_item(attentions):
+    return [layer[0].double().numpy() for layer in attentions]
+
+
+@pytest.mark.parametrize("make", [whisper, bart, t5gemma2, picture_to_text])
+@torch.no_grad()
+def test_it_is_the_block_product_of_eager_attention(make):
+    torch.manual_seed(0)
+    model, inputs, behind = make()
+    with record_attention(model.eval()) as recording:
+        model(**inputs)
+    merged = make is t5gemma2
+    cross = [] if merged else recording["cross"]
+    found = rollout_across(recording["language"], cross, recording[behind], [-1, 2], residual=0.4)
+
+    model.set_attn_implementation("eager")
+    passed = model(**inputs, output_attentions=True)
+    own, other = one_item(passed.decoder_attentions), one_item(passed.cross_attentions)
+    if merged:
+        own, other = [np.concatenate(pair, -1) for pair in zip(own, other, strict=True)], []
+    behind = one_item(passed.encoder_attentions)
+    expected = reference.across(own, other, behind, residual=0.4)[[-1, 2]]
+    np.testing.assert_allclose(torch.cat(found, -1)[0], expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_cross_attention_may_lie_between_layers_of_self_attention():
+    model, inputs = small_family("mllama")
+    with record_attention(model) as recording:
+        model(**inputs)
+    own, other = recording["language"], recording["cross"]
+    found = rollout_across(own, other, [], [-1, 4])
+    own, other = ([layer.probabilities() for layer in part] for part in (own, other))
+    expected = reference.across(one_item(own), one_item(other), [])[[-1, 4]]
+    np.testing.assert_allclose(torch.cat(found, -1)[0], expected, atol=1e-6)
