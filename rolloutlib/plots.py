@@ -9,7 +9,8 @@ import pandas as pd
 import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch
@@ -17,7 +18,7 @@ from PIL import Image
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.pictures import upright_rgb
-from rolloutlib.overlay import colour
+from rolloutlib.overlay import LEVELS, blend, colour, emphasize
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
 PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
@@ -139,6 +140,38 @@ def plot_pictures(
 
 def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
     return np.asarray(upright_rgb(picture) if isinstance(picture, Image.Image) else picture)
+
+
+def plot_overlay(
+    picture: Image.Image | np.ndarray,
+    heatmap: Float[np.ndarray, "height width"],
+    *,
+    colours: str = "viridis",
+    opacity: float = 0.8,
+    contours: bool = False,
+    label: str = "relevance",
+) -> Figure:
+    """Draw a map over its picture with a scale of numbers, or as contour lines, for print.
+
+    heatmap: at the picture's resolution, as `to_picture` returns; NaN where the model saw nothing.
+    contours: lines at LEVELS of the highest value, which the scale names, and no colours.
+    """
+    pixels, scaled = _pixels(picture), emphasize(heatmap)
+    low, high = np.nanmin(heatmap), np.nanmax(heatmap)
+    rows, columns = pixels.shape[:2]
+    width = min(6.5, 5.5 * columns / rows)
+    figure, axis = plt.subplots(figsize=(width + 1, width * rows / columns), layout="constrained")
+    axis.set_axis_off()
+    if contours:
+        axis.imshow(pixels)
+        levels = [low + level * (high - low) for level in LEVELS]
+        axis.contour(heatmap, levels=levels, colors="black", linewidths=3)
+        drawn = axis.contour(heatmap, levels=levels, cmap=colours, linewidths=1.5)
+    else:
+        axis.imshow(blend(Image.fromarray(pixels), colour(scaled, colours), opacity))
+        drawn = ScalarMappable(Normalize(low, high), colours)
+    figure.colorbar(drawn, ax=axis, label=label, shrink=0.8, format="%.2g")
+    return figure
 
 
 def plot_layers(

@@ -9,7 +9,14 @@ import torch
 from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.plots import plot_layers, plot_matrices, plot_pictures, plot_scores, png_of
+from rolloutlib.plots import (
+    plot_layers,
+    plot_matrices,
+    plot_overlay,
+    plot_pictures,
+    plot_scores,
+    png_of,
+)
 
 
 def tokens_of(count):
@@ -149,3 +156,16 @@ def test_layers_come_with_a_legend_of_their_colours():
     np.testing.assert_allclose(swatches[-1][:3], [0, 200 / 255, 0])
     np.testing.assert_allclose(swatches[5], [0, 1, 1, 1])
     assert figure.axes[0].images[0].get_array().shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("contours", [False, True])
+def test_a_map_over_its_picture_has_a_scale_with_its_numbers(contours):
+    heatmap = np.add.outer(np.linspace(0, 0.1, 40), np.linspace(0.01, 0.1, 60))
+    picture = Image.new("RGB", (60, 40), "grey")
+    figure = plot_overlay(picture, heatmap, contours=contours, label="share of a patch")
+    drawn, scale = figure.axes
+    assert scale.get_ylabel() == "share of a patch"
+    low, high = (0.0575, 0.1525) if contours else (0.01, 0.2)  # a quarter and three of the way
+    assert scale.get_ylim() == pytest.approx((low, high))
+    shown = np.asarray(drawn.images[0].get_array())
+    assert (shown[0, 0] == 128).all() and ((shown[-1, -1] == 128).all() == contours)
