@@ -8,7 +8,13 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
-from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
+from scipy.ndimage import (
+    binary_dilation,
+    binary_erosion,
+    find_objects,
+    gaussian_filter,
+    label,
+)
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.complete import complete_file
@@ -198,7 +204,7 @@ def outline(
         above = values >= level
         inner = binary_erosion(above, iterations=width, border_value=1)
         layer[binary_dilation(above, iterations=width) & ~above] = 0, 0, 0, 1
-        layer[above & ~inner] = mpl.colormaps[colours](level)[:3] + (1,)
+        layer[above & ~inner] = (*mpl.colormaps[colours](level)[:3], 1)
     return layer
 
 
@@ -249,6 +255,24 @@ def _bands(pixels: np.ndarray) -> Iterator[slice]:
     """The rows of a picture, some at a time."""
     step = max(BAND // pixels.shape[1], 1)
     return (slice(top, top + step) for top in range(0, len(pixels), step))
+
+
+def peak_boxes(heatmap: Heatmap, level: float = 0.5) -> list[tuple[list[int], float]]:
+    """Boxes round what reaches `level` between a map's lowest and highest value, strongest first.
+
+    A box is x, y, width and height in pixels, as in COCO; with it comes its highest value, as a
+    share of the map's highest. A map that is constant up to rounding has none.
+
+    >>> peak_boxes(np.array([[0.0, 1.0, 1.0, 0.0, 0.8]]))
+    [([1, 0, 2, 1], 1.0), ([4, 0, 1, 1], 0.8)]
+    """
+    scaled = np.nan_to_num(emphasize(heatmap))
+    parts, _ = label((scaled >= level) & (scaled > 0))
+    found = []
+    for down, across in find_objects(parts):
+        box = [across.start, down.start, across.stop - across.start, down.stop - down.start]
+        found.append((box, float(heatmap[down, across].max() / np.nanmax(heatmap))))
+    return sorted(found, key=lambda one: -one[1])
 
 
 def crosshair(

@@ -7,7 +7,7 @@ FOLDER = Path(__file__).parent
 # A text, not a path: anywidget watches files, and keeps every widget of one in memory.
 STYLE = (FOLDER / "widget.css").read_text(encoding="utf-8")
 # A part imports from those before it.
-PARTS = ("dom", "numbers", "maps", "words", "pictures", "film", "controls", "widget")
+PARTS = ("dom", "numbers", "maps", "words", "pictures", "film", "controls", "saving", "widget")
 
 
 def joined_module() -> str:
