@@ -368,10 +368,10 @@ class Explorer(ipywidgets.VBox):
 def _sent(picture: Image.Image, view: View, label: str) -> dict[str, object]:
     """A picture as sent to the browser, with the grid and where on the picture it lies."""
     boxes, (height, width), file = view.boxes(), view.picture, io.BytesIO()
-    picture.save(file, "jpeg", quality=90)
+    picture.save(file, "webp", quality=90)
     return {
         "data": file.getvalue(),
-        "type": "image/jpeg",
+        "type": "image/webp",
         "label": label,
         "width": picture.width,
         "height": picture.height,

@@ -19,6 +19,7 @@ from pathlib import Path
 from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import write_text
+from rolloutlib.pages.figures import as_webp
 from rolloutlib.pages.foreign import PICTURES, embedded, safe_html
 from rolloutlib.runs.notebook import Notebook
 
@@ -92,7 +93,7 @@ def _text_of(executed: Notebook, pictures: Path) -> str:
         # A "<" in a script could end it; JSON can escape it.
         "widget_state": json.dumps(state).replace("<", "\\u003c"),
         "widget_script": script,
-        "policy_script": f"'sha256-{_sha256(script)}'" if state else "'none'",
+        "policy_script": f"'sha256-{sha256_of(script)}'" if state else "'none'",
         "page_title": executed.title or executed.path.stem,
         "code_colours": _code_colours() + (STYLE if state else ""),
         "contents": CONTENTS,
@@ -108,7 +109,7 @@ def _script() -> str:
     return module + PAGE_SCRIPT.read_text(encoding="utf-8")
 
 
-def _sha256(script: str) -> str:
+def sha256_of(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
@@ -174,6 +175,7 @@ class _PageExporter(HTMLExporter):
     def default_filters(self) -> Iterator[tuple[str, Callable]]:
         yield from super().default_filters()
         yield "foreign", self.foreign
+        yield "as_webp", as_webp
 
 
 @functools.cache
@@ -241,7 +243,7 @@ def _place_explorers(notebook: nbformat.NotebookNode) -> dict[str, object]:
             if found:
                 still = output.data.get("image/png", "")
                 if still:
-                    still = f'<img src="data:image/png;base64,{still}" alt="The widget, still">'
+                    still = f'<img src="{as_webp(still)}" alt="The widget, still">'
                 place = f'<div class="widget" data-models="{html.escape(" ".join(found))}">'
                 output.data = nbformat.from_dict({"text/html": f"{place}{still}</div>"})
                 needed |= {one: _without_code(found[one]) for one in found}
