@@ -88,7 +88,7 @@ def _text_of(executed: Notebook, pictures: Path) -> str:
     content = copy.deepcopy(executed.content)
     _mend_outputs(content)
     state = _place_explorers(content)
-    script = _script() if state else ""
+    script = explorer_script() if state else ""
     resources = {
         # A "<" in a script could end it; JSON can escape it.
         "widget_state": json.dumps(state).replace("<", "\\u003c"),
@@ -103,7 +103,7 @@ def _text_of(executed: Notebook, pictures: Path) -> str:
 
 
 @functools.cache
-def _script() -> str:
+def explorer_script() -> str:
     """The explorer and what runs it on a page, as one module."""
     module = joined_module().replace("export default", "const explorer =")
     return module + PAGE_SCRIPT.read_text(encoding="utf-8")

@@ -11,6 +11,8 @@ import { hear, savers } from "./saving.js";
 import { arrange, drawCursor, drawStages, follow, stage } from "./pictures.js";
 import { chip, chosen, describe, fold, shadeByPatch, shadeByWords, toolbars } from "./words.js";
 
+const UNTOLD = { display: "fading", tokens: [], special: [], note: "" }; // by older notebooks
+
 export default { render };
 
 function render({ model, el }) {
@@ -41,7 +43,7 @@ function render({ model, el }) {
 
 /** What all parts share, before there are elements. */
 function viewOf(model) {
-  const get = (name) => model.get(name);
+  const get = (name) => model.get(name) ?? UNTOLD[name];
   const pictures = get("pictures").map(placed);
   const [words, prompt] = [get("words"), get("prompt")];
   const view = {
