@@ -192,7 +192,7 @@ def outline(
 ) -> Float[np.ndarray, "height width 4"]:
     """A layer with a line around what reaches each level of a map in [0, 1]; the rest is clear.
 
-    Each line has the colour of its level and a black edge, so it is seen on any picture.
+    Each line has the colour of its level and a white edge, so it is seen on any picture.
 
     >>> outline(np.array([[0.0, 0.6, 0.6, 0.6, 0.0]]), levels=[0.5])[..., 3]
     array([[1., 1., 0., 1., 1.]])
@@ -203,7 +203,7 @@ def outline(
     for level in sorted(levels):
         above = values >= level
         inner = binary_erosion(above, iterations=width, border_value=1)
-        layer[binary_dilation(above, iterations=width) & ~above] = 0, 0, 0, 1
+        layer[binary_dilation(above, iterations=width) & ~above] = 1
         layer[above & ~inner] = (*mpl.colormaps[colours](level)[:3], 1)
     return layer
 

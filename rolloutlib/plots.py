@@ -165,7 +165,7 @@ def plot_overlay(
     if contours:
         axis.imshow(pixels)
         levels = [low + level * (high - low) for level in LEVELS]
-        axis.contour(heatmap, levels=levels, colors="black", linewidths=3)
+        axis.contour(heatmap, levels=levels, colors="white", linewidths=3.5)
         drawn = axis.contour(heatmap, levels=levels, cmap=colours, linewidths=1.5)
     else:
         axis.imshow(blend(Image.fromarray(pixels), colour(scaled, colours), opacity))

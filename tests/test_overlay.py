@@ -245,7 +245,7 @@ def test_an_outline_runs_around_each_level_and_not_along_the_rim():
     assert lined[10, [9, 10, 29, 30]].all() and lined[[19, 20], 20].all()
     assert not lined[0, 11:29].any() and not lined[5:15, 12:28].any() and lined.sum() < 140
     np.testing.assert_allclose(layer[10, 10, :3], colormaps["magma"](0.5)[:3])
-    assert (layer[10, 9] == [0, 0, 0, 1]).all()
+    assert (layer[10, 9] == 1).all()
 
 
 def test_unseen_pixels_are_left_as_they_were():

@@ -55,7 +55,8 @@ def mathml(latex: str, display: str = "inline") -> str:
     """
     try:
         formula = latex2mathml.converter.convert(latex, display=display)
-        return formula.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        formula = formula.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        return formula.replace('display="block"', 'display="block" tabindex="0"')  # it may scroll
     except Exception:  # the converter raises whatever an unknown construct runs into
         return f"<code>{html.escape(latex)}</code>"
 

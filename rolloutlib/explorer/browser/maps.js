@@ -116,7 +116,7 @@ export function outline(view, canvas, row, picture, sheet, scale, sigma) {
   for (const level of LEVELS) {
     const line = contour(fine, width, height, low + level ** (1 / get("power")) / (unit || Infinity), 4);
     const [red, green, blue] = new Uint8Array(colours.slice(Math.round(1023 * level)).buffer);
-    for (const [thick, colour] of [[160, "#000"], [320, `rgb(${red} ${green} ${blue})`]]) {
+    for (const [thick, colour] of [[110, "#fff"], [220, `rgb(${red} ${green} ${blue})`]]) {
       Object.assign(context, { lineWidth: canvas.width / thick, strokeStyle: colour, lineCap: "round" });
       if (unit) context.stroke(line);
     }

@@ -128,7 +128,7 @@ export function toolbars(view) {
       if (event.pointerType === "touch") point(view); // the finger is gone; only the focus stayed
     });
     list.addEventListener("keydown", (event) => walk(view, event));
-    return make("section", {}, make("h4", {}, name, ...(place ? [] : unfolders(view))), list);
+    return make("section", {}, make("p", { class: "rx-name" }, name, ...(place ? [] : unfolders(view))), list);
   });
 }
 
