@@ -20,7 +20,7 @@ JOBS ?=
 LAB ?=
 # Processes that run the tests; each loads PyTorch.
 TESTERS ?= 2
-# The app's port, and its model as the notebooks take it: folders or Hugging Face ids.
+# The app's port, and the models to choose from: folders or Hugging Face ids, with blanks between.
 PORT ?= 8866
 MODEL_ID ?= data/checkpoints/tiny-llava
 ADAPTER_ID ?=
@@ -48,7 +48,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
-	find notebooks app -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
+	find notebooks -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTERS) --dist loadfile
 
 # Kernels talk by sockets in a folder that only this user can read, instead of ports, which all
@@ -58,17 +58,14 @@ lab: $(READY)
 	  JUPYTER_PREFER_ENV_PATH=1 JUPYTER_RUNTIME_DIR="$$sockets" $(BIN)/jupyter lab \
 	  --ip=127.0.0.1 --KernelManager.transport=ipc $(AS_ROOT) $(LAB) notebooks
 
-# What is a folder here has another relative path in app/, where Voilà and its settings are.
 app: $(READY)
-	cd app && JUPYTER_PREFER_ENV_PATH=1 \
-	  MODEL_ID="$(or $(realpath $(MODEL_ID)),$(MODEL_ID))" \
-	  ADAPTER_ID="$(or $(realpath $(ADAPTER_ID)),$(ADAPTER_ID))" \
-	  DTYPE="$(DTYPE)" DEVICE_MAP="$(DEVICE_MAP)" \
-	  $(abspath $(BIN))/voila --port=$(PORT) explorer.ipynb
+	$(BIN)/python -m rolloutlib.app $(MODEL_ID) --adapter="$(ADAPTER_ID)" \
+	  --dtype="$(DTYPE)" --device-map="$(DEVICE_MAP)" --port=$(PORT)
 
 gallery: $(READY)
 	$(BIN)/python docs/make_reference.py outputs/site/reference
 	$(BIN)/rollout gallery --outputs outputs --out outputs/site --figures notebooks data/figures
+	$(BIN)/python docs/make_readme_figures.py outputs/site/02_llava.html data/figures
 
 checkpoints: $(READY)
 	set -e; for notebook in notebooks/training/*.ipynb; do \

@@ -20,7 +20,7 @@ MODULES = [
     "rolloutlib.evaluate",
     "rolloutlib.evaluate.methods",
     "rolloutlib.explorer",
-    "rolloutlib.explorer.app",
+    "rolloutlib.app.server",
     "rolloutlib.files",
     "rolloutlib.files.clips",
     "rolloutlib.files.dumps",

@@ -8,7 +8,13 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import (
+    binary_dilation,
+    binary_erosion,
+    find_objects,
+    gaussian_filter,
+    label,
+)
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.complete import complete_file
@@ -26,6 +32,7 @@ for _name, _ends in _FAINT.items():
 TARGET, MARKER = (0, 200, 0), (0x1E, 0x3A, 0x5F)  # a click's cross-hair and its point
 
 BAND = 2**20  # pixels that are coloured at a time
+LEVELS = (0.25, 0.5, 0.75)  # of a map's highest value, where `outline` draws lines
 FLAT = 2e-5  # relative contrast that may be mere rounding: nothing to see
 
 Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
@@ -170,15 +177,48 @@ def is_flat(low: float | np.floating, high: float | np.floating) -> bool:
     return bool(high - low <= FLAT * max(abs(low), abs(high)))
 
 
-def colour(heatmap: Heatmap, colours: str = "turbo") -> Float[np.ndarray, "height width 4"]:
+def colour(
+    heatmap: Heatmap, colours: str = "turbo", *, flat: bool = False
+) -> Float[np.ndarray, "height width 4"]:
     """A map in [0, 1] as red, green, blue and opacity in [0, 1]: blue is low and red is high.
 
-    colours: any name that matplotlib knows, or "cyan" or "red", whose low values are
-    transparent. What the model did not see is fully transparent.
+    The opacity is the value itself, so the picture stays visible where the map is low. What the
+    model did not see is fully transparent.
+
+    colours: any name that matplotlib knows, or "cyan" or "red". Lightness grows with the value in
+    "viridis", "cividis" and "magma", which readers who confuse red and green can tell apart.
+    flat: the same opacity everywhere; "cyan" and "red" have one of their own.
+
+    >>> colour(np.array([[0.25, 1.0]]))[..., 3]
+    array([[0.25, 1.  ]])
     """
-    painted = mpl.colormaps[colours](np.nan_to_num(heatmap).astype(float))
+    values = np.nan_to_num(heatmap).astype(float)
+    painted = mpl.colormaps[colours](values)
+    if not flat and colours not in _FAINT:
+        painted[..., 3] = values
     painted[..., 3] *= ~np.isnan(heatmap)
     return painted
+
+
+def outline(
+    heatmap: Heatmap, colours: str = "viridis", levels: Sequence[float] = LEVELS
+) -> Float[np.ndarray, "height width 4"]:
+    """A layer with a line around what reaches each level of a map in [0, 1]; the rest is clear.
+
+    Each line has the colour of its level and a white edge, so it is seen on any picture.
+
+    >>> outline(np.array([[0.0, 0.6, 0.6, 0.6, 0.0]]), levels=[0.5])[..., 3]
+    array([[1., 1., 0., 1., 1.]])
+    """
+    values = np.nan_to_num(heatmap).astype(float)
+    width = max(round(max(values.shape) / 400), 1)
+    layer = np.zeros((*values.shape, 4))
+    for level in sorted(levels):
+        above = values >= level
+        inner = binary_erosion(above, iterations=width, border_value=1)
+        layer[binary_dilation(above, iterations=width) & ~above] = 1
+        layer[above & ~inner] = (*mpl.colormaps[colours](level)[:3], 1)
+    return layer
 
 
 def blend(
@@ -196,7 +236,12 @@ def blend(
 
 
 def paint(
-    picture: Image.Image, heatmap: Heatmap, colours: str = "turbo", opacity: float = 0.5
+    picture: Image.Image,
+    heatmap: Heatmap,
+    colours: str = "turbo",
+    opacity: float = 0.5,
+    *,
+    flat: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Lay a map in [0, 1] over the picture: `colour` and `blend`, a band of rows at a time.
 
@@ -205,7 +250,7 @@ def paint(
     pixels, shown = _canvas(picture, heatmap)
     for rows in _bands(pixels):
         band = Image.fromarray(pixels[rows])
-        shown[rows] = blend(band, colour(heatmap[rows], colours), opacity)
+        shown[rows] = blend(band, colour(heatmap[rows], colours, flat=flat), opacity)
     return shown
 
 
@@ -223,6 +268,24 @@ def _bands(pixels: np.ndarray) -> Iterator[slice]:
     """The rows of a picture, some at a time."""
     step = max(BAND // pixels.shape[1], 1)
     return (slice(top, top + step) for top in range(0, len(pixels), step))
+
+
+def peak_boxes(heatmap: Heatmap, level: float = 0.5) -> list[tuple[list[int], float]]:
+    """Boxes round what reaches `level` between a map's lowest and highest value, strongest first.
+
+    A box is x, y, width and height in pixels, as in COCO; with it comes its highest value, as a
+    share of the map's highest. A map that is constant up to rounding has none.
+
+    >>> peak_boxes(np.array([[0.0, 1.0, 1.0, 0.0, 0.8]]))
+    [([1, 0, 2, 1], 1.0), ([4, 0, 1, 1], 0.8)]
+    """
+    scaled = np.nan_to_num(emphasize(heatmap))
+    parts, _ = label((scaled >= level) & (scaled > 0))
+    found = []
+    for down, across in find_objects(parts):
+        box = [across.start, down.start, across.stop - across.start, down.stop - down.start]
+        found.append((box, float(heatmap[down, across].max() / np.nanmax(heatmap))))
+    return sorted(found, key=lambda one: -one[1])
 
 
 def crosshair(
@@ -278,6 +341,7 @@ def overlay(
     highest: float | None = None,
     colours: str = "turbo",
     opacity: float = 0.5,
+    flat: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Show where in the picture the relevance lies: all steps of this module, in order.
 
@@ -285,4 +349,5 @@ def overlay(
     The other settings are those of `emphasize`, `colour` and `blend`.
     """
     smooth = to_picture(heatmap, view, blur_tokens=blur_tokens)
-    return paint(picture, emphasize(smooth, power, clip, highest), colours, opacity)
+    scaled = emphasize(smooth, power, clip, highest)
+    return paint(picture, scaled, colours, opacity, flat=flat)

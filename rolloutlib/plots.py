@@ -20,7 +20,7 @@ from PIL import Image
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.files.pictures import upright_rgb
-from rolloutlib.overlay import colour
+from rolloutlib.overlay import LEVELS, blend, colour, emphasize
 from rolloutlib.video import minmax_rows
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
@@ -220,6 +220,38 @@ def plot_chain(boxes: Sequence[str], steps: Sequence[str]) -> Figure:
         axis.text(place + 0.5, 0.75, step, color="tab:red", **centred | {"fontsize": 10})
     axis.set(xlim=(-0.5, len(boxes) - 0.5), ylim=(-0.7, 1.1))
     axis.set_axis_off()
+    return figure
+
+
+def plot_overlay(
+    picture: Image.Image | np.ndarray,
+    heatmap: Float[np.ndarray, "height width"],
+    *,
+    colours: str = "viridis",
+    opacity: float = 0.8,
+    contours: bool = False,
+    label: str = "relevance",
+) -> Figure:
+    """Draw a map over its picture with a scale of numbers, or as contour lines, for print.
+
+    heatmap: at the picture's resolution, as `to_picture` returns; NaN where the model saw nothing.
+    contours: lines at LEVELS of the highest value, which the scale names, and no colours.
+    """
+    pixels, scaled = _pixels(picture), emphasize(heatmap)
+    low, high = np.nanmin(heatmap), np.nanmax(heatmap)
+    rows, columns = pixels.shape[:2]
+    width = min(6.5, 5.5 * columns / rows)
+    figure, axis = plt.subplots(figsize=(width + 1, width * rows / columns), layout="constrained")
+    axis.set_axis_off()
+    if contours:
+        axis.imshow(pixels)
+        levels = [low + level * (high - low) for level in LEVELS]
+        axis.contour(heatmap, levels=levels, colors="white", linewidths=3.5)
+        drawn = axis.contour(heatmap, levels=levels, cmap=colours, linewidths=1.5)
+    else:
+        axis.imshow(blend(Image.fromarray(pixels), colour(scaled, colours), opacity))
+        drawn = ScalarMappable(Normalize(low, high), colours)
+    figure.colorbar(drawn, ax=axis, label=label, shrink=0.8, format="%.2g")
     return figure
 
 

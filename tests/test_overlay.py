@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import colormaps
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -19,6 +20,7 @@ from rolloutlib.overlay import (
     colour,
     crosshair,
     emphasize,
+    outline,
     overlay,
     paint,
     save_layer,
@@ -94,7 +96,7 @@ def test_an_elongated_picture_takes_little_memory(size):
     view = View(size, resized, offset, (336, 336), 14, (24, 24))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     heatmap = np.eye(24, dtype=np.float32)
-    shown = overlay(Image.new("RGB", size[::-1], "grey"), heatmap, view)
+    shown = overlay(Image.new("RGB", size[::-1], "grey"), heatmap, view, flat=True)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000  # kB
     along = np.argwhere((shown != 128).any(-1))[:, int(size[1] > size[0])]
     assert len(along) and abs(along - long / 2).max() <= short  # the middle square was seen
@@ -217,7 +219,33 @@ def test_whole_numbers_are_as_good_as_any(dtype):
 def test_low_is_blue_high_is_red_unseen_is_transparent():
     painted = colour(np.array([[0.05, 0.95, np.nan]]))
     assert painted[0, 0, 2] > painted[0, 0, 0] and painted[0, 1, 0] > painted[0, 1, 2]
-    np.testing.assert_array_equal(painted[..., 3], [[1, 1, 0]])
+    np.testing.assert_array_equal(painted[..., 3], [[0.05, 0.95, 0]])
+    flat = colour(np.array([[0.05, 0.95, np.nan]]), flat=True)
+    np.testing.assert_array_equal(flat[..., 3], [[1, 1, 0]])
+
+
+def test_the_picture_stays_as_it_is_where_the_map_is_low_unless_flat():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8))
+    view = View((30, 40), (30, 40), (0, 0), (30, 40), 10, (3, 4))
+    shown, flat = (
+        overlay(picture, np.eye(3, 4), view, blur_tokens=0, opacity=1, flat=flat)
+        for flat in (False, True)
+    )
+    low = np.kron(np.eye(3, 4), np.ones((10, 10))) == 0
+    np.testing.assert_array_equal(shown[low], np.asarray(picture)[low])
+    assert (flat[low] == np.rint(255 * colour(np.zeros((1, 1)))[0, 0, :3])).all()
+    np.testing.assert_array_equal(shown[~low], flat[~low])
+
+
+def test_an_outline_runs_around_each_level_and_not_along_the_rim():
+    heatmap = np.zeros((40, 40))
+    heatmap[:20, 10:30], heatmap[0, 0] = 0.6, np.nan
+    layer = outline(heatmap, "magma", levels=[0.5])
+    lined = layer[..., 3] == 1
+    assert lined[10, [9, 10, 29, 30]].all() and lined[[19, 20], 20].all()
+    assert not lined[0, 11:29].any() and not lined[5:15, 12:28].any() and lined.sum() < 140
+    np.testing.assert_allclose(layer[10, 10, :3], colormaps["magma"](0.5)[:3])
+    assert (layer[10, 9] == 1).all()
 
 
 def test_unseen_pixels_are_left_as_they_were():

@@ -15,6 +15,7 @@ from rolloutlib.plots import (
     plot_layers,
     plot_listening,
     plot_matrices,
+    plot_overlay,
     plot_paths,
     plot_pictures,
     plot_scores,
@@ -231,3 +232,16 @@ def test_a_sounds_words_lie_on_its_time():
     assert [label.get_text() for label in first.get_yticklabels()] == ["put", "it"]
     with pytest.raises(ValueError, match="maps of 1 words, got another number in 'rollout'"):
         plot_listening(np.zeros((80, 100)), ["put"], maps, 1.0)
+
+
+@pytest.mark.parametrize("contours", [False, True])
+def test_a_map_over_its_picture_has_a_scale_with_its_numbers(contours):
+    heatmap = np.add.outer(np.linspace(0, 0.1, 40), np.linspace(0.01, 0.1, 60))
+    picture = Image.new("RGB", (60, 40), "grey")
+    figure = plot_overlay(picture, heatmap, contours=contours, label="share of a patch")
+    drawn, scale = figure.axes
+    assert scale.get_ylabel() == "share of a patch"
+    low, high = (0.0575, 0.1525) if contours else (0.01, 0.2)  # a quarter and three of the way
+    assert scale.get_ylim() == pytest.approx((low, high))
+    shown = np.asarray(drawn.images[0].get_array())
+    assert (shown[0, 0] == 128).all() and ((shown[-1, -1] == 128).all() == contours)

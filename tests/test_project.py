@@ -104,7 +104,7 @@ def test_every_dependency_is_imported():
     modules = {module for path in SOURCES for module, _ in imports(ast.parse(path.read_text()))}
     names = distributions()
     used = {canonicalize_name(name) for module in modules for name in names.get(module, [])}
-    by_name = {"accelerate", "torchvision", "cryptography", "jupyterlab", "pyarrow", "voila"}
+    by_name = {"accelerate", "torchvision", "cryptography", "jupyterlab", "pyarrow"}
     assert brought_by("all") - used == by_name
 
 

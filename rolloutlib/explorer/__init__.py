@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
         "controls": ["RolloutPanel"],
-        "answers": ["Words", "explore", "explore_clip", "words_of"],
+        "answers": ["Words", "compare", "explore", "explore_clip", "words_of"],
         "maps": ["Heatmaps", "Mark"],
         "listening": ["explore_sound"],
         "widget": ["Explorer", "MapView"],

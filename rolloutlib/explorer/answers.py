@@ -1,6 +1,8 @@
 """Show an answer, or a clip, in the explorer."""
 
-from collections.abc import Sequence
+import html
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -14,10 +16,14 @@ from rolloutlib.algorithm.layers import with_keys
 from rolloutlib.algorithm.transition import Settings
 from rolloutlib.explorer.maps import Heatmaps, Panels
 from rolloutlib.explorer.widget import Explorer
+from rolloutlib.extras import needs
 from rolloutlib.grid import View
 from rolloutlib.models import Answer
 from rolloutlib.models.tower import on_picture
-from rolloutlib.models.words import Word, by_word, read_words
+from rolloutlib.models.words import Word, by_word, read_parts, read_words, special_ids
+
+with needs("notebooks"):
+    import ipywidgets
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def explore(
         return {"": {"": Heatmaps(on_pictures, words.drawn(relevance).cpu())}}
 
     shown = {"depth": len(layers), "settings": first, "prompt": words.prompt}
-    look = {"labels": labels} | look
+    look = {"labels": labels} | _tokens_of(answer, words) | look
     return Explorer(pictures, views, words.texts, panels, **shown, **look)
 
 
@@ -125,6 +131,42 @@ def words_of(answer: Answer) -> Words:
         first += len(run)
     prompt, rows = len(texts) - len(answer.words), torch.cat([positions[:asked], answer.rows])
     return Words(texts, prompt, positions, rows)
+
+
+def compare(answers: Mapping[str, Answer], **settings) -> ipywidgets.Box:
+    """Explore answers side by side, each under its name: pointing at one points at all.
+
+    They may be of different models or questions: what is linked is the place in the picture, and
+    a word with the same number and text.
+
+    settings: as in `explore`.
+
+    Raises ValueError for fewer than two answers.
+    """
+    if len(answers) < 2:
+        raise ValueError(f"expected at least 2 answers, got {len(answers)}")
+    settings |= {"group": secrets.token_hex(8)}
+    half = ipywidgets.Layout(flex="1 1 20em", min_width="0")
+    columns = [
+        ipywidgets.VBox(
+            [ipywidgets.HTML(f"<h3>{html.escape(name)}</h3>"), explore(one, **settings)]
+        )
+        for name, one in answers.items()
+    ]
+    for column in columns:
+        column.layout = half
+    return ipywidgets.Box(columns, layout=ipywidgets.Layout(flex_flow="row wrap"))
+
+
+def _tokens_of(answer: Answer, words: Words) -> dict[str, list]:
+    """What the tokens of each word read, and which words are special tokens."""
+    tokenizer = answer.model.processor.tokenizer
+    ids = [answer.sequence[words.positions[word.tokens]].tolist() for word in words.texts]
+    special = special_ids(tokenizer)
+    return {
+        "tokens": [[str(part) for part in read_parts(tokenizer, of_word)] for of_word in ids],
+        "special": [number for number, of_word in enumerate(ids) if special & {*of_word}],
+    }
 
 
 def _seen(answer: Answer, to_patches: bool) -> tuple[list[Image.Image], list[View], list[str]]:

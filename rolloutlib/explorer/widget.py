@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rolloutlib.algorithm.transition import Settings
+from rolloutlib.explorer import saving
 from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.explorer.controls import controls, parts
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes
@@ -25,7 +26,7 @@ from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
-from rolloutlib.overlay import blend, crosshair, is_flat, paint, to_picture
+from rolloutlib.overlay import blend, crosshair, is_flat, outline, paint, to_picture
 from rolloutlib.plots import plot_pictures, png_of
 
 with needs("notebooks"):
@@ -34,11 +35,16 @@ with needs("notebooks"):
     import traitlets
 
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
+DISPLAYS = ("fading", "flat", "outline", "beside")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
 SETTINGS = "First layer, heads, residual, discard and receptive field change the rollout itself"
 FILM = {"columns": 8, "height": 1.4}
 WRAP = {"flex_flow": "row wrap"}
 STILL = f"{SETTINGS}: they need the notebook with its kernel running."
+MEANINGLESS = (
+    "With the receptive field divided out, most relevance stays on the word itself, so how much "
+    "is from the picture and how much from words means nothing; the place in the picture does."
+)
 READY = f"{SETTINGS}: the kernel computes it when you release a control."
 
 
@@ -61,12 +67,20 @@ class MapView(anywidget.AnyWidget):
     colours = traitlets.Enum(COLOURS, COLOURS[0]).tag(sync=True)
     power = traitlets.Float(1.0, min=0.25, max=4).tag(sync=True)
     blur = traitlets.Float(0.5, min=0, max=3).tag(sync=True)  # in tokens
-    opacity = traitlets.Float(0.5, min=0, max=1).tag(sync=True)
+    opacity = traitlets.Float(0.8, min=0, max=1).tag(sync=True)
+    display = traitlets.Enum(DISPLAYS, DISPLAYS[0]).tag(
+        sync=True
+    )  # how the map lies on the picture
     hidden = traitlets.List(traitlets.Unicode()).tag(sync=True)
     picture = traitlets.Int().tag(sync=True)
     together = traitlets.Bool().tag(sync=True)  # one colour scale for all pictures
     sound = traitlets.Bytes().tag(sync=True)  # WAV, if the picture is a spectrogram
     seconds = traitlets.Float().tag(sync=True)  # of the sound; 0 if there is none
+    shared = traitlets.Bool().tag(sync=True)  # one colour scale for all words and pictures
+    tokens = traitlets.List().tag(sync=True)  # for each word, what its tokens read
+    special = traitlets.List(traitlets.Int()).tag(sync=True)  # words that are special tokens
+    group = traitlets.Unicode().tag(sync=True)  # explorers of one group point together
+    note = traitlets.Unicode().tag(sync=True)  # where shares of the whole mean nothing: why
     busy = traitlets.Bool().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
 
@@ -92,7 +106,8 @@ class Explorer(ipywidgets.VBox):
     look: initial traits of `MapView`, such as `power` or `colours`.
 
     `selected` holds the numbers of the pinned words; `figure()` and `save("map.png")` draw what is
-    shown, with the current settings. Where only outputs are saved, a picture of everything remains.
+    shown, with the current settings; `save` also writes SVG, PDF, NumPy and COCO's boxes. Where
+    only outputs are saved, a picture of everything remains.
 
     Raises ValueError if pictures, views and maps do not fit each other.
     """
@@ -136,8 +151,8 @@ class Explorer(ipywidgets.VBox):
             status=STILL if depth else "",
             **({"together": len(pictures) > 1} | look),
         )
-        self._show(self._compute(settings))
         self._controls = controls(depth, settings) if depth else {}
+        self._show(self._compute(settings))
         for control in self._controls.values():
             control.observe(self._recompute, names="value")
         self.maps.on_msg(self._greet)
@@ -178,12 +193,44 @@ class Explorer(ipywidgets.VBox):
         return self._figure(self._pictures)
 
     def save(self, path: str | Path) -> Path:
-        """Save the picture that is shown, at its own size, with panels side by side."""
-        number = self.maps.picture
-        painted = [self._painted(panel, number, self._pictures[number]) for panel in self._panels]
+        """Save what is shown; the ending of the file's name says what.
+
+        .png, .jpg, .webp: the picture shown, at its own size, with panels side by side.
+        .svg, .pdf: `figure()`.
+        .npy: the map of the picture shown on its tokens, `[panel row column]`, as shares.
+        .json: boxes round the map's peaks, in COCO's format; each panel is a category.
+
+        Raises ValueError for another ending.
+        """
+        content = saving.content(self, Path(path).suffix.lower())
         with complete_file(path) as part:
-            Image.fromarray(np.hstack(painted)).save(part)
+            part.write_bytes(content)
         return Path(path)
+
+    def shown_picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The picture that is shown with everything on it, panels side by side."""
+        number = self.maps.picture
+        picture = self._pictures[number]
+        painted = [self._painted(panel, number, picture) for panel in self._panels]
+        return np.hstack([np.asarray(picture)] * (self.maps.display == "beside") + painted)
+
+    @property
+    def panel_names(self) -> list[str]:
+        """The names of the pictures side by side."""
+        return list(self._panels)
+
+    def shown_map(self, panel: str) -> tuple[Float[np.ndarray, "rows columns"], View]:
+        """The combined map of the words shown, on the tokens of the picture shown, and its view."""
+        row = self._combined(self._rows[panel, self._lead(panel)])
+        number = self.maps.picture
+        return self._grid(row, number), self._views[number]
+
+    def _lead(self, panel: str) -> str:
+        """The sheet that tells words apart, as in the browser: the first that is shown."""
+        sheets = [name for name in self._panels[panel] if (panel, name) in self._rows]
+        able = [name for name in sheets if len(self._rows[panel, name]) == len(self.maps.words)]
+        visible = [name for name in able if name not in self.maps.hidden]
+        return next(iter(visible + able + sheets))
 
     def _figure(self, pictures: Sequence[Image.Image]) -> Figure:
         several = len(pictures) > 1
@@ -218,21 +265,40 @@ class Explorer(ipywidgets.VBox):
             else:
                 scaled = self._scaled(self._rows[panel, name], number, view)
                 colours = sheet.colours or self.maps.colours
-                shown = paint(picture, scaled, colours, self.maps.opacity)
+                shown = self._coloured(picture, scaled, colours)
             picture = Image.fromarray(shown)
         return np.asarray(picture)
+
+    def _coloured(
+        self, picture: Image.Image, scaled: Float[np.ndarray, "height width"], colours: str
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        if self.maps.display == "outline":
+            return blend(picture, outline(scaled, colours), 1)
+        flat = self.maps.display == "flat"
+        return paint(picture, scaled, colours, self.maps.opacity, flat=flat)
+
+    def _combined(
+        self, rows: Float[np.ndarray, "word relevance"]
+    ) -> Float[np.ndarray, " relevance"]:
+        """One row for the words shown."""
+        chosen = rows if len(rows) == 1 else rows[self.shown]
+        return chosen.mean(0) if self.maps.combine == "mean" else chosen.max(0)
+
+    def _grid(
+        self, row: Float[np.ndarray, " relevance"], number: int
+    ) -> Float[np.ndarray, "rows columns"]:
+        """The part of a row that lies on one picture."""
+        ends = np.cumsum([0, *(np.prod(view.grid) for view in self._views)])
+        return row[ends[number] : ends[number + 1]].reshape(self._views[number].grid)
 
     def _scaled(
         self, rows: Float[np.ndarray, "word relevance"], number: int, view: View
     ) -> Float[np.ndarray, "height width"]:
         """The combined map of the words shown, at the picture's resolution and in [0, 1]."""
-        chosen = rows if len(rows) == 1 else rows[self.shown]
-        combined = chosen.mean(0) if self.maps.combine == "mean" else chosen.max(0)
-        ends = np.cumsum([np.prod(view.grid) for view in self._views])
-        cells = combined[: ends[-1]]
-        grid = cells[ends[number] - np.prod(view.grid) : ends[number]].reshape(view.grid)
-        smooth = to_picture(grid, view, blur_tokens=self.maps.blur)
-        measured = cells if self.maps.together else smooth[~np.isnan(smooth)]
+        combined, cells = self._combined(rows), sum(int(np.prod(v.grid)) for v in self._views)
+        smooth = to_picture(self._grid(combined, number), view, blur_tokens=self.maps.blur)
+        one_picture = combined[:cells] if self.maps.together else smooth[~np.isnan(smooth)]
+        measured = rows[:, :cells] if self.maps.shared else one_picture
         low, high = measured.min(initial=np.inf), measured.max(initial=0)
         if high <= 0:  # nothing to show: the bare picture
             return np.full_like(smooth, np.nan)
@@ -242,6 +308,7 @@ class Explorer(ipywidgets.VBox):
 
     def _show(self, panels: Panels) -> None:
         """Keep these maps and send them to the browser, in one message."""
+        settings = self.settings
         self._panels = panels
         self._rows = {
             (panel, name): self._rows_of(sheet)
@@ -250,6 +317,7 @@ class Explorer(ipywidgets.VBox):
             if isinstance(sheet, Heatmaps)
         }
         with self.maps.hold_sync():
+            self.maps.note = MEANINGLESS if settings and settings.receptive_field else ""
             self.maps.panels = [
                 {"name": panel, "sheets": [self._sheet(panel, name) for name in sheets]}
                 for panel, sheets in panels.items()
@@ -283,9 +351,13 @@ class Explorer(ipywidgets.VBox):
             self.maps.busy = False
 
     def _greet(self, _widget, content: dict, _buffers) -> None:
-        """Enable the controls when a browser asks whether there is a kernel."""
-        if content == {"ask": "kernel"} and self._controls:
-            self.maps.status = READY
+        """Tell a browser that there is a kernel, and enable the controls; or send it a file."""
+        if kind := content.get("save"):
+            file = saving.content(self, f".{kind}")
+            self.maps.send({"saved": f"map.{kind}"}, [file])
+        elif content == {"ask": "kernel"}:
+            self.maps.send({"kernel": True})
+            self.maps.status = READY if self._controls else ""
             for control in self._controls.values():
                 control.disabled = False
 
@@ -298,10 +370,10 @@ class Explorer(ipywidgets.VBox):
 def _sent(picture: Image.Image, view: View, label: str) -> dict[str, object]:
     """A picture as sent to the browser, with the grid and where on the picture it lies."""
     boxes, (height, width), file = view.boxes(), view.picture, io.BytesIO()
-    picture.save(file, "jpeg", quality=90)
+    picture.save(file, "webp", quality=90)
     return {
         "data": file.getvalue(),
-        "type": "image/jpeg",
+        "type": "image/webp",
         "label": label,
         "width": picture.width,
         "height": picture.height,

@@ -15,12 +15,31 @@ from PIL import Image
 
 from rolloutlib.files.complete import complete_file, write_text
 from rolloutlib.files.pictures import read_picture
-from rolloutlib.pages.page import PAGES, Contents, links_from, page_of, relative, write_page
+from rolloutlib.pages.page import (
+    PAGES,
+    Contents,
+    links_from,
+    page_of,
+    relative,
+    sha256_of,
+    write_page,
+)
 from rolloutlib.runs.notebook import Notebook, Refused
 from rolloutlib.runs.results import read_table, varied_parameters
 from rolloutlib.runs.run import Run, failed_output
 
 THUMBNAIL_SIZE = (640, 400)
+INDEX_SCRIPT = Path(__file__).with_name("index.js")
+# The parts of the index, in reading order, by the tag of a notebook's first cell that names one.
+GROUPS = {
+    "learn": "Learn how rollout works",
+    "models": "See where models look",
+    "video": "Follow a video",
+    "measure": "Measure whether maps are right",
+    "train": "Train the small models",
+    "": "More",
+    "sweeps": "Sweeps",
+}
 README_WIDTH, README_BYTES = 480, 150_000
 SWEEP_METRICS = 4  # in the figure of a sweep
 RUN_PAGES = 50  # of a sweep, as each takes a second and some megabytes
@@ -29,7 +48,10 @@ Complain = Callable[[str], object]  # is told, in one sentence, what has no page
 
 
 class Card(NamedTuple):
-    """What the index shows of one page; links are relative to the index."""
+    """What the index shows of one page; links are relative to the index.
+
+    cell: the fragment of the page where the picture is.  group: a name out of GROUPS.
+    """
 
     name: str
     title: str
@@ -37,6 +59,10 @@ class Card(NamedTuple):
     picture: str
     seconds: float
     error: str
+    cell: str = ""
+    group: str = ""
+    summary: str = ""
+    first: bool = False  # where a newcomer begins
 
 
 def write_site(
@@ -62,8 +88,17 @@ def write_site(
     cards += [_try_sweep(folder, site, contents, complain) for folder in sweeps]
     reference = "reference/index.html"  # `make gallery` writes it first
     found = reference if (site / reference).exists() else ""
-    page = PAGES.get_template("index.html.j2")
-    write_text(index, page.render(title="Notebooks", cards=cards, reference=found))
+    script = INDEX_SCRIPT.read_text(encoding="utf-8")
+    groups = [(GROUPS[name], [c for c in cards if c.group == name]) for name in GROUPS]
+    page = PAGES.get_template("index.html.j2").render(
+        title="rolloutlib",
+        cards=cards,
+        groups=[(name, some) for name, some in groups if some],
+        reference=found,
+        script=script,
+        policy_script=f"'sha256-{sha256_of(script)}'",
+    )
+    write_text(index, page)
     return index
 
 
@@ -162,7 +197,19 @@ def _write_run(run: Run, page: Path, site: Path, contents: Contents, complain: C
         error = error or lost
         if not lost:
             picture, link = _thumbnail(run.executed, page, site), relative(page, site)
-    return Card(name, title, link, picture, run.seconds, error)
+    card = Card(name, title, link, picture, run.seconds, error)
+    return card._replace(**_told(run.executed)) if run.executed else card
+
+
+def _told(notebook: Notebook) -> dict[str, object]:
+    """What a notebook's tags and first words say for its card."""
+    tags = notebook.content.cells[0].metadata.get("tags", []) if notebook.content.cells else []
+    return {
+        "cell": f"#cell-id={notebook.figure_cell}" if notebook.figure_cell else "",
+        "group": next((name for name in GROUPS if name in tags), ""),
+        "summary": textwrap.shorten(notebook.summary, 220, placeholder=" …"),
+        "first": "start" in tags,
+    }
 
 
 def page_or_reason(
@@ -198,9 +245,11 @@ def _thumbnail(executed: Notebook | bytes | None, page: Path, site: Path) -> str
     if picture is None:
         return ""
     picture.thumbnail(THUMBNAIL_SIZE)
-    with complete_file(page.with_suffix(".png")) as part:
-        picture.save(part)
-    return relative(page.with_suffix(".png"), site)
+    thumbnail = page.with_suffix(".webp")
+    with complete_file(thumbnail) as part:
+        picture.save(part, "webp", quality=90)
+    page.with_suffix(".png").unlink(missing_ok=True)  # of an older version
+    return relative(thumbnail, site)
 
 
 def _sweep_title(folder: Path) -> str:
@@ -216,7 +265,7 @@ def _try_sweep(folder: Path, site: Path, contents: Contents, complain: Complain)
         return _write_sweep(folder, site, contents, complain)
     except Exception as problem:  # a table of any origin
         error = _said(folder / "results.parquet", problem, complain)
-        return Card(folder.name, _sweep_title(folder), "", "", 0.0, error)
+        return Card(folder.name, _sweep_title(folder), "", "", 0.0, error, group="sweeps")
 
 
 def _write_sweep(folder: Path, site: Path, contents: Contents, complain: Complain) -> Card:
@@ -247,7 +296,9 @@ def _write_sweep(folder: Path, site: Path, contents: Contents, complain: Complai
     write_text(page, text)
     failed = f"{(~done).sum()} of {len(table)} runs" if not done.all() else ""
     picture = picture and relative(page.parent / picture, site)
-    return Card(f"{len(table)} runs", title, relative(page, site), picture, seconds, failed)
+    return Card(
+        f"{len(table)} runs", title, relative(page, site), picture, seconds, failed, group="sweeps"
+    )
 
 
 def _write_runs(

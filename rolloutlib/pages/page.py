@@ -19,6 +19,7 @@ from pathlib import Path
 from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import write_text
+from rolloutlib.pages.figures import as_webp
 from rolloutlib.pages.foreign import PICTURES, embedded, safe_html
 from rolloutlib.runs.notebook import Notebook
 
@@ -54,7 +55,8 @@ def mathml(latex: str, display: str = "inline") -> str:
     """
     try:
         formula = latex2mathml.converter.convert(latex, display=display)
-        return formula.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        formula = formula.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        return formula.replace('display="block"', 'display="block" tabindex="0"')  # it may scroll
     except Exception:  # the converter raises whatever an unknown construct runs into
         return f"<code>{html.escape(latex)}</code>"
 
@@ -87,12 +89,12 @@ def _text_of(executed: Notebook, pictures: Path) -> str:
     content = copy.deepcopy(executed.content)
     _mend_outputs(content)
     state = _place_explorers(content)
-    script = _script() if state else ""
+    script = explorer_script() if state else ""
     resources = {
         # A "<" in a script could end it; JSON can escape it.
         "widget_state": json.dumps(state).replace("<", "\\u003c"),
         "widget_script": script,
-        "policy_script": f"'sha256-{_sha256(script)}'" if state else "'none'",
+        "policy_script": f"'sha256-{sha256_of(script)}'" if state else "'none'",
         "page_title": executed.title or executed.path.stem,
         "code_colours": _code_colours() + (STYLE if state else ""),
         "contents": CONTENTS,
@@ -102,13 +104,13 @@ def _text_of(executed: Notebook, pictures: Path) -> str:
 
 
 @functools.cache
-def _script() -> str:
+def explorer_script() -> str:
     """The explorer and what runs it on a page, as one module."""
     module = joined_module().replace("export default", "const explorer =")
     return module + PAGE_SCRIPT.read_text(encoding="utf-8")
 
 
-def _sha256(script: str) -> str:
+def sha256_of(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
@@ -174,6 +176,7 @@ class _PageExporter(HTMLExporter):
     def default_filters(self) -> Iterator[tuple[str, Callable]]:
         yield from super().default_filters()
         yield "foreign", self.foreign
+        yield "as_webp", as_webp
 
 
 @functools.cache
@@ -241,7 +244,7 @@ def _place_explorers(notebook: nbformat.NotebookNode) -> dict[str, object]:
             if found:
                 still = output.data.get("image/png", "")
                 if still:
-                    still = f'<img src="data:image/png;base64,{still}" alt="The widget, still">'
+                    still = f'<img src="{as_webp(still)}" alt="The widget, still">'
                 place = f'<div class="widget" data-models="{html.escape(" ".join(found))}">'
                 output.data = nbformat.from_dict({"text/html": f"{place}{still}</div>"})
                 needed |= {one: _without_code(found[one]) for one in found}

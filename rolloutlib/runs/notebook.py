@@ -148,8 +148,26 @@ class Notebook:
     @property
     def figure(self) -> bytes | None:
         """The PNG that stands for the notebook: of the cell tagged `card`, else the first."""
-        found = _outputs([*self.tagged("card"), *self.content.cells], "image/png")
+        found = _outputs(self._figure_cells, "image/png")
         return next(map(base64.b64decode, found), None)
+
+    @property
+    def figure_cell(self) -> str:
+        """The id of the cell that drew `figure`, or nothing."""
+        drew = (cell for cell in self._figure_cells if any(_outputs([cell], "image/png")))
+        return next((cell.get("id", "") for cell in drew), "")
+
+    @property
+    def _figure_cells(self) -> list[nbformat.NotebookNode]:
+        return [*self.tagged("card"), *self.content.cells]
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph below the title, without marks; or nothing."""
+        words = next((one.source for one in self.content.cells if one.cell_type == "markdown"), "")
+        paragraphs = re.split(r"\n\s*\n", words.strip())
+        plain = (one for one in paragraphs if not one.startswith(("#", "|", "-", "!", "<", "$")))
+        return " ".join(re.sub(r"[*`$]|\[([^]]*)\]\([^)]*\)", r"\1", next(plain, "")).split())
 
     @property
     def metrics(self) -> dict[str, Metric]:

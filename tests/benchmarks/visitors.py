@@ -4,7 +4,7 @@ PYTHONPATH=tests .venv/bin/python -m benchmarks.visitors --minutes 10
 
 Each visitor has a browser of their own and a picture of one colour. The colour that the page shows
 after every answer must be theirs. Needs Chromium. Ends with 1 if somebody saw another's picture,
-if nobody was answered, or if a kernel grew by more than 5 % after its first answers.
+if nobody was answered, or if the app grew by more than 5 % after its first answers.
 """
 
 import argparse
@@ -26,8 +26,7 @@ from playwright.async_api import Page, async_playwright
 ROOT = Path(__file__).parent.parent.parent
 COLOURS = ["red", "lime", "blue", "yellow", "magenta", "cyan", "white", "black"]
 LONG = 300_000  # milliseconds
-SETTLED = 3  # answers after which a kernel holds what it needs
-MARK_OLD = "document.querySelectorAll('.rx').forEach((one) => one.classList.add('old'))"
+SETTLED = 3  # answers after which the app holds what it needs
 CENTRE = """async () => {
   const picture = document.querySelector(".rx-picture img");
   await picture.decode();
@@ -38,7 +37,9 @@ CENTRE = """async () => {
 }"""
 
 
-async def visit(page: Page, address: str, colour: str, folder: Path, until: float) -> dict:
+async def visit(
+    page: Page, address: str, colour: str, folder: Path, until: float, server: psutil.Process
+) -> dict:
     """Ask again and again; the answers, and the colours that were seen."""
     picture, seen = folder / f"{colour}.png", []
     Image.new("RGB", (320, 240), colour).save(picture)
@@ -46,28 +47,22 @@ async def visit(page: Page, address: str, colour: str, folder: Path, until: floa
     await page.goto(address)
     await page.get_by_label("picture").set_input_files(picture)
     await page.get_by_text(f"{colour}.png is here").wait_for()
-    found = await page.locator("#jupyter-config-data").text_content()
-    kernel = kernel_process(re.search(r'"kernelId": ?"([\w-]+)"', found)[1])
     memory = []
     while time.monotonic() < until or not seen:
         await page.get_by_label("question").fill(f"what colour is the square ? {len(seen)}")
-        await page.get_by_label("question").press("Tab")
-        await page.evaluate(MARK_OLD)
         await page.get_by_role("button", name="ask", exact=True).click()
-        await page.locator(".rx:not(.old) .rx-picture img").wait_for()
-        await page.get_by_text("The model says: ").wait_for()
-        await page.locator(".old").wait_for(state="detached")
+        await page.locator("#history li").nth(len(seen)).wait_for()
         seen.append(await page.evaluate(CENTRE))
-        memory.append(kernel.memory_info().rss / 2**20)
+        memory.append(server.memory_info().rss / 2**20)
     return {"colour": colour, "seen": seen, "memory": memory}
 
 
-def kernel_process(name: str) -> psutil.Process:
-    """The process of a kernel."""
+def server_process(port: int) -> psutil.Process:
+    """The process of the app."""
     for process in psutil.process_iter(["cmdline"]):
-        if any(word.endswith(f"kernel-{name}.json") for word in process.info["cmdline"] or []):
+        if {"rolloutlib.app", f"--port={port}"} <= {*(process.info["cmdline"] or [])}:
             return process
-    raise LookupError(f"expected a process of the kernel {name}, got none")
+    raise LookupError(f"expected a process of the app on port {port}, got none")
 
 
 def is_colour(pixel: list[int], colour: str) -> bool:
@@ -76,16 +71,20 @@ def is_colour(pixel: list[int], colour: str) -> bool:
     return max(abs(a - b) for a, b in zip(pixel, wanted, strict=True)) <= 8
 
 
-async def all_visit(address: str, people: int, folder: Path, minutes: float) -> list[dict]:
+async def all_visit(
+    address: str, people: int, folder: Path, minutes: float, port: int
+) -> list[dict]:
     """What each of the visitors saw."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        pages = [await (await chromium.new_context()).new_page() for _ in range(people)]
+        server = server_process(port)
+        contexts = [await chromium.new_context(bypass_csp=True) for _ in range(people)]
+        pages = [await one.new_page() for one in contexts]
         until = time.monotonic() + 60 * minutes
         visits = zip(pages, COLOURS, strict=False)
         return await asyncio.gather(
-            *(visit(page, address, colour, folder, until) for page, colour in visits)
+            *(visit(page, address, colour, folder, until, server) for page, colour in visits)
         )
 
 
@@ -119,7 +118,7 @@ def report(visits: list[dict]) -> bool:
 
 
 def main() -> int:
-    """1 if somebody saw another's picture, or a kernel grew."""
+    """1 if somebody saw another's picture, or the app grew."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--people", type=int, default=5, choices=range(1, len(COLOURS) + 1))
@@ -128,7 +127,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         server, address = served(Path(folder), options.port)
         try:
-            visits = asyncio.run(all_visit(address, options.people, Path(folder), options.minutes))
+            visits = asyncio.run(
+                all_visit(address, options.people, Path(folder), options.minutes, options.port)
+            )
         finally:
             os.killpg(server.pid, signal.SIGTERM)  # as SIGINT is ignored in the background
             server.wait(60)

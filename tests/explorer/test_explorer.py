@@ -1,6 +1,7 @@
 import base64
 import gc
 import io
+import json
 import weakref
 from dataclasses import replace
 
@@ -18,13 +19,13 @@ from small_llava import save_small_llava
 from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import explore, load_model, rollout_rows, through_tower
-from rolloutlib.explorer.answers import explore_clip, words_of
+from rolloutlib.explorer.answers import compare, explore_clip, words_of
 from rolloutlib.explorer.controls import parts
 from rolloutlib.explorer.maps import Heatmaps, Mark
-from rolloutlib.explorer.widget import COLOURS, Explorer
+from rolloutlib.explorer.widget import COLOURS, DISPLAYS, Explorer
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
-from rolloutlib.overlay import overlay
+from rolloutlib.overlay import blend, emphasize, outline, overlay, to_picture
 
 rng = np.random.default_rng(0)
 # 3 x 4 tokens of 10 pixels, cropped from the middle of a wider picture.
@@ -257,7 +258,7 @@ def test_a_map_of_zeros_leaves_the_picture_bare(tmp_path):
 def test_a_uniform_map_has_one_colour(tmp_path):
     even = Heatmaps([np.full((4, 3, 4), 1 / 12, np.float32)])
     white = Image.new("RGB", PICTURE.size, "white")
-    explorer = Explorer([white], [VIEW], WORDS, {"": {"": even}}, blur=1.0)
+    explorer = Explorer([white], [VIEW], WORDS, {"": {"": even}}, blur=1.0, display="flat")
     saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png"))).reshape(-1, 3)
     assert len(np.unique(saved[saved.min(1) < 255], axis=0)) == 1
 
@@ -289,6 +290,91 @@ def test_colours_can_be_told_by_their_lightness_alone(name):
     assert COLOURS[0] == single().maps.colours == "viridis"
 
 
+def boxes_in(explorer, path):
+    return json.loads(explorer.save(path).read_text())
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_what_is_shown_is_saved_as_it_is_shown(tmp_path, display):
+    explorer = single(display=display, blur=0.0, opacity=0.5)
+    saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png")))
+    mean = MAPS.on_pictures[0][2:].mean(0)
+    faded = overlay(PICTURE, mean, VIEW, blur_tokens=0, colours="viridis")
+    flat = overlay(PICTURE, mean, VIEW, blur_tokens=0, colours="viridis", flat=True)
+    lines = outline(emphasize(to_picture(mean, VIEW)))
+    expected = {"fading": faded, "flat": flat, "outline": blend(PICTURE, lines, 1)}
+    expected["beside"] = np.hstack([np.asarray(PICTURE), faded])
+    np.testing.assert_array_equal(saved, expected[display])
+
+
+def test_one_scale_for_all_words_is_that_of_the_highest_of_them(tmp_path):
+    explorer = single(shared=True, blur=0.0, opacity=1.0, display="flat")
+    explorer.selected = [1]
+    saved = np.asarray(Image.open(explorer.save(tmp_path / "map.png")))
+    every = MAPS.on_pictures[0]
+    scaled = (every[1] - every.min()) / (every.max() - every.min())
+    colours = 255 * plt.get_cmap("viridis")(scaled)[..., :3]
+    np.testing.assert_allclose(saved[5::10, 15:50:10], colours, atol=1)
+
+
+def test_numbers_figures_and_boxes_are_saved_by_the_ending(tmp_path):
+    explorer = single(blur=0.0)
+    explorer.selected = [0]
+    grid = np.zeros((4, 3, 4))
+    grid[0, 1, 2], grid[0, 0, 0], grid[0, 2, 3] = 0.5, 0.3, 0.1
+    explorer._show({"": {"": Heatmaps([grid])}})
+    np.testing.assert_allclose(np.load(explorer.save(tmp_path / "map.npy")), grid[:1], rtol=1e-6)
+    assert explorer.save(tmp_path / "map.svg").read_text().startswith("<?xml")
+    assert explorer.save(tmp_path / "map.pdf").read_bytes().startswith(b"%PDF")
+    said = boxes_in(explorer, tmp_path / "map.json")
+    found = [(one["bbox"], round(one["score"], 3), one["area"]) for one in said["annotations"]]
+    assert found == [([30, 10, 10, 10], 1.0, 100), ([10, 0, 10, 10], 0.6, 100)]
+    assert said["images"] == [{"id": 1, "file_name": "picture 1", "width": 60, "height": 30}]
+    with pytest.raises(ValueError, match=r"ends in one of \.png, .* got '\.txt'"):
+        explorer.save(tmp_path / "map.txt")
+
+
+def test_a_browser_gets_the_file_that_it_asks_for(monkeypatch):
+    explorer, sent = single(), []
+    monkeypatch.setattr(explorer.maps, "send", lambda *message: sent.append(message))
+    explorer.maps._handle_custom_msg({"ask": "kernel"}, [])
+    explorer.maps._handle_custom_msg({"save": "npy"}, [])
+    assert sent[0] == ({"kernel": True},) and sent[1][0] == {"saved": "map.npy"}
+    assert np.load(io.BytesIO(sent[1][1][0])).shape == (1, 3, 4)
+
+
+def test_a_figure_obeys_a_style_of_matplotlib():
+    with plt.rc_context({"axes.titlesize": 21, "figure.facecolor": "navy"}):
+        figure = single().figure()
+    assert figure.axes[0].title.get_fontsize() == 21
+    assert figure.get_facecolor() == (0, 0, 128 / 255, 1)
+
+
+def test_special_tokens_and_the_tokens_in_a_word_are_told(tmp_path):
+    qwen = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")  # a token is a byte
+    answer = qwen.generate(Image.new("RGB", (64, 64)), "wo?", max_new_tokens=1, min_new_tokens=1)
+    shown = explore(answer).maps
+    special = [shown.words[number].strip() for number in shown.special]
+    assert "<|vision_start|>" in special and "wo" not in special
+    place = [word.strip() for word in shown.words].index("wo")
+    assert [token.strip() for token in shown.tokens[place] if token.strip()] == ["w", "o"]
+
+
+def test_compared_answers_share_a_group(answer):
+    box = compare({"once": answer, "<b>again": answer}, residual=0.8)
+    [one, other] = [column.children[1] for column in box.children]
+    assert one.maps.group == other.maps.group != "" and one.settings.residual == 0.8
+    assert "&lt;b&gt;again" in box.children[1].children[0].value
+    with pytest.raises(ValueError, match="at least 2 answers, got 1"):
+        compare({"one": answer})
+
+
+def test_shares_that_mean_nothing_are_not_said(explorer):
+    assert explorer.maps.note == ""
+    explorer._controls["receptive_field"].value = True
+    assert "means nothing" in explorer.maps.note
+
+
 # Panels, sheets and clips
 
 
@@ -299,7 +385,8 @@ def test_panels_stand_side_by_side_with_their_own_maps(tmp_path):
     explorer.selected = [2]
     saved = np.asarray(Image.open(explorer.save(tmp_path / "both.png")))
     expected = [
-        overlay(PICTURE, part.on_pictures[0][2], VIEW, colours=COLOURS[0]) for part in (on, off)
+        overlay(PICTURE, part.on_pictures[0][2], VIEW, colours=COLOURS[0], opacity=0.8)
+        for part in (on, off)
     ]
     np.testing.assert_array_equal(saved, np.hstack(expected))
     titles = [axis.get_title() for axis in explorer.figure().axes]
@@ -309,7 +396,7 @@ def test_panels_stand_side_by_side_with_their_own_maps(tmp_path):
 def test_sheets_lie_over_each_other_and_can_be_taken_away(tmp_path):
     edges, focus = maps(words=1, colours="cyan"), maps(colours="red")
     sheets = {"edge detection": edges, "decision focus": focus, "click": Mark(0.5, 0.5)}
-    explorer = Explorer([PICTURE], [VIEW], WORDS, {"": sheets})
+    explorer = Explorer([PICTURE], [VIEW], WORDS, {"": sheets}, opacity=0.5)
     explorer.selected = [1]
 
     def pixels(*hidden):
@@ -349,7 +436,8 @@ def test_clip_scales_rows_over_all_frames_and_shows_one_at_a_time(tmp_path):
     low, high = relevance[1].min(), relevance[1].max()
     scaled = (relevance[1, 3] - low) / (high - low)
     colour = plt.get_cmap(COLOURS[0])(scaled[1, 2])[:3]
-    pixel = np.asarray(PICTURE)[15, 35] * 0.5 + np.array(colour) * 255 * 0.5
+    share = 0.8 * scaled[1, 2]
+    pixel = np.asarray(PICTURE)[15, 35] * (1 - share) + np.array(colour) * 255 * share
     np.testing.assert_allclose(saved[15, 35], pixel, atol=1)
     assert not explore_clip([PICTURE] * 5, VIEW, WORDS, relevance, together=False).maps.together
     assert [axis.get_title() for axis in explorer.figure().axes][:2] == ["frame 0", "frame 1"]

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+import ipywidgets
 import matplotlib as mpl
 import nbformat
 import numpy as np
@@ -92,6 +93,7 @@ PICTURE = Image.fromarray(rng.integers(0, 256, (60, 120, 3), dtype=np.uint8))
 
 def five_words(**look):
     sheet = Heatmaps([ON_PICTURE], ON_WORDS)
+    look = {"display": "flat"} | look
     return Explorer([PICTURE], [VIEW], WORDS, {"": {"": sheet}}, prompt=3, **look)
 
 
@@ -137,7 +139,7 @@ def token_colours(page):
 @pytest.mark.parametrize("combine", ["mean", "max"])
 def test_pinned_words_combine_to_the_colours_of_the_definition(show, combine):
     page = show(five_words(blur=0.0, power=2.0))
-    page.locator("select").first.select_option(combine)
+    page.get_by_label("pinned words").select_option(combine)
     for word in (0, 4):
         page.locator(".rx-chip").nth(word).click()
     page.mouse.move(1, 1)
@@ -176,13 +178,66 @@ def test_controls_of_the_look_do_what_they_say(show):
     expected = expected_colours(ON_PICTURE[3:].mean(0), power=2.0, colours="magma")
     np.testing.assert_allclose(token_colours(page), expected, atol=4)
     canvas = page.locator(".rx-picture canvas").first
-    assert canvas.evaluate("part => part.style.opacity") == "0.5"
-    page.get_by_label("opacity").fill("0.8")
     assert canvas.evaluate("part => part.style.opacity") == "0.8"
+    page.get_by_label("opacity").fill("0.5")
+    assert canvas.evaluate("part => part.style.opacity") == "0.5"
     before = pixels(page).astype(float)
     page.get_by_label("blur, in patches").fill("1")
     after = pixels(page).astype(float)
     assert np.abs(np.diff(after, axis=1)).max() < np.abs(np.diff(before, axis=1)).max() / 2
+
+
+def test_the_map_fades_is_outlined_or_lies_beside_the_picture(show):
+    page = show(five_words(blur=0.0, display="fading"))
+    heatmap = ON_PICTURE[3:].mean(0)
+    scaled = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
+    np.testing.assert_allclose(token_colours(page)[..., 3], 255 * scaled, atol=1)
+    low, high = page.locator(".rx-scale > span").all_inner_texts()[:2]
+    assert [low, high] == [f"{100 * end:.2g} %" for end in (heatmap.min(), heatmap.max())]
+    page.locator("select").first.select_option("outline")
+    drawn = pixels(page)[..., 3] > 0
+    assert 0.02 < drawn.mean() < 0.6
+    assert not page.locator(".rx-plain").is_visible()
+    page.locator("select").first.select_option("beside")
+    assert page.locator(".rx-plain").is_visible()
+    page.get_by_label("one scale for all words").check()
+    page.mouse.move(1, 1)
+    assert page.locator(".rx-scale > span").nth(1).inner_text() == f"{100 * ON_PICTURE.max():.2g} %"
+    assert "one scale for all words" in page.locator(".rx-said").inner_text()
+
+
+def test_special_tokens_and_long_prompts_fold_and_the_picture_is_saved(show):
+    words = [f"w{number}" for number in range(60)]
+    sheet = Heatmaps([rng.random((60, 6, 8)) / 100])
+    tokens = [["w", word[1:]] for word in words]
+    look = {"special": [0, 59], "tokens": tokens, "prompt": 55}
+    page = show(Explorer([PICTURE], [VIEW], words, {"": {"": sheet}}, **look))
+    assert page.locator(".rx-chip:visible").count() == 30 + 4
+    assert page.locator('.rx-chip[data-word="0"]').is_hidden()
+    page.locator('.rx-chip[data-word="15"]').focus()
+    press(page, "ArrowRight")
+    assert focused(page) == "40"
+    assert page.locator('.rx-chip[data-word="40"] .rx-token').all_inner_texts() == ["w", "40"]
+    page.get_by_role("button", name="special tokens").click()
+    page.get_by_role("button", name="whole prompt").click()
+    assert page.locator(".rx-chip:visible").count() == 60
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="PNG").click()
+    assert Image.open(saved.value.path()).size == PICTURE.size
+    assert page.get_by_role("button", name="NumPy").is_disabled()
+
+
+def test_explorers_of_one_group_point_together(show):
+    other = Explorer([PICTURE], [VIEW], WORDS, {"": {"": Heatmaps([ON_PICTURE[::-1]])}}, group="g")
+    both = ipywidgets.Box([five_words(group="g"), other])
+    page = show(both)
+    page.locator(".rx-chip").nth(2).hover()
+    said = page.locator(".rx-readout").all_inner_texts()
+    assert len(said) == 2 and all(one.startswith("“it”: ") for one in said)
+    page.locator(".rx-picture").last.hover(position={"x": 200, "y": 100})
+    assert page.locator(".rx-cursor:visible").count() == 2
+    page.mouse.move(1, 1)
+    assert page.locator(".rx-cursor:visible").count() == 0
 
 
 def test_a_finger_points_pins_and_asks_the_picture(show):
@@ -239,7 +294,7 @@ def test_keyboard_alone_reaches_words_pins_picture_and_settings(show):
     assert (pixels(page) != before).any()
     press(page, "Escape")
     assert pinned(page) == []
-    press(page, "Tab", "Tab", "ArrowRight")
+    press(page, "Tab", "Tab", "Tab", "ArrowRight")
     assert page.get_by_label("power").input_value() == "1.25"
 
 
@@ -248,8 +303,13 @@ def test_a_word_says_its_relevance_to_those_who_cannot_see(show):
     share, (row, column) = ON_PICTURE[1].sum(), divmod(int(ON_PICTURE[1].argmax()), 8)
     label = page.locator(".rx-chip").nth(1).get_attribute("aria-label")
     place = f"row {row + 1} of 6, column {column + 1} of 8"
-    said = f"“is”, word of the prompt, {100 * share:.0f} % from the picture, most at {place}"
-    assert label.startswith(said)
+    most = (
+        f"most at {place} ({100 * ON_PICTURE[1].max() / share:.1f} % of what is from the picture)"
+    )
+    whole = (
+        f"“is”, word of the prompt, {100 * share:.0f} % of the whole is from the picture, {most}"
+    )
+    assert label.startswith(f"{whole}; {100 * (1 - share):.0f} % is from words: ")
     assert page.locator(".rx-readout").get_attribute("role") == "status"
     toolbar = page.get_by_role("toolbar", name="answer")
     assert toolbar.get_by_role("button").count() == 2

@@ -3,12 +3,15 @@ import io
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from places import ROOT
 
 from rolloutlib import cli
 from rolloutlib.pages import gallery as site
+from rolloutlib.pages.figures import as_webp
 from rolloutlib.plots import plot_metrics
 from rolloutlib.runs import results
 
@@ -80,7 +83,7 @@ def test_what_notebooks_and_runs_say_is_text_and_not_html(outputs):
     build(outputs)
     index = (outputs / "site" / "index.html").read_text()
     sweep = (outputs / "site" / "sweeps" / "grid.html").read_text()
-    assert "<h2>Look &lt;b&gt;</h2>" in index and "&amp;lt;" not in index + sweep
+    assert ">Look &lt;b&gt;</a></h3>" in index and "&amp;lt;" not in index + sweep
     assert ">Look &lt;b&gt;</a>" in sweep and "<td>&lt;i&gt;</td>" in sweep
     assert 'math[display="block"]' in index and "<style>" in sweep
 
@@ -88,12 +91,12 @@ def test_what_notebooks_and_runs_say_is_text_and_not_html(outputs):
 def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, capsys):
     assert cli.main(["gallery", "--figures", "notebooks", "figures"]) == 0
     page, asked, complaints = browser(outputs / "site" / "index.html", color_scheme="dark")
-    assert page.locator(".card h2").all_inner_texts() == ["Look <b>", "Lost", "Sweep: grid"]
+    assert page.locator(".card h3").all_inner_texts() == ["Look <b>", "Lost", "Sweep: grid"]
     assert "1 of 3 finished" in page.locator("body").inner_text()
     shown = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth)")
     assert shown[0] == 640 and len(shown) == 2 and all(shown)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
-    page.locator("h2", has_text="Lost").click()
+    page.get_by_role("link", name="Lost", exact=True).click()
     page.locator("nav >> text=Look").click()
     assert page.title() == "Look <b>" and page.locator("math").count() == 1
     page.locator("nav >> text=Sweep").click()
@@ -106,6 +109,46 @@ def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, 
     page.locator("nav >> text=Sweep: grid").click()
     page.locator("nav >> text=All notebooks").click()
     assert asked == [] and complaints == []
+
+
+def test_cards_are_grouped_searched_and_lead_to_the_cell_of_their_figure(outputs, browser):
+    notebook = nbformat.read(outputs / "01_look.ipynb", 4)
+    notebook.cells[0].metadata["tags"] = ["learn", "start"]
+    notebook.cells[0].source = "# Look <b>\n\nSee *where* it [looks](a.md).\n\nMore."
+    nbformat.write(notebook, outputs / "01_look.ipynb")
+    page, asked, complaints = browser(build(outputs))
+    assert page.locator("h2").all_inner_texts() == ["Learn how rollout works", "More", "Sweeps"]
+    assert page.locator(".summary").all_inner_texts()[0] == "See where it looks."
+    page.get_by_role("searchbox").fill("WHERE look")
+    assert page.locator(".card:visible h3").all_inner_texts() == ["Look <b>"]
+    assert page.locator("section:visible").count() == 1
+    page.locator(".card:visible").get_by_role("link", name="the figure in its place").click()
+    drawn = page.evaluate("document.querySelector(':target').querySelector('img').naturalWidth")
+    assert drawn == 900 and page.evaluate("document.querySelector('img').currentSrc")
+    first = page.locator(":target img").get_attribute("src")
+    assert first.startswith("data:image/webp;base64,")
+    page.go_back()
+    page.get_by_role("link", name="Start here: Look <b>").click()
+    assert page.title() == "Look <b>" and asked == [] and complaints == []
+
+
+@pytest.mark.parametrize("content", [b"no picture", b""])
+def test_figure_that_is_no_picture_stays_as_it_is(content):
+    text = base64.b64encode(content).decode()
+    assert as_webp(text) == f"data:image/png;base64,{text}"
+
+
+def test_lines_keep_every_pixel_and_photographs_look_the_same():
+    lines = Image.new("L", (300, 200), "white")
+    lines.paste(0, (20, 30, 200, 32))
+    photo = Image.open(ROOT / "data" / "images" / "coffee.png").convert("RGB")
+    for shown, most in ((lines.convert("RGB"), 0), (photo, 3)):
+        file = io.BytesIO()
+        shown.save(file, "png")
+        kept = as_webp(base64.b64encode(file.getvalue()).decode()).partition(",")[2]
+        assert len(kept) < len(file.getvalue()) / 2
+        again = Image.open(io.BytesIO(base64.b64decode(kept))).convert("RGB")
+        assert np.abs(np.asarray(again).astype(int) - np.asarray(shown)).mean() <= most
 
 
 def test_index_links_to_the_reference_where_there_is_one(outputs):

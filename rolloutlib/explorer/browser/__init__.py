@@ -17,6 +17,7 @@ PARTS = (
     "film",
     "sound",
     "controls",
+    "saving",
     "widget",
 )
 

@@ -3,17 +3,19 @@
 import { make } from "./dom.js";
 
 export function controls(view) {
-  const { get, set, pictures, panels, parts } = view;
+  const { get, set, pictures, panels, parts, words } = view;
   parts.updates = [];
   const sheets = panels.flatMap((panel) => panel.sheets);
   const names = [...new Set(sheets.map((sheet) => sheet.name))];
   const fields = [
-    choice(view, "pinned words", "combine", ["mean", "max"]),
+    choice(view, "pinned words", "combine", { mean: "mean", max: "max" }),
     slider(view, "power", "power", 0.25, 4, 0.25),
     slider(view, "blur, in patches", "blur", 0, 3, 0.25),
     slider(view, "opacity", "opacity", 0, 1, 0.05),
   ];
-  if (sheets.some((sheet) => !sheet.colours && !sheet.point)) fields.push(choice(view, "colours", "colours", Object.keys(get("palettes"))));
+  fields.unshift(choice(view, "map", "display", { fading: "fading where it is low", flat: "flat", outline: "outlines", beside: "beside the picture" }));
+  if (words.length > 1) fields.push(box(view, "one scale for all words", () => get("shared"), (on) => set("shared", on)));
+  if (sheets.some((sheet) => !sheet.colours && !sheet.point)) fields.push(choice(view, "colours", "colours", Object.fromEntries(Object.keys(get("palettes")).map((name) => [name, name]))));
   if (pictures.length > 1) fields.push(box(view, "one scale for all pictures", () => get("together"), (on) => set("together", on)));
   if (names.length > 1) {
     for (const name of names) {
@@ -26,7 +28,7 @@ export function controls(view) {
 }
 
 function choice({ get, set, parts }, label, name, options) {
-  const select = make("select", {}, ...options.map((option) => make("option", { value: option }, option)));
+  const select = make("select", {}, ...Object.entries(options).map(([value, text]) => make("option", { value }, text)));
   select.addEventListener("change", () => set(name, select.value));
   parts.updates.push(() => (select.value = get(name)));
   return make("label", {}, `${label} `, select);

@@ -23,6 +23,12 @@ export function placing([left, top, right, bottom]) {
   return `left:${left * 100}%;top:${top * 100}%;width:${(right - left) * 100}%;height:${(bottom - top) * 100}%`;
 }
 
+/** Tell the other explorers of the same group, if there is one, what is pointed at here. */
+export function tell(view, what) {
+  const group = view.get("group");
+  if (group && !view.quiet) window.dispatchEvent(new CustomEvent("rx-pointed", { detail: { group, view, ...what } }));
+}
+
 export function percent(share) {
   return `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 }

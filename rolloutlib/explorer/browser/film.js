@@ -83,7 +83,7 @@ export function drawMatrix(view) {
   Object.assign(parts.matrix, { width, height });
   const context = parts.matrix.getContext("2d");
   const image = context.createImageData(width, height);
-  const colours = lookup(view, sheet.colours || get("colours"), 1);
+  const colours = lookup(view, sheet.colours || get("colours"), 1, false);
   words.forEach((_, word) => {
     const shares = sharesOf(view, relevance(view, sheet, [word]));
     const [low, high] = extent(shares);

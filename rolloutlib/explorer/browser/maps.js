@@ -3,6 +3,7 @@
 import { bytesOf, extent, gaussian, resample } from "./numbers.js";
 
 const FLAT = 2e-5; // contrast that may be mere rounding, as in overlay.py
+const LEVELS = [0.25, 0.5, 0.75]; // of the highest value, where outlines run, as in overlay.py
 const FINE = 256; // pixels of a map's longer side; the browser scales it to the picture
 
 /** Where a picture's cells begin in a row of relevance, and where they lie on the picture. */
@@ -59,32 +60,99 @@ function once({ lookups }, key, made) {
   return lookups.get(key);
 }
 
-/** 1024 colours of a palette, from low to high. */
-export function lookup(view, name, power) {
-  return once(view, `${name} ${power}`, () => {
+/** 1024 colours of a palette, from low to high; fading ones are the clearer the lower they are. */
+export function lookup(view, name, power, fading) {
+  return once(view, `${name} ${power} ${fading}`, () => {
     const palette = new Uint32Array(bytesOf(view.get("palettes")[name]).buffer);
-    return Uint32Array.from({ length: 1024 }, (_, i) => palette[Math.round(255 * (i / 1023) ** power)]);
+    const opaque = palette[0] >>> 24 === 255; // others fade by themselves
+    return Uint32Array.from({ length: 1024 }, (_, i) => {
+      const step = Math.round(255 * (i / 1023) ** power);
+      return fading && opaque ? (palette[step] & 0xffffff) | (step << 24) : palette[step];
+    });
   });
 }
 
-export function paint(view, canvas, row, picture, sheet, scale, sigma) {
+/** A picture's part of a row, blurred, with the lowest and highest value of its scale. */
+function smooth(view, row, picture, sheet, scale, sigma) {
   const { get, pictures } = view;
   const [rows, columns] = picture.grid;
   const grid = row.subarray(picture.start, picture.end);
   const weights = (cells) => once(view, `${cells} ${scale} ${sigma}`, () => gaussian(cells, scale, sigma));
   const fine = resample(grid, columns, weights(rows), weights(columns));
-  const [low, high] = get("together") ? extent(row.subarray(0, pictures.at(-1).end)) : seenExtent(fine, picture, scale);
-  const colours = lookup(view, sheet.colours || get("colours"), get("power"));
-  const context = canvas.getContext("2d");
-  if (canvas.width !== columns * scale) canvas.width = columns * scale;
-  if (canvas.height !== rows * scale) canvas.height = rows * scale;
-  const image = context.createImageData(canvas.width, canvas.height);
+  const end = pictures.at(-1).end;
+  const [low, high] = get("shared") ? allExtent(view, sheet, end)
+    : get("together") ? extent(row.subarray(0, end)) : seenExtent(fine, picture, scale);
+  return { fine, width: columns * scale, height: rows * scale, low, high, unit: high - low > FLAT * high ? 1 / (high - low) : 0 };
+}
+
+function sized(canvas, width, height) {
+  if (canvas.width !== width) canvas.width = width;
+  if (canvas.height !== height) canvas.height = height;
+  return canvas.getContext("2d");
+}
+
+/** Colour a picture's part of a row; returns the lowest and highest value of the scale. */
+export function paint(view, canvas, row, picture, sheet, scale, sigma) {
+  const { get } = view;
+  const { fine, width, height, low, high, unit } = smooth(view, row, picture, sheet, scale, sigma);
+  const colours = lookup(view, sheet.colours || get("colours"), get("power"), get("display") !== "flat");
+  const context = sized(canvas, width, height);
+  const image = context.createImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
-  const unit = high - low > FLAT * high ? 1023 / (high - low) : 0;
   for (let i = 0; high > 0 && i < fine.length; i++) { // else nothing to show: the bare picture
-    pixels[i] = colours[Math.max(0, Math.min(1023, Math.round((fine[i] - low) * unit)))];
+    pixels[i] = colours[Math.max(0, Math.min(1023, Math.round((fine[i] - low) * unit * 1023)))];
   }
   context.putImageData(image, 0, 0);
+  return [low, high];
+}
+
+/** Draw lines where a picture's part of a row crosses each level; returns as `paint` does. */
+export function outline(view, canvas, row, picture, sheet, scale, sigma) {
+  const { get } = view;
+  const { fine, width, height, low, high, unit } = smooth(view, row, picture, sheet, scale, sigma);
+  const colours = lookup(view, sheet.colours || get("colours"), 1, false);
+  const context = sized(canvas, 4 * width, 4 * height);
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  for (const level of LEVELS) {
+    const line = contour(fine, width, height, low + level ** (1 / get("power")) / (unit || Infinity), 4);
+    const [red, green, blue] = new Uint8Array(colours.slice(Math.round(1023 * level)).buffer);
+    for (const [thick, colour] of [[110, "#fff"], [220, `rgb(${red} ${green} ${blue})`]]) {
+      Object.assign(context, { lineWidth: canvas.width / thick, strokeStyle: colour, lineCap: "round" });
+      if (unit) context.stroke(line);
+    }
+  }
+  return [low, high];
+}
+
+/** Where values cross a level, between the middles of pixels, as a path `zoom` times as large. */
+function contour(values, width, height, level, zoom) {
+  const path = new Path2D();
+  const corners = [[0, 0], [1, 0], [1, 1], [0, 1]];
+  for (let y = 0; y < height - 1; y++) {
+    for (let x = 0; x < width - 1; x++) {
+      const at = corners.map(([dx, dy]) => values[(y + dy) * width + x + dx]);
+      let begun = false;
+      for (let k = 0; k < 4; k++) {
+        const next = (k + 1) % 4;
+        if (at[k] < level === at[next] < level) continue;
+        const way = (level - at[k]) / (at[next] - at[k]);
+        const [px, py] = [0, 1].map((axis) => corners[k][axis] + way * (corners[next][axis] - corners[k][axis]));
+        const spot = [(x + px + 0.5) * zoom, (y + py + 0.5) * zoom];
+        if (begun) path.lineTo(...spot);
+        else path.moveTo(...spot);
+        begun = !begun;
+      }
+    }
+  }
+  return path;
+}
+
+/** Lowest and highest value of all words on all pictures. */
+function allExtent(view, sheet, end) {
+  return once(view, sheet, () => {
+    const ends = sheet.rows.map((row, word) => extent(row.subarray(0, end)).map((code) => (code * sheet.peaks[word]) / 65535));
+    return [Math.min(...ends.map(([low]) => low)), Math.max(...ends.map(([, high]) => high))];
+  });
 }
 
 /** Lowest and highest value on the part of the map that lies on the picture. */

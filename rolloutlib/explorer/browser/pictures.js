@@ -1,8 +1,8 @@
 // Pictures with what lies over them, and pointing at their patches.
 
-import { crosshair, make, placing } from "./dom.js";
-import { paint, relevance } from "./maps.js";
-import { chosen, shadeByPatch, shadeByWords } from "./words.js";
+import { crosshair, make, placing, tell } from "./dom.js";
+import { lead, lookup, outline, paint, relevance } from "./maps.js";
+import { chosen, point, shadeByPatch, shadeByWords } from "./words.js";
 
 export function stage(view, panel, index) {
   const image = make("img", { alt: "", draggable: "false" });
@@ -13,8 +13,11 @@ export function stage(view, panel, index) {
   frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leave(view));
   frame.addEventListener("blur", () => leave(view));
   frame.addEventListener("keydown", (event) => step(view, index, event));
+  const plain = make("img", { alt: "the picture without a map", draggable: "false", class: "rx-plain" });
+  const scale = { low: make("span", {}), bar: make("canvas", { width: 256, height: 1, "aria-hidden": "true" }), high: make("span", {}), said: make("span", { class: "rx-said" }) };
   const caption = panel.name ? [make("figcaption", {}, panel.name)] : [];
-  return { figure: make("figure", {}, ...caption, frame), frame, image, layers, cursor };
+  const figure = make("figure", {}, ...caption, plain, frame, make("div", { class: "rx-scale" }, ...Object.values(scale)));
+  return { figure, frame, image, plain, layers, cursor, scale };
 }
 
 // ---- Drawing
@@ -24,11 +27,13 @@ export function arrange({ get, pictures, panels, stages, urls }) {
   const now = get("picture");
   const { box, width, height } = pictures[now];
   stages.forEach((stage, p) => {
-    if (stage.image.src !== urls[now]) stage.image.src = urls[now];
+    for (const image of [stage.image, stage.plain]) if (image.src !== urls[now]) image.src = urls[now];
+    stage.plain.hidden = get("display") !== "beside";
     stage.frame.style.aspectRatio = `${width} / ${height}`;
     panels[p].sheets.forEach((sheet, s) => {
       const display = get("hidden").includes(sheet.name) ? "display:none" : "";
-      const look = `opacity:${get("opacity")};image-rendering:${get("blur") ? "auto" : "pixelated"}`;
+      const lines = get("display") === "outline";
+      const look = `opacity:${lines ? 1 : get("opacity")};image-rendering:${lines || get("blur") ? "auto" : "pixelated"}`;
       if (sheet.point) stage.layers[s].style.display = display && "none";
       else stage.layers[s].style.cssText = `${placing(box)};${look};${display}`;
     });
@@ -42,10 +47,26 @@ export function drawStages(view, which) {
   stages.forEach((stage, p) => {
     panels[p].sheets.forEach((sheet, s) => {
       if (sheet.point || get("hidden").includes(sheet.name)) return;
-      paint(view, stage.layers[s], relevance(view, sheet, which), picture, sheet, picture.scale, get("blur"));
+      const draw = get("display") === "outline" ? outline : paint;
+      const range = draw(view, stage.layers[s], relevance(view, sheet, which), picture, sheet, picture.scale, get("blur"));
+      if (sheet === lead(view, panels[p])) drawScale(view, stage.scale, sheet, range);
     });
     if (patch?.panel !== p) stage.cursor.style.display = "none";
   });
+}
+
+/** The colours from low to high with their numbers: the share of one patch. */
+function drawScale(view, { low, bar, high, said }, sheet, range) {
+  const { get, pictures } = view;
+  const exact = (share) => `${Number((100 * share).toPrecision(2))} %`;
+  [low.textContent, high.textContent] = range.map((share) => exact(share > 0 ? share : 0));
+  const context = bar.getContext("2d");
+  const image = context.createImageData(256, 1);
+  const colours = lookup(view, sheet.colours || get("colours"), get("power"), false);
+  new Uint32Array(image.data.buffer).forEach((_, x, pixels) => (pixels[x] = colours[x * 4 + 3] | 0xff000000));
+  context.putImageData(image, 0, 0);
+  const pages = pictures.length > 1 && get("together") ? " and pictures" : "";
+  said.textContent = `a patch; ${get("shared") ? "one scale for all words and pictures" : `each word${pages ? ", over all pictures," : ""} has its own scale`}`;
 }
 
 export function drawCursor({ get, pictures, stages, patch }) {
@@ -62,9 +83,12 @@ export function drawCursor({ get, pictures, stages, patch }) {
 
 function touch(view, panel, frame, event) {
   const bounds = frame.getBoundingClientRect();
+  visitAt(view, panel, [(event.clientX - bounds.left) / bounds.width, (event.clientY - bounds.top) / bounds.height]);
+}
+
+/** The patch at a place, in shares of the picture's width and height. */
+function visitAt(view, panel, [x, y]) {
   const { box, grid } = view.pictures[view.get("picture")];
-  const x = (event.clientX - bounds.left) / bounds.width;
-  const y = (event.clientY - bounds.top) / bounds.height;
   visit(view, panel, Math.floor(((y - box[1]) / (box[3] - box[1])) * grid[0]), Math.floor(((x - box[0]) / (box[2] - box[0])) * grid[1]));
 }
 
@@ -82,12 +106,13 @@ function step(view, panel, event) {
 
 function visit(view, panel, row, column) {
   const { patch } = view;
-  const { grid } = view.pictures[view.get("picture")];
+  const { box, grid } = view.pictures[view.get("picture")];
   if (row < 0 || column < 0 || row >= grid[0] || column >= grid[1]) return leave(view);
   if (patch?.panel === panel && patch.row === row && patch.column === column) return;
   view.patch = { panel, row, column };
   drawCursor(view);
   shadeByPatch(view);
+  tell(view, { place: [box[0] + ((column + 0.5) / grid[1]) * (box[2] - box[0]), box[1] + ((row + 0.5) / grid[0]) * (box[3] - box[1])] });
 }
 
 function leave(view) {
@@ -95,4 +120,20 @@ function leave(view) {
   view.stages[view.patch.panel].cursor.style.display = "none";
   view.patch = null;
   shadeByWords(view, chosen(view));
+  tell(view, {});
+}
+
+/** Point at what another explorer of the group points at; returns how to stop. */
+export function follow(view) {
+  const heard = ({ detail }) => {
+    if (detail.view === view || detail.group !== view.get("group")) return;
+    const { place, word } = detail;
+    view.quiet = true; // or it would tell in turn
+    if (place) visitAt(view, 0, place);
+    else leave(view);
+    point(view, view.words[word] === detail.view.words[word] ? word : undefined);
+    view.quiet = false;
+  };
+  window.addEventListener("rx-pointed", heard);
+  return () => window.removeEventListener("rx-pointed", heard);
 }

@@ -7,9 +7,12 @@ import { make } from "./dom.js";
 import { drawFilm, drawMatrix, film, matrix } from "./film.js";
 import { decode, placed } from "./maps.js";
 import { bytesOf } from "./numbers.js";
+import { arrange, drawCursor, drawStages, follow, stage } from "./pictures.js";
+import { hear, savers } from "./saving.js";
 import { player } from "./sound.js";
-import { arrange, drawCursor, drawStages, stage } from "./pictures.js";
-import { chip, chosen, describe, shadeByPatch, shadeByWords, toolbars } from "./words.js";
+import { chip, chosen, describe, fold, shadeByPatch, shadeByWords, toolbars } from "./words.js";
+
+const UNTOLD = { display: "fading", tokens: [], special: [], note: "" }; // by older notebooks
 
 export default { render };
 
@@ -20,25 +23,29 @@ function render({ model, el }) {
   const refreshed = () => refresh(view);
   const renewed = () => renew(view);
   const busy = () => showBusy(view);
-  const look = ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together"];
+  const look = ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together", "display", "shared"];
   for (const name of look) model.on(`change:${name}`, refreshed);
   model.on("change:codes", renewed);
-  for (const name of ["busy", "status"]) model.on(`change:${name}`, busy);
+  for (const name of ["busy", "status", "note"]) model.on(`change:${name}`, busy);
   refresh(view);
   showBusy(view);
+  const answered = (content, buffers) => hear(view, content, buffers);
+  model.on("msg:custom", answered);
   model.send({ ask: "kernel" });
+  const unfollow = follow(view);
 
   return () => {
+    unfollow();
     clearInterval(view.timer);
     view.parts.audio?.pause();
     view.urls.forEach((url) => URL.revokeObjectURL(url));
-    for (const callback of [refreshed, renewed, busy]) model.off(null, callback);
+    for (const callback of [refreshed, renewed, busy, answered]) model.off(null, callback);
   };
 }
 
 /** What all parts share, before there are elements. */
 function viewOf(model) {
-  const get = (name) => model.get(name);
+  const get = (name) => model.get(name) ?? UNTOLD[name];
   const pictures = get("pictures").map(placed);
   const [words, prompt] = [get("words"), get("prompt")];
   const view = {
@@ -56,6 +63,8 @@ function viewOf(model) {
     pointed: null, // the word under the pointer, as a list of one
     patch: null, // or the patch under it: {panel, row, column}
     timer: null,
+    asked: { special: false, whole: false }, // of what is folded away
+    quiet: false, // while it follows another explorer
     barred: [], // the words that have a bar now
     parts: {}, // elements that are there once
   };
@@ -79,6 +88,7 @@ function assemble(view) {
     ...(get("seconds") ? player(view) : []),
     (parts.readout = make("p", { class: "rx-readout", role: "status" })),
     controls(view),
+    savers(view),
     (parts.status = make("p", { class: "rx-status", role: "status" })),
   );
   return parts.root;
@@ -101,6 +111,7 @@ function refresh(view) {
   panels.forEach((panel) => panel.sheets.forEach((sheet) => (sheet.kept = null)));
   const pinned = new Set(get("selected"));
   chips.forEach((chip, index) => chip.setAttribute("aria-pressed", pinned.has(index)));
+  fold(view);
   parts.clear.disabled = pinned.size === 0;
   if (parts.matrix) drawMatrix(view);
   for (const update of parts.updates) update();
@@ -116,5 +127,5 @@ function renew(view) {
 
 function showBusy({ get, parts }) {
   parts.root.setAttribute("aria-busy", get("busy"));
-  parts.status.textContent = get("status");
+  parts.status.textContent = [get("note"), get("status")].filter(Boolean).join(" ");
 }

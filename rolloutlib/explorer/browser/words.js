@@ -1,10 +1,12 @@
 // Words: chips to point at and to pin, by pointer and keyboard, and what a word drew on, said.
 
-import { make, percent } from "./dom.js";
+import { make, percent, tell } from "./dom.js";
 import { lead, relevance } from "./maps.js";
 import { placeOf } from "./moments.js";
 import { topOf } from "./numbers.js";
 
+const FOLD = 40; // words of a prompt; of a longer one, the first and last 15 are shown
+const EDGE = 15;
 const BARS = 24; // words that have a bar at the same time
 
 /** The words whose maps are shown: the one under the pointer, else the pinned, else the answer's. */
@@ -58,7 +60,9 @@ function told(view, row) {
   const { start, label } = pictures[where];
   const place = placeOf(view, pictures[where], best - start);
   const drawn = topOf(row.subarray(end), 2).map((word) => `${percent(row[end + word])} from ${quote(view, word)}`);
-  return [`${percent(total)} from the picture${pictures.length > 1 ? "s" : ""}, most at ${pictures.length > 1 ? `${label}, ` : ""}${place}`, ...drawn].join("; ");
+  const most = `most at ${pictures.length > 1 ? `${label}, ` : ""}${place} (${percent(row[best] / total)} of what is from the picture${pictures.length > 1 ? "s" : ""})`;
+  if (view.get("note") || !drawn.length) return most;
+  return `${percent(total)} of the whole is from the picture${pictures.length > 1 ? "s" : ""}, ${most}; ${percent(Math.max(0, 1 - total))} is from words: ${drawn.join(", ")}`;
 }
 
 export function describe(view, word) {
@@ -76,17 +80,47 @@ function quote({ words }, word) {
 // ---- Chips
 
 export function chip(view, index) {
-  const { words, prompt, bars } = view;
+  const { get, words, prompt, bars } = view;
   const text = words[index];
   const shown = text.trim() || text.replaceAll("\n", "⏎").replaceAll(" ", "␣") || "∅";
-  return make("button", { type: "button", class: "rx-chip", "aria-pressed": "false", tabindex: index === prompt ? "0" : "-1", "data-word": index, "aria-label": describe(view, index) }, shown, bars[index]);
+  const tokens = get("tokens")[index] ?? [];
+  const whole = tokens.length > 1 && tokens.join("").trim() === shown;
+  const inside = whole ? tokens.map((token) => make("span", { class: "rx-token" }, token.trim())) : [shown];
+  const title = tokens.length > 1 ? { title: `${tokens.length} tokens: ${tokens.join(" · ")}` } : {};
+  return make("button", { type: "button", class: "rx-chip", "aria-pressed": "false", tabindex: index === prompt ? "0" : "-1", "data-word": index, "aria-label": describe(view, index), ...title }, ...inside, bars[index]);
+}
+
+/** Hide special tokens and the middle of a long prompt, unless asked for or pinned. */
+export function fold(view) {
+  const { get, chips, prompt, asked } = view;
+  const [special, pinned] = [new Set(get("special")), new Set(get("selected"))];
+  const plain = chips.map((_, index) => index).filter((index) => asked.special || !special.has(index));
+  const inPrompt = plain.filter((index) => index < prompt);
+  const shown = new Set(inPrompt.length > FOLD && !asked.whole ? [...inPrompt.slice(0, EDGE), ...inPrompt.slice(-EDGE), ...plain.slice(inPrompt.length)] : plain);
+  chips.forEach((chip, index) => (chip.hidden = !shown.has(index) && !pinned.has(index)));
+}
+
+/** Buttons that show what is folded away. */
+function unfolders(view) {
+  const { get, prompt, asked } = view;
+  const toggle = (name, text) => {
+    const button = make("button", { type: "button", class: "rx-fold", "aria-pressed": "false" }, text);
+    button.addEventListener("click", () => {
+      asked[name] = !asked[name];
+      button.setAttribute("aria-pressed", asked[name]);
+      fold(view);
+    });
+    return button;
+  };
+  const special = get("special").length ? [toggle("special", "special tokens")] : [];
+  return prompt - get("special").filter((index) => index < prompt).length > FOLD ? [toggle("whole", "whole prompt"), ...special] : special;
 }
 
 /** The chips in their groups, each with its name. */
 export function toolbars(view) {
   const { get, chips, prompt } = view;
   const groups = prompt ? [["prompt", chips.slice(0, prompt)], ["answer", chips.slice(prompt)]] : [[get("title"), chips]];
-  return groups.map(([name, some]) => {
+  return groups.map(([name, some], place) => {
     const list = make("div", { class: "rx-chips", role: "toolbar", "aria-label": `${name}: arrow keys move, Enter pins, Escape unpins all` }, ...some);
     for (const name of ["pointerover", "focusin"]) list.addEventListener(name, (event) => point(view, event.target.dataset.word));
     for (const name of ["pointerleave", "focusout"]) list.addEventListener(name, () => point(view));
@@ -95,7 +129,7 @@ export function toolbars(view) {
       if (event.pointerType === "touch") point(view); // the finger is gone; only the focus stayed
     });
     list.addEventListener("keydown", (event) => walk(view, event));
-    return make("section", {}, make("h4", {}, name), list);
+    return make("section", {}, make("p", { class: "rx-name" }, name, ...(place ? [] : unfolders(view))), list);
   });
 }
 
@@ -103,6 +137,7 @@ export function point(view, word) {
   view.pointed = word === undefined ? null : [Number(word)];
   if (view.pointed) view.patch = null;
   view.draw();
+  if (view.pointed || !view.patch) tell(view, { word });
 }
 
 export function pin({ get, set }, word) {
@@ -118,7 +153,10 @@ function walk({ set, words, chips }, event) {
   if (event.key === "Escape") return set("selected", []);
   if (!(event.key in steps)) return;
   event.preventDefault();
-  const next = chips[Math.max(0, Math.min(words.length - 1, steps[event.key]))];
+  const way = ["ArrowLeft", "ArrowUp", "End"].includes(event.key) ? -1 : 1;
+  let place = Math.max(0, Math.min(words.length - 1, steps[event.key]));
+  while (chips[place]?.hidden) place += way;
+  const next = chips[place] ?? event.target;
   chips.forEach((chip) => (chip.tabIndex = chip === next ? 0 : -1));
   next.focus();
 }

@@ -1,0 +1,1 @@
+"""The explorer as a page for the reader's own pictures: `python -m rolloutlib.app`."""
