@@ -78,7 +78,8 @@ TIMM = {
 }
 OWN_SIZES = {
     "aria": {"projector_patch_to_query_dict": {16: 4}},
-    **{key: {"image_token_index": 5} for key in ("blip-2", "instructblip")},
+    "blip-2": {"image_token_index": 5},
+    "instructblip": {"image_token_index": 5},
     "instructblipvideo": {"video_token_index": 5},
     "chameleon": {"vocabulary_map": CODES, "vq_config": {"num_embeddings": 60, "resolution": 32}},
     "cosmos3_edge": {"vision_config": {"num_patches": 16}, "projector_hidden_size": 32},
@@ -316,7 +317,7 @@ def FIRST_FOUR():
     return (torch.arange(27) < 4)[None]
 
 
-MINICPM = ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
+WINDOWED = {"pixel_values": pixels(1, 3, 8, 128), "target_sizes": numbers([4, 4])}
 SMALL = {"pixel_values": pixels(16, 192)}
 PICTURES = {
     "deepseek_vl_hybrid": {"pixel_values": pixels(), "high_res_pixel_values": pixels()},
@@ -347,10 +348,9 @@ PICTURES = {
         "spatial_shapes": numbers([4, 4]),
         "pixel_attention_mask": yes(1, 16),
     },
-    **{
-        key: {"pixel_values": pixels(1, 3, 8, 128), "target_sizes": numbers([4, 4])}
-        for key in ("minicpm_ocr", "minicpmv4_6", "minicpmv4_7")
-    },
+    "minicpm_ocr": WINDOWED,
+    "minicpmv4_6": WINDOWED,
+    "minicpmv4_7": WINDOWED,
     "molmo2": {
         "pixel_values": pixels(1, 16, 192),
         "image_token_pooling": lambda: torch.arange(16).view(4, 4),
@@ -473,17 +473,11 @@ def _features(model, seen):
     inner = getattr(model, "model", model)
     inner = inner if hasattr(inner, "get_image_features") else model
     takes = inspect.signature(inner.get_image_features).parameters
-    if "kwargs" not in takes or True:
-        seen = {
-            name: value for name, value in seen.items() if name in takes or name == "image_sizes"
-        }
+    seen = {name: each for name, each in seen.items() if name in takes or name == "image_sizes"}
     features = inner.get_image_features(**seen)
     if hasattr(features, "keys"):
-        features = (
-            features["pooler_output"]
-            if "pooler_output" in features
-            else features["last_hidden_state"]
-        )
+        name = "pooler_output" if "pooler_output" in features else "last_hidden_state"
+        features = features[name]
     return sum(part.shape[:-1].numel() for part in _tensors(features))
 
 

@@ -9,7 +9,15 @@ import torch
 from matplotlib.patches import Patch
 from PIL import Image
 
-from rolloutlib.plots import plot_layers, plot_matrices, plot_pictures, plot_scores, png_of
+from rolloutlib.plots import (
+    plot_boxes,
+    plot_families,
+    plot_layers,
+    plot_matrices,
+    plot_pictures,
+    plot_scores,
+    png_of,
+)
 
 
 def tokens_of(count):
@@ -149,3 +157,20 @@ def test_layers_come_with_a_legend_of_their_colours():
     np.testing.assert_allclose(swatches[-1][:3], [0, 200 / 255, 0])
     np.testing.assert_allclose(swatches[5], [0, 1, 1, 1])
     assert figure.axes[0].images[0].get_array().shape == (40, 60, 3)
+
+
+def test_boxes_lie_on_the_picture_with_their_labels_in_the_middle():
+    boxes = np.array([[0.0, 0, 30, 20], [30, 0, 60, 20]])
+    axis = plot_boxes(Image.new("RGB", (60, 40)), boxes, [7, 8], marked=[8]).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["7", "8"]
+    assert [text.xy for text in axis.texts] == [(15, 10), (45, 10)]
+    assert [patch.get_bbox().extents.tolist() for patch in axis.patches] == boxes.tolist()
+    assert [patch.get_fill() for patch in axis.patches] == [False, True]
+
+
+def test_families_have_the_colour_of_their_verdict_and_are_counted():
+    figure = plot_families({"llava": "on pixels", "blip": "refused", "fuyu": "on pixels"})
+    texts = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert texts == {"blip": "firebrick", "fuyu": "seagreen", "llava": "seagreen"}
+    counted = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert counted == ["on pixels: 2", "recorded, not on pixels: 0", "refused: 1"]
