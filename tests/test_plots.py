@@ -11,7 +11,9 @@ from PIL import Image
 
 from rolloutlib.plots import (
     PAGE_WIDTH,
+    plot_boxes,
     plot_chain,
+    plot_families,
     plot_layers,
     plot_listening,
     plot_matrices,
@@ -245,3 +247,20 @@ def test_a_map_over_its_picture_has_a_scale_with_its_numbers(contours):
     assert scale.get_ylim() == pytest.approx((low, high))
     shown = np.asarray(drawn.images[0].get_array())
     assert (shown[0, 0] == 128).all() and ((shown[-1, -1] == 128).all() == contours)
+
+
+def test_boxes_lie_on_the_picture_with_their_labels_in_the_middle():
+    boxes = np.array([[0.0, 0, 30, 20], [30, 0, 60, 20]])
+    axis = plot_boxes(Image.new("RGB", (60, 40)), boxes, [7, 8], marked=[8]).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["7", "8"]
+    assert [text.xy for text in axis.texts] == [(15, 10), (45, 10)]
+    assert [patch.get_bbox().extents.tolist() for patch in axis.patches] == boxes.tolist()
+    assert [patch.get_fill() for patch in axis.patches] == [False, True]
+
+
+def test_families_have_the_colour_of_their_verdict_and_are_counted():
+    figure = plot_families({"llava": "on pixels", "blip": "refused", "fuyu": "on pixels"})
+    texts = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert texts == {"blip": "firebrick", "fuyu": "seagreen", "llava": "seagreen"}
+    counted = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert counted == ["on pixels: 2", "recorded, not on pixels: 0", "refused: 1"]

@@ -46,8 +46,11 @@ class Asked:
     ) -> list[ImageTokens]:
         """Where the image tokens of a prompt are, and what part of each picture they stand for.
 
-        Raises `Unplaced` if tokens share numbers of a picture, or show no rectangle of it.
+        Raises `Unplaced` if tokens share numbers of a picture, or show no rectangle of it, and for
+        a video.
         """
+        if "pixel_values_videos" in inputs:
+            raise Unplaced(f"where {self.model_type} sees the frames of a video is not asked")
         sizes = tuple((picture.height, picture.width) for picture in pictures)
         prompt = sizes, tuple(inputs["input_ids"][0].tolist())
         if prompt not in self.known:
