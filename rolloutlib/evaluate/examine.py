@@ -168,7 +168,7 @@ def better_and_worse(
     lines = table[table["score"].eq(score) & table["method"].isin(methods)].dropna(subset=[base])
     verdicts = [lines[f"{base}_low"] > 0, lines[f"{base}_high"] < 0]
     words = np.select(verdicts, ["better", "worse"], "no clear difference")
-    lists = lines.groupby(["model", words], sort=False)["method"].agg(", ".join)
+    lists = lines.groupby(["model", words], sort=False)["method"].agg("; ".join)
     return lists.unstack(fill_value="").reindex(
         columns=["better", "no clear difference", "worse"], fill_value=""
     )
@@ -200,6 +200,8 @@ def summarise(
     for score, part in pd.concat([scores, kinds]).groupby("score", sort=False):
         wide = part.pivot(index="case", columns="method", values="value")
         wide = wide[part["method"].unique()].dropna(axis=1, thresh=2)
+        if wide.columns.empty:  # a kind of question with a single case has no interval
+            continue
         means = {name: (*mean_interval(v := wide[name].dropna()), len(v)) for name in wide}
         table = pd.DataFrame.from_dict(means, "index", columns=["value", "low", "high", "n"])
         table.insert(0, "score", score)

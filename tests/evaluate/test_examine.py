@@ -151,7 +151,8 @@ def test_a_summary_has_paired_differences():
     rng = np.random.default_rng(0)
     base = rng.random(60)
     scores = long({"last layer": base, "rollout": base - 0.02, "random": rng.random(60)})
-    points = scores.assign(score="pointing game")
+    once = scores["case"].eq(0).map({True: "once", False: "there"})
+    points = scores.assign(score="pointing game", kind=once)
     table = summarise(pd.concat([scores, points]), {"over_last": "last layer"}, ["rollout"])
     auc = table[table["score"] == "AUC"].set_index("method")
     np.testing.assert_allclose(auc.loc["rollout", LAST].astype(float), -0.02)
@@ -159,7 +160,8 @@ def test_a_summary_has_paired_differences():
     expected = mean_difference(random, base)
     np.testing.assert_allclose(auc.loc["random", LAST].astype(float), expected)
     assert auc.loc["last layer", LAST].isna().all() and (auc["n"] == 60).all()
-    assert table["score"].tolist().count("pointing game, there") == 1
+    assert set(table["score"]) == {"AUC", "pointing game", "pointing game, there"}
+    assert table[["value", *LAST]].dtypes.eq(float).all()
     verdict = better_and_worse(
         table.assign(model="Fuyu"), "over_last", ["rollout", "random"], "AUC"
     )
