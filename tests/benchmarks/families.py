@@ -75,7 +75,10 @@ def recorded(model, inputs):
 
 
 def difference(recording, truth):
-    """The largest difference of any attention from the truth, and what only one of them has."""
+    """The largest difference of any attention from the truth, and what only one of them has.
+
+    Layers without attention compute no softmax: `tests/recording` compares them with their outputs.
+    """
     layers, largest, problems = {layer.name: layer for layer in recording[""]}, 0.0, []
     for name, found in truth.items():
         kind = type(recording.model.get_submodule(name)).__name__
@@ -87,7 +90,8 @@ def difference(recording, truth):
             continue
         ours = layer.probabilities()
         largest = max(largest, float((found[0].reshape(ours.shape) - ours).abs().max()))
-    return largest, problems + [f"{name} computes none" for name in layers]
+    attending = [name for name, each in layers.items() if getattr(each, "attends", True)]
+    return largest, problems + [f"{name} computes none" for name in attending]
 
 
 def parts_of(recording):
