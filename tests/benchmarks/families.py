@@ -163,8 +163,9 @@ Every image-text type of transformers {version}, as a small random model with on
 {exact} of {all} are recorded exactly, {refused} refused by name, {wrong} wrong, {failed} not built.
 
 *Exact to*: the largest difference of any attention from that of the eager pass. Under recording,
-the output of the model differs from that without by {limit} at most. `make families` writes
-this table.
+the output of the model differs from that without by {limit} at most. Layers without
+attention, which compute no softmax, are compared with their outputs in `tests/recording`.
+`make families` writes this table.
 
 | Type | Class | Layers | Exact to | On pixels |
 |---|---|---|---|---|
