@@ -21,6 +21,11 @@ def answer(model):
     return model.generate(scene.picture, scene.questions[0].text, max_new_tokens=6, record=True)
 
 
+def test_its_own_tokenizer_reads_the_question(model):
+    text = "what colour is the star?"
+    assert model.processor.tokenizer.tokenize(text) == [*text[:-1].split(), "?"]
+
+
 def test_recorded_while_answering_or_replayed_a_map_is_the_same(model, answer):
     layers = answer.recording["language"]
     assert sum(isinstance(layer, RecordedState) for layer in layers) == 4
