@@ -43,5 +43,5 @@ def test_every_method_and_the_explorer_take_it(model, answer):
     for method in METHODS.values():
         assert (method.heatmap(evidence) >= 0).all()
     explorer = explore(answer)
-    assert explorer.words
+    assert explorer.maps.words
     explorer.close()
