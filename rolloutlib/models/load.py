@@ -15,7 +15,10 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from rolloutlib.extras import needs
@@ -47,7 +50,8 @@ def load_pretrained(kind: type, source: str | Path, **how):
         if issubclass(kind, PreTrainedModel) or kind.__name__.startswith("AutoModel"):
             how["use_safetensors"] = True
             require_safetensors(str(source), **{name: how[name] for name in HUB & how.keys()})
-        return kind.from_pretrained(source, **how)
+        loaded = kind.from_pretrained(source, **how)
+        return with_own_tokenizer(loaded, source, **how) if kind is AutoProcessor else loaded
     except Exception as error:  # transformers trusts the names and types of what it reads
         if type(error) is ValueError or isinstance(error, ImportError):
             raise  # its own words
@@ -57,6 +61,18 @@ def load_pretrained(kind: type, source: str | Path, **how):
             "network use a folder, such as the default data/checkpoints/tiny-llava. "
             f"transformers says: {error}"
         ) from error
+
+
+def with_own_tokenizer(processor: ProcessorMixin, source: str | Path, **how) -> ProcessorMixin:
+    """The processor with the tokenizer that its checkpoint names, if that is the general class.
+
+    For some types of models, Qwen3.5 among them, transformers takes only the vocabulary of
+    tokenizer.json, and splits words by the rules of that type, whatever the checkpoint says.
+    """
+    named = get_tokenizer_config(source, **how).get("tokenizer_class")
+    if named == "TokenizersBackend" and type(processor.tokenizer).__name__ != named:
+        processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **how)
+    return processor
 
 
 def require_safetensors(source: str, **hub) -> None:

@@ -21,6 +21,11 @@ def answer(model):
     return model.generate(scene.picture, scene.questions[0].text, max_new_tokens=6, record=True)
 
 
+def test_its_own_tokenizer_reads_the_question(model):
+    text = "what colour is the star?"
+    assert model.processor.tokenizer.tokenize(text) == [*text[:-1].split(), "?"]
+
+
 def test_recorded_while_answering_or_replayed_a_map_is_the_same(model, answer):
     layers = answer.recording["language"]
     assert sum(isinstance(layer, RecordedState) for layer in layers) == 4
@@ -38,5 +43,5 @@ def test_every_method_and_the_explorer_take_it(model, answer):
     for method in METHODS.values():
         assert (method.heatmap(evidence) >= 0).all()
     explorer = explore(answer)
-    assert explorer.words
+    assert explorer.maps.words
     explorer.close()

@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, Qwen3VLConfig, Qwen3VLProcessor
+from transformers import BatchFeature, PreTrainedConfig, Qwen3VLProcessor
 
 from rolloutlib.grid import Patches, View
 from rolloutlib.models.families.base import KnownFamily
@@ -54,7 +54,7 @@ class Qwen3VL(KnownFamily):
         return View(picture.size[::-1], size, (0, 0), size, patch * merge, grid)
 
     def patches(
-        self, config: Qwen3VLConfig, processor: Qwen3VLProcessor, views: list[View]
+        self, config: PreTrainedConfig, processor: Qwen3VLProcessor, views: list[View]
     ) -> list[Patches]:
         """All patches of the picture, after every layer of the tower, and DeepStack's branches."""
         merge, layers = config.vision_config.spatial_merge_size, config.vision_config.depth
