@@ -253,6 +253,10 @@ def test_picture_above_the_limit_is_left_out(tmp_path, monkeypatch):
         ("a < b & c", "a &lt; b &amp; c"),
         ('<td style="color: red">two</td>', "two"),
         ('<p style="color: red">two</p>', '<p style="color: red">two</p>'),
+        (
+            '<audio controls><source src="data:audio/wav;base64,AA==" type="audio/wav"></audio>',
+            '<audio controls><source src="data:audio/wav;base64,AA==" type="audio/wav"></audio>',
+        ),
     ],
 )
 def test_html_keeps_its_words_and_nothing_that_acts(source, kept):
