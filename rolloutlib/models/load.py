@@ -71,7 +71,7 @@ def with_own_tokenizer(processor: ProcessorMixin, source: str | Path, **how) -> 
     """
     named = get_tokenizer_config(source, **how).get("tokenizer_class")
     if named == "TokenizersBackend" and type(processor.tokenizer).__name__ != named:
-        processor.tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **how)
+        processor.tokenizer = load_pretrained(PreTrainedTokenizerFast, source, **how)
     return processor
 
 

@@ -4,7 +4,7 @@ import base64
 import functools
 import io
 
-from PIL import Image
+from rolloutlib.files.pictures import read_picture
 
 QUALITY = 88  # of what is smaller as WebP with losses, such as photographs
 
@@ -12,7 +12,7 @@ QUALITY = 88  # of what is smaller as WebP with losses, such as photographs
 def as_webp(png: str) -> str:
     """A PNG as a WebP of the same pixels, both as base64: without losses where that is smaller.
 
-    A PNG that cannot be read, and one that is smaller than any WebP, is returned as it is, under
+    What is transparent becomes white. A PNG that cannot be read, and one that is smaller than any WebP, is returned as it is, under
     its own type: the result is a `data:` address.
     """
     return f"data:image/{_smallest(png)}"
@@ -22,13 +22,13 @@ def as_webp(png: str) -> str:
 def _smallest(png: str) -> str:
     kinds = {"png": png}
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(png)))
+        picture = read_picture(base64.b64decode(png), "a figure")
         for how in ({"lossless": True}, {"quality": QUALITY}):
             file = io.BytesIO()
             picture.save(file, "webp", method=3, **how)
             found = base64.b64encode(file.getvalue()).decode()
             kinds["webp"] = min(kinds.get("webp", found), found, key=len)
-    except (ValueError, OSError, Image.DecompressionBombError):  # a picture of any origin
+    except ValueError:  # a picture of any origin
         pass
     kind = min(kinds, key=lambda name: len(kinds[name]))
     return f"{kind};base64,{kinds[kind]}"

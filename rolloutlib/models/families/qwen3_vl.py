@@ -58,7 +58,8 @@ class Qwen3VL(KnownFamily):
     ) -> list[Patches]:
         """All patches of the picture, after every layer of the tower, and DeepStack's branches."""
         merge, layers = config.vision_config.spatial_merge_size, config.vision_config.depth
-        branches = tuple(n + 1 for n in config.vision_config.deepstack_visual_indexes)
+        taps = getattr(config.vision_config, "deepstack_visual_indexes", ())  # not in Qwen3.5
+        branches = tuple(number + 1 for number in taps)
         found, start = [], 0
         for view in views:
             *time, rows, columns = view.grid
