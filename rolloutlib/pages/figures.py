@@ -12,8 +12,8 @@ QUALITY = 88  # of what is smaller as WebP with losses, such as photographs
 def as_webp(png: str) -> str:
     """A PNG as a WebP of the same pixels, both as base64: without losses where that is smaller.
 
-    What is transparent becomes white. A PNG that cannot be read, and one that is smaller than any WebP, is returned as it is, under
-    its own type: the result is a `data:` address.
+    What is transparent becomes white. A PNG that cannot be read, and one that is smaller than any
+    WebP, is returned as it is, under its own type: the result is a `data:` address.
     """
     return f"data:image/{_smallest(png)}"
 
