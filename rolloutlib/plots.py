@@ -332,7 +332,11 @@ def plot_boxes(
     return figure
 
 
-VERDICTS = {"on pixels": "seagreen", "recorded, not on pixels": "goldenrod", "refused": "firebrick"}
+VERDICTS = {
+    "on pixels": "seagreen",
+    "recorded, pixels not shown": "goldenrod",
+    "refused": "firebrick",
+}
 
 
 def plot_families(verdicts: Mapping[str, str], *, columns: int = 6) -> Figure:

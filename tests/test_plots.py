@@ -263,4 +263,4 @@ def test_families_have_the_colour_of_their_verdict_and_are_counted():
     texts = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
     assert texts == {"blip": "firebrick", "fuyu": "seagreen", "llava": "seagreen"}
     counted = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert counted == ["on pixels: 2", "recorded, not on pixels: 0", "refused: 1"]
+    assert counted == ["on pixels: 2", "recorded, pixels not shown: 0", "refused: 1"]
