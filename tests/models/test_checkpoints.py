@@ -35,7 +35,7 @@ def llava():
 def asked():
     """One question for each of 120 scenes on photographs held out from training."""
     rng = np.random.default_rng(20)
-    scenes = make_scenes(20, 120, load_photos(DATA / "images", split="test"))
+    scenes = make_scenes(20, 70, load_photos(DATA / "images", split="test"))
     return [
         (scene, rng.choice([q for q in scene.questions if q.kind in ASKED])) for scene in scenes
     ]
@@ -70,7 +70,7 @@ def clicker():
 def instructed():
     """One instruction for each of 60 screens held out from training."""
     rng = np.random.default_rng(20)
-    return [(screen, rng.choice(screen.instructions)) for screen in make_screens(20, 60)]
+    return [(screen, rng.choice(screen.instructions)) for screen in make_screens(20, 40)]
 
 
 def share_of_clicks_inside(model, instructed):

@@ -40,7 +40,7 @@ def test_tiny_fuyu_answers_exactly(fuyu, group, count, least):
 @pytest.mark.parametrize("group", ["seen", "unseen"])
 def test_the_map_of_one_object_lands_on_it(fuyu, group):
     scores = []
-    for scene, question in asked(group, 24, objects=(1, 1)):
+    for scene, question in asked(group, 12, objects=(1, 1)):
         if question.region.any():
             answer = fuyu.generate(scene.picture, question.text, max_new_tokens=4)
             layers = fuyu.record(answer)["language"]
