@@ -175,37 +175,33 @@ def image_of(
     positions: Int[np.ndarray, " token"],
     boxes: Float[np.ndarray, "token 4"],
     token: int,
-    times: Int[np.ndarray, " token"] | None = None,
 ) -> ImageTokens:
     """A picture's tokens, on a grid of cells as large as the smallest of them.
 
     Where each token is one cell, they are in the grid's order. Else tokens overlap, as those of
     tiles and of a thumbnail do, and each spreads its relevance evenly over the cells it shows.
 
-    token: the side of the smallest in pixels of the model's input.  times: for a video, the time
-    step of each token, from 0.
+    token: the side of the smallest in pixels of the model's input.
     """
     height, width = picture.height, picture.width
     axes = [_axis(boxes[:, n], boxes[:, n + 2], side) for n, side in ((1, height), (0, width))]
     grid = tuple(axis.shares.shape[1] for axis in axes)
     scale = [token / axis.cell for axis in axes]
-    steps = 1 if times is None else int(times.max()) + 1
     view = View(
         picture=(height, width),
         resized=(height * scale[0], width * scale[1]),
         offset=(axes[0].start * scale[0], axes[1].start * scale[1]),
         window=(grid[0] * token, grid[1] * token),
         token=token,
-        grid=grid if times is None else (steps, *grid),
+        grid=grid,
     )
     where = torch.tensor(positions)
-    when = np.zeros(len(boxes), int) if times is None else times
-    shares = [np.eye(steps, dtype=np.float32)[when], *(axis.shares for axis in axes)]
+    shares = [axis.shares for axis in axes]
     if all(((each == 0) | (each == 1)).all() for each in shares):
-        cells = np.ravel_multi_index([each.argmax(-1) for each in shares], (steps, *grid))
-        if np.array_equal(np.sort(cells), np.arange(steps * grid[0] * grid[1])):
+        cells = np.ravel_multi_index([each.argmax(-1) for each in shares], grid)
+        if np.array_equal(np.sort(cells), np.arange(grid[0] * grid[1])):
             return ImageTokens(picture, view, where[cells.argsort()])
-    spread = np.einsum("ts,tr,tc->tsrc", *shares).reshape(len(boxes), -1)
+    spread = np.einsum("tr,tc->trc", *shares).reshape(len(boxes), -1)
     return ImageTokens(picture, view, where, shares=torch.tensor(spread, dtype=torch.float32))
 
 

