@@ -1,5 +1,6 @@
 """Packages that only a part of rolloutlib needs, and the extra that installs each."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,3 +21,20 @@ def needs(extra: str) -> Iterator[None]:
         raise ImportError(
             f"{error.name} is not installed: pip install 'rolloutlib[{extra}]'", name=error.name
         ) from error
+
+
+@contextmanager
+def without_iris() -> Iterator[None]:
+    """Inside the block, jsonschema, which nbformat imports, does without its format "iri".
+
+    It would build the grammar of these identifiers, which no notebook has, for a second.
+    """
+    name = "rfc3987_syntax"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 
 from rolloutlib.explorer.browser import STYLE
-from rolloutlib.extras import needs
+from rolloutlib.extras import needs, without_iris
 from rolloutlib.pages.page import PAGES, explorer_script, sha256_of
 
-with needs("notebooks"):
+with needs("notebooks"), without_iris():
     import nbformat
 
 

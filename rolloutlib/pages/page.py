@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rolloutlib.explorer.browser import STYLE, joined_module
-from rolloutlib.extras import needs
+from rolloutlib.extras import needs, without_iris
 from rolloutlib.files.complete import write_text
 from rolloutlib.pages.figures import as_webp
 from rolloutlib.pages.foreign import PICTURES, embedded, safe_html
 from rolloutlib.runs.notebook import Notebook
 
-with needs("notebooks"):
+with needs("notebooks"), without_iris():
     import jinja2
     import latex2mathml.converter
     import nbformat

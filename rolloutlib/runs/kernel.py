@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolloutlib.extras import needs
+from rolloutlib.extras import needs, without_iris
 
-with needs("notebooks"):
+with needs("notebooks"), without_iris():
     import nbformat
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rolloutlib.extras import needs
+from rolloutlib.extras import needs, without_iris
 from rolloutlib.runs.kinds import type_of
 from rolloutlib.runs.metrics import MIME_TYPE, Metric
 
-with needs("notebooks"):
+with needs("notebooks"), without_iris():
     import nbformat
     from IPython.core.inputtransformer2 import TransformerManager
 

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from rolloutlib.extras import needs
+from rolloutlib.extras import needs, without_iris
 from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by, private_sockets
 from rolloutlib.runs.notebook import Notebook, hash_of
 
-with needs("notebooks"):
+with needs("notebooks"), without_iris():
     import nbformat
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
