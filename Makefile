@@ -29,6 +29,9 @@ DEVICE_MAP ?= cpu
 # Where the benchmark runs: cpu or cuda.
 DEVICE ?= cpu
 
+# Containers often switch bytecode off; each of some hundred processes would compile it again.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := .venv/bin
 READY := .venv/.ready
 STRIPPED := --keep-id --extra-keys "metadata.papermill cell.metadata.papermill"
