@@ -17,11 +17,11 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rolloutlib.algorithm.transition import Settings
 from rolloutlib.explorer import saving
 from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.explorer.controls import controls, parts
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes
+from rolloutlib.explorer.settings import MapSettings
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 from rolloutlib.files.pictures import upright_rgb
@@ -37,14 +37,12 @@ with needs("notebooks"):
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
 DISPLAYS = ("fading", "flat", "outline", "beside")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
-SETTINGS = "First layer, heads, residual, discard and receptive field change the rollout itself"
+SETTINGS = (
+    "First layer, heads, residual, discard, receptive field and order change the rollout itself"
+)
 FILM = {"columns": 8, "height": 1.4}
 WRAP = {"flex_flow": "row wrap"}
 STILL = f"{SETTINGS}: they need the notebook with its kernel running."
-MEANINGLESS = (
-    "With the receptive field divided out, most relevance stays on the word itself, so how much "
-    "is from the picture and how much from words means nothing; the place in the picture does."
-)
 READY = f"{SETTINGS}: the kernel computes it when you release a control."
 
 
@@ -80,6 +78,7 @@ class MapView(anywidget.AnyWidget):
     tokens = traitlets.List().tag(sync=True)  # for each word, what its tokens read
     special = traitlets.List(traitlets.Int()).tag(sync=True)  # words that are special tokens
     group = traitlets.Unicode().tag(sync=True)  # explorers of one group point together
+    made = traitlets.Unicode().tag(sync=True)  # the settings of the rollout, in words
     note = traitlets.Unicode().tag(sync=True)  # where shares of the whole mean nothing: why
     busy = traitlets.Bool().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
@@ -100,7 +99,7 @@ class Explorer(ipywidgets.VBox):
     pictures, views: what is shown, and how each one's maps lie on it.
     words: what can be pointed at: tokens or frames.  prompt: how many of them were asked.
     panels: pictures side by side → sheets on each → `Heatmaps` or a `Mark`; or a function that
-    computes them from the `Settings` of a rollout of `depth` layers, whose controls then appear
+    computes them from the `MapSettings` of a rollout of `depth` layers, whose controls then appear
     below.  settings: the initial ones.
     labels: a name for each picture.  title: what to call the words together.
     look: initial traits of `MapView`, such as `power` or `colours`.
@@ -117,10 +116,10 @@ class Explorer(ipywidgets.VBox):
         pictures: Sequence[Image.Image],
         views: Sequence[View],
         words: Sequence[str],
-        panels: Panels | Callable[[Settings], Panels],
+        panels: Panels | Callable[[MapSettings], Panels],
         *,
         depth: int = 0,
-        settings: Settings | None = None,
+        settings: MapSettings | None = None,
         prompt: int = 0,
         labels: Sequence[str] = (),
         title: str = "words",
@@ -139,7 +138,7 @@ class Explorer(ipywidgets.VBox):
         for small in self._small:
             small.thumbnail((longest, longest))
         self._compute = panels if callable(panels) else lambda settings: panels
-        settings = settings or Settings()
+        self._first = settings = settings or MapSettings()
         # 256 colours each, as red, green, blue and opacity.
         shades = {name: mpl.colormaps[name](np.arange(256)) * 255 for name in COLOURS}
         self.maps = MapView(
@@ -159,10 +158,10 @@ class Explorer(ipywidgets.VBox):
         super().__init__([self.maps, ipywidgets.HBox(list(self._controls.values()), layout=WRAP)])
 
     @property
-    def settings(self) -> Settings | None:
+    def settings(self) -> MapSettings | None:
         """The current settings of the rollout; None if the maps were given, not computed."""
         chosen = {name: control.value for name, control in self._controls.items()}
-        return Settings(**chosen) if chosen else None
+        return replace(self._first, **chosen) if chosen else None
 
     @property
     def selected(self) -> list[int]:
@@ -317,7 +316,8 @@ class Explorer(ipywidgets.VBox):
             if isinstance(sheet, Heatmaps)
         }
         with self.maps.hold_sync():
-            self.maps.note = MEANINGLESS if settings and settings.receptive_field else ""
+            self.maps.made = settings.said if settings else ""
+            self.maps.note = settings.note if settings else ""
             self.maps.panels = [
                 {"name": panel, "sheets": [self._sheet(panel, name) for name in sheets]}
                 for panel, sheets in panels.items()
