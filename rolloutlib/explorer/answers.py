@@ -4,6 +4,7 @@ import html
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,7 @@ from rolloutlib.algorithm.arrays import Array
 from rolloutlib.algorithm.attention import normalize_rows
 from rolloutlib.algorithm.composition import rollout_rows
 from rolloutlib.algorithm.layers import Layer, with_keys
+from rolloutlib.evaluate.trust import check_peak
 from rolloutlib.explorer.maps import Heatmaps, Panels
 from rolloutlib.explorer.settings import MapSettings
 from rolloutlib.explorer.widget import Explorer
@@ -95,6 +97,8 @@ def explore(
         return {"": {"": Heatmaps(on_pictures, words.drawn(relevance).cpu())}}
 
     shown = {"depth": len(layers), "settings": first, "prompt": words.prompt}
+    if len(answer.images) == 1 and not answer.frames:
+        shown["verify"] = partial(check_peak, answer)
     look = {"labels": labels} | _tokens_of(answer, words) | look
     return Explorer(pictures, views, words.texts, panels, **shown, **look)
 

@@ -17,8 +17,10 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rolloutlib.evaluate.trust import PeakCheck, nothing
 from rolloutlib.explorer import saving
 from rolloutlib.explorer.browser import STYLE, joined_module
+from rolloutlib.explorer.checking import check
 from rolloutlib.explorer.controls import controls, parts
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes
 from rolloutlib.explorer.settings import MapSettings
@@ -80,6 +82,8 @@ class MapView(anywidget.AnyWidget):
     group = traitlets.Unicode().tag(sync=True)  # explorers of one group point together
     made = traitlets.Unicode().tag(sync=True)  # the settings of the rollout, in words
     note = traitlets.Unicode().tag(sync=True)  # where shares of the whole mean nothing: why
+    checks = traitlets.Enum(("", "kernel", "now"), "").tag(sync=True)  # who can check: nobody yet
+    trust = traitlets.Dict().tag(sync=True)  # what `checking.check` says
     busy = traitlets.Bool().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
 
@@ -102,6 +106,7 @@ class Explorer(ipywidgets.VBox):
     computes them from the `MapSettings` of a rollout of `depth` layers, whose controls then appear
     below.  settings: the initial ones.
     labels: a name for each picture.  title: what to call the words together.
+    verify: `check_peak` for the answer that is shown; then the place can be checked.
     look: initial traits of `MapView`, such as `power` or `colours`.
 
     `selected` holds the numbers of the pinned words; `figure()` and `save("map.png")` draw what is
@@ -123,6 +128,7 @@ class Explorer(ipywidgets.VBox):
         prompt: int = 0,
         labels: Sequence[str] = (),
         title: str = "words",
+        verify: Callable[..., PeakCheck] | None = None,
         **look,
     ):
         labels = list(labels) or [f"picture {number}" for number in range(1, len(pictures) + 1)]
@@ -138,6 +144,7 @@ class Explorer(ipywidgets.VBox):
         for small in self._small:
             small.thumbnail((longest, longest))
         self._compute = panels if callable(panels) else lambda settings: panels
+        self._verify = verify
         self._first = settings = settings or MapSettings()
         # 256 colours each, as red, green, blue and opacity.
         shades = {name: mpl.colormaps[name](np.arange(256)) * 255 for name in COLOURS}
@@ -148,6 +155,7 @@ class Explorer(ipywidgets.VBox):
             title=title,
             palettes={name: s.round().astype(np.uint8).tobytes() for name, s in shades.items()},
             status=STILL if depth else "",
+            checks="kernel" if verify else "",
             **({"together": len(pictures) > 1} | look),
         )
         self._controls = controls(depth, settings) if depth else {}
@@ -184,7 +192,7 @@ class Explorer(ipywidgets.VBox):
             if widget is not self:
                 widget.close()
         self._pictures, self._small, self._panels, self._rows = [], [], {}, {}
-        self._compute = lambda settings: {}
+        self._compute, self._verify = lambda settings: {}, None
         super().close()
 
     def figure(self) -> Figure:
@@ -205,6 +213,19 @@ class Explorer(ipywidgets.VBox):
         with complete_file(path) as part:
             part.write_bytes(content)
         return Path(path)
+
+    def check(self, on_progress: Callable[[int, int], object] = nothing) -> PeakCheck:
+        """Does the whole answer depend on the place where the map shown is highest?
+
+        `check_peak` of the map of the pinned words, or else of the answer, blurred as shown. What
+        it finds is shown beside the map as long as that map is shown.
+
+        Raises ValueError if the explorer does not show one answer about one picture, and as
+        `check_peak` does.
+        """
+        if self._verify is None:
+            raise ValueError("expected an explorer of an answer about one picture, got another")
+        return check(self, self._verify, on_progress)
 
     def shown_picture(self) -> UInt8[np.ndarray, "height width 3"]:
         """The picture that is shown with everything on it, panels side by side."""
@@ -316,6 +337,7 @@ class Explorer(ipywidgets.VBox):
             if isinstance(sheet, Heatmaps)
         }
         with self.maps.hold_sync():
+            self.maps.trust = {}
             self.maps.made = settings.said if settings else ""
             self.maps.note = settings.note if settings else ""
             self.maps.panels = [
@@ -355,6 +377,8 @@ class Explorer(ipywidgets.VBox):
         if kind := content.get("save"):
             file = saving.content(self, f".{kind}")
             self.maps.send({"saved": f"map.{kind}"}, [file])
+        elif content == {"check": True}:
+            self.check()
         elif content == {"ask": "kernel"}:
             self.maps.send({"kernel": True})
             self.maps.status = READY if self._controls else ""
