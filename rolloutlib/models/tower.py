@@ -13,8 +13,8 @@ from rolloutlib.grid import ImageTokens
 from rolloutlib.models.multimodal import Answer
 from rolloutlib.recording.capture import Recording
 
-# The map that is shown unless a reader chooses another: of those that `08_faithfulness` compares, the
-# one called "beyond even, residual 0.9".
+# The map that is shown unless a reader chooses another. Among those that `08_faithfulness` compares
+# it is called "beyond even, residual 0.9".
 SHIPPED = {"head_fusion": "mean", "residual": 0.9, "beyond_even": True}
 TOWER_RESIDUAL = 0.5
 
