@@ -77,6 +77,7 @@ class MapView(anywidget.AnyWidget):
     sound = traitlets.Bytes().tag(sync=True)  # WAV, if the picture is a spectrogram
     seconds = traitlets.Float().tag(sync=True)  # of the sound; 0 if there is none
     shared = traitlets.Bool().tag(sync=True)  # one colour scale for all words and pictures
+    weights = traitlets.List(traitlets.Int()).tag(sync=True)  # of words in a mean: their tokens
     tokens = traitlets.List().tag(sync=True)  # for each word, what its tokens read
     special = traitlets.List(traitlets.Int()).tag(sync=True)  # words that are special tokens
     group = traitlets.Unicode().tag(sync=True)  # explorers of one group point together
@@ -151,6 +152,7 @@ class Explorer(ipywidgets.VBox):
         self.maps = MapView(
             pictures=list(map(_sent, self._small, views, labels)),
             words=list(words),
+            weights=[len(getattr(word, "tokens", "")) or 1 for word in words],
             prompt=prompt,
             title=title,
             palettes={name: s.round().astype(np.uint8).tobytes() for name, s in shades.items()},
@@ -301,8 +303,12 @@ class Explorer(ipywidgets.VBox):
         self, rows: Float[np.ndarray, "word relevance"]
     ) -> Float[np.ndarray, " relevance"]:
         """One row for the words shown."""
-        chosen = rows if len(rows) == 1 else rows[self.shown]
-        return chosen.mean(0) if self.maps.combine == "mean" else chosen.max(0)
+        if len(rows) == 1:
+            return rows[0]
+        if self.maps.combine == "max":
+            return rows[self.shown].max(0)
+        weights = [self.maps.weights[word] for word in self.shown]
+        return np.average(rows[self.shown], 0, weights)  # the mean over their tokens
 
     def _grid(
         self, row: Float[np.ndarray, " relevance"], number: int
