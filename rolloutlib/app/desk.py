@@ -113,7 +113,7 @@ class Desk:
         self._work.shutdown(cancel_futures=True)
 
     def _answer(self, ticket: Ticket, ask: Ask) -> dict[str, object]:
-        model = self._model(ask.model, ticket)
+        model = self._model(ask, ticket)
         ticket.said = "answering"
         answer = model.generate(
             [*ask.pictures],
@@ -129,7 +129,7 @@ class Desk:
     def _check(
         self, ticket: Ticket, ask: Ask, tokens: Sequence[int], look: Mapping[str, object]
     ) -> dict[str, object]:
-        model = self._model(ask.model, ticket)
+        model = self._model(ask, ticket)
 
         def tell(done: int, pictures: int) -> None:
             if ticket.stop.is_set():
@@ -144,14 +144,14 @@ class Desk:
         finally:
             explorer.close()
 
-    def _model(self, name: str, ticket: Ticket) -> MultimodalModel:
+    def _model(self, ask: Ask, ticket: Ticket) -> MultimodalModel:
         if ticket.stop.is_set():
             raise Stopped
-        if self._loaded[0] != name:
+        if self._loaded[0] != ask.model:
             ticket.said = "loading the model"
             self._loaded = ("", None)  # first free the one before
             gc.collect()
-            self._loaded = (name, load_model(name, **self._how))
+            self._loaded = (ask.model, load_model(ask.model, **self._how))
         return self._loaded[1]
 
 

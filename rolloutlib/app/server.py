@@ -135,8 +135,9 @@ class Question(Private):
         residual = float(said["residual"])
         if not 0 <= residual <= 1:
             raise ValueError(f"residual must be in [0, 1], got {residual}")
-        about = said["model"], self._pictures(said), said["question"], longest
-        return Ask(*about, said["head_fusion"], residual, bool(said["beyond_even"]))
+        chosen = {name: said[name] for name in ("model", "question", "head_fusion")}
+        chosen |= {"residual": residual, "beyond_even": bool(said["beyond_even"])}
+        return Ask(pictures=self._pictures(said), longest=longest, **chosen)
 
     def _pictures(self, said: dict) -> list:
         found, start = [], 0

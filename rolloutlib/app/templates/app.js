@@ -46,11 +46,10 @@ async function ask() {
 /** Does the answer depend on the place where its map, as it is shown, is highest? */
 async function check(entry, shown) {
   const look = Object.fromEntries(["selected", "combine", "blur"].map((name) => [name, shown.get(name)]));
-  const { model, question, head_fusion, residual, beyond_even, longest, pictures, tokens } = entry;
-  const said = { model, question, head_fusion, residual, beyond_even, longest, pictures, tokens, look };
+  const { state, buffers, files, ...asked } = entry;
   shown.set("trust", { said: "Sending …" });
-  await request("/check", said, entry.files, (line) => {
-    if (line.trust) entry.state.trust = line.trust;
+  await request("/check", { ...asked, look }, files, (line) => {
+    if (line.trust) state.trust = line.trust;
     shown.set("trust", line.trust ?? (line.problem ? { of: look, problem: line.problem } : { said: progress(line) }));
   });
 }
