@@ -232,7 +232,7 @@ def test_the_place_is_checked_as_the_explorer_does(port, desk, checkpoints):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"tokens": [99], "look": LOOK}, r"expected ids of tokens in [0, 12], got [99]"),
+        ({"tokens": [99], "look": LOOK}, r"expected ids of tokens in [0, 13], got [99]"),
         ({"tokens": [5], "look": LOOK | {"selected": [99]}}, "numbers of words in"),
         ({"tokens": [5], "look": {}}, "selected"),
     ],

@@ -5,7 +5,7 @@ import { make, placing } from "./dom.js";
 const SIGNS = { depends: ["✓", "rx-yes"], "does not depend": ["✗", "rx-no"], "can't tell": ["?", "rx-open"] };
 const IDLE = "Does the whole answer depend on the place where this map is highest? The model is asked again without it.";
 const NEEDS = "Checking whether the answer depends on the highest place needs the notebook with its kernel running.";
-const FOUND = "The number is the probability. The whole answer was checked, not single words.";
+const FOUND = "The number is the probability that it depends on the framed place. The whole answer was checked, not single words.";
 const ASKED = "Waiting for the kernel …";
 
 /** The button and what is known, below the first picture, if the answer can be checked. */
