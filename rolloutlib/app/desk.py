@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria
 
-from rolloutlib.evaluate.methods import STRONGEST
 from rolloutlib.explorer import Explorer, explore
+from rolloutlib.explorer.checking import MADE_OF
 from rolloutlib.extras import needs
-from rolloutlib.models import MultimodalModel, load_model
+from rolloutlib.models import Answer, MultimodalModel, load_model
+from rolloutlib.models.tower import SHIPPED
 
 with needs("notebooks"):
     from ipywidgets.embed import dependency_state
 
-SAID = "Heads, residual and the question are chosen above; ask again to change them."
+SAID = "Heads, residual, order and the question are chosen above; ask again to change them."
 
 
 class Stopped(Exception):
@@ -42,15 +43,22 @@ class StopWhen(StoppingCriteria):
 class Ask:
     """A question as it came: `model` is one of the desk's; `pictures` are upright.
 
-    head_fusion, residual: of the rollout.  longest: tokens of the answer at most.
+    head_fusion, residual, beyond_even: of the map, as in `explore`.  longest: tokens of the answer
+    at most.
     """
 
     model: str
     pictures: Sequence[Image.Image]
     question: str
     longest: int = 32
-    head_fusion: str = STRONGEST["head_fusion"]
-    residual: float = STRONGEST["residual"]
+    head_fusion: str = SHIPPED["head_fusion"]
+    residual: float = SHIPPED["residual"]
+    beyond_even: bool = SHIPPED["beyond_even"]
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Those of the map."""
+        return {name: getattr(self, name) for name in SHIPPED}
 
 
 @dataclass(eq=False)
@@ -77,9 +85,20 @@ class Desk:
 
     def ask(self, ask: Ask) -> Ticket:
         """Queue a question. The ticket's result is what `_shown` returns, or what went wrong."""
+        return self._queued(self._answer, ask)
+
+    def check(self, ask: Ask, tokens: Sequence[int], look: Mapping[str, object]) -> Ticket:
+        """Queue a check of the place where the map of an answer is highest.
+
+        tokens: the ids of the answer that was given.  look: what the map shown is made of, by the
+        names in `MADE_OF`. The ticket's result has the trait `trust`, or it is what went wrong.
+        """
+        return self._queued(self._check, ask, tokens, {name: look[name] for name in MADE_OF})
+
+    def _queued(self, work: Callable[..., dict], *what: object) -> Ticket:
         ticket = Ticket()
         self._queue.append(ticket)
-        ticket.result = self._work.submit(self._answer, ask, ticket)
+        ticket.result = self._work.submit(work, ticket, *what)
         ticket.result.add_done_callback(lambda _: self._queue.remove(ticket))
         return ticket
 
@@ -93,10 +112,8 @@ class Desk:
             ticket.stop.set()
         self._work.shutdown(cancel_futures=True)
 
-    def _answer(self, ask: Ask, ticket: Ticket) -> dict[str, object]:
-        if ticket.stop.is_set():
-            raise Stopped
-        model = self._model(ask.model, lambda: setattr(ticket, "said", "loading the model"))
+    def _answer(self, ticket: Ticket, ask: Ask) -> dict[str, object]:
+        model = self._model(ask, ticket)
         ticket.said = "answering"
         answer = model.generate(
             [*ask.pictures],
@@ -105,18 +122,48 @@ class Desk:
             record=True,
             stopping_criteria=[StopWhen(ticket.stop)],
         )
-        # Not plain rollout: in some decoders it ends at the first patches, whatever is asked.
-        settings = {"head_fusion": ask.head_fusion, "residual": ask.residual}
-        explorer = explore(answer, to_patches=True, **settings)
-        return _shown(explorer, answer.text) | {"about": described(ask.model, model)}
+        tokens = answer.sequence[-len(answer.tokens) :].tolist()
+        about = {"about": described(ask.model, model), "tokens": tokens}
+        return _shown(explore(answer, **ask.settings), answer.text) | about
 
-    def _model(self, name: str, loading: Callable[[], object]) -> MultimodalModel:
-        if self._loaded[0] != name:
-            loading()
+    def _check(
+        self, ticket: Ticket, ask: Ask, tokens: Sequence[int], look: Mapping[str, object]
+    ) -> dict[str, object]:
+        model = self._model(ask, ticket)
+
+        def tell(done: int, pictures: int) -> None:
+            if ticket.stop.is_set():
+                raise Stopped
+            ticket.said = f"{done} of {pictures} altered pictures seen"
+
+        ticket.said = "looking again"
+        explorer = explore(_given(model, ask, tokens), **ask.settings, **look)
+        try:
+            explorer.check(tell)
+            return {"trust": explorer.maps.trust}
+        finally:
+            explorer.close()
+
+    def _model(self, ask: Ask, ticket: Ticket) -> MultimodalModel:
+        if ticket.stop.is_set():
+            raise Stopped
+        if self._loaded[0] != ask.model:
+            ticket.said = "loading the model"
             self._loaded = ("", None)  # first free the one before
             gc.collect()
-            self._loaded = (name, load_model(name, **self._how))
+            self._loaded = (ask.model, load_model(ask.model, **self._how))
         return self._loaded[1]
+
+
+def _given(model: MultimodalModel, ask: Ask, tokens: Sequence[int]) -> Answer:
+    """The answer that was given before, from its tokens."""
+    words = model.model.get_input_embeddings().num_embeddings
+    if not all(0 <= token < words for token in tokens):
+        raise ValueError(f"expected ids of tokens in [0, {words - 1}], got {[*tokens]}")
+    inputs = model.prepare([*ask.pictures], ask.question)
+    given = torch.tensor([[*tokens]], device=inputs["input_ids"].device)
+    sequences = torch.cat([inputs["input_ids"], given], 1)
+    return model.answer([*ask.pictures], ask.question, inputs, sequences)
 
 
 def described(name: str, model: MultimodalModel) -> str:

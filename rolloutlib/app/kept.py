@@ -40,6 +40,7 @@ def as_notebook(said: Mapping) -> str:
     lines += [f"picture_paths: list = {[str(name) for name in said['names']]!r}"]
     lines += [f"max_new_tokens: int = {int(said['longest'])}"]
     lines += [f"residual: float = {float(said['residual'])}"]
+    lines += [f"beyond_even: bool = {bool(said['beyond_even'])}"]
     cells = [
         nbformat.v4.new_markdown_cell("# Ask again, and see where the model looks"),
         nbformat.v4.new_code_cell("from rolloutlib import explore, load_model, load_picture"),
@@ -53,7 +54,9 @@ def as_notebook(said: Mapping) -> str:
             "answer.text"
         ),
         nbformat.v4.new_code_cell(
-            "explore(answer, to_patches=True, head_fusion=head_fusion, residual=residual)"
+            "explore(\n"
+            "    answer, head_fusion=head_fusion, residual=residual, beyond_even=beyond_even\n"
+            ")"
         ),
     ]
     kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}

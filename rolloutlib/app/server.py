@@ -12,11 +12,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from rolloutlib.algorithm.attention import HEAD_FUSIONS
-from rolloutlib.app.desk import Ask, Desk, Stopped
+from rolloutlib.app.desk import Ask, Desk, Stopped, Ticket
 from rolloutlib.app.kept import as_notebook, as_page
 from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.extras import needs
 from rolloutlib.files.pictures import read_picture
+from rolloutlib.models.tower import SHIPPED
 from rolloutlib.pages.page import PAGE_SCRIPT, PAGES, sha256_of
 
 with needs("app"):
@@ -93,11 +94,10 @@ class Question(Private):
 
     async def post(self) -> None:
         try:
-            ask = self._asked()
+            self.ticket = self._queued(json.loads(unquote(self.request.headers["X-Ask"])))
         except (ValueError, KeyError, TypeError) as problem:
             self.write({"problem": str(problem)})
             return
-        self.ticket = self.desk.ask(ask)
         result = asyncio.wrap_future(self.ticket.result)
         try:
             while not (await asyncio.wait([result], timeout=TURN))[0]:
@@ -119,8 +119,10 @@ class Question(Private):
     def _tell(self, **what: object) -> None:
         self.write(json.dumps(what) + "\n")
 
-    def _asked(self) -> Ask:
-        said = json.loads(unquote(self.request.headers["X-Ask"]))
+    def _queued(self, said: dict) -> Ticket:
+        return self.desk.ask(self._asked(said))
+
+    def _asked(self, said: dict) -> Ask:
         if said["model"] not in self.desk.allowed:
             raise ValueError(f"expected a model out of {self.desk.allowed}, got {said['model']}")
         if said["head_fusion"] not in HEAD_FUSIONS:
@@ -133,8 +135,9 @@ class Question(Private):
         residual = float(said["residual"])
         if not 0 <= residual <= 1:
             raise ValueError(f"residual must be in [0, 1], got {residual}")
-        pictures, fusion = self._pictures(said), said["head_fusion"]
-        return Ask(said["model"], pictures, said["question"], longest, fusion, residual)
+        chosen = {name: said[name] for name in ("model", "question", "head_fusion")}
+        chosen |= {"residual": residual, "beyond_even": bool(said["beyond_even"])}
+        return Ask(pictures=self._pictures(said), longest=longest, **chosen)
 
     def _pictures(self, said: dict) -> list:
         found, start = [], 0
@@ -148,6 +151,13 @@ class Question(Private):
         if not found:
             raise ValueError("The picture is missing.")
         return found
+
+
+class Check(Question):
+    """Takes the pictures again, and says whether the answer depends on the map's highest place."""
+
+    def _queued(self, said: dict) -> Ticket:
+        return self.desk.check(self._asked(said), said["tokens"], said["look"])
 
 
 class Kept(Private):
@@ -176,6 +186,7 @@ def page(models: Sequence[str], examples: Sequence[dict]) -> str:
         models=[(name, Path(name).name) for name in models],
         examples=[one["question"] for one in examples],
         heads=HEAD_FUSIONS,
+        shipped=SHIPPED,
         largest=LARGEST_FILE,
         most=MOST_PICTURES,
         style=STYLE,
@@ -190,6 +201,7 @@ def application(desk: Desk, token: str, examples: Sequence[dict], port: int) -> 
         (r"/", Page, shared),
         (r"/example/(\d+)", Example, shared),
         (r"/ask", Question, shared),
+        (r"/check", Check, shared),
         (r"/(page|notebook)", Kept, shared),
         (r".*", Private, shared),
     ]

@@ -5,14 +5,24 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from rolloutlib.algorithm.arrays import Array
 from rolloutlib.evaluate.cases import REGION
 from rolloutlib.evaluate.examine import Examination
-from rolloutlib.overlay import blend, colour, emphasize
+from rolloutlib.evaluate.trust import PeakCheck
+from rolloutlib.models import Answer
+from rolloutlib.overlay import blend, colour, emphasize, overlay
 from rolloutlib.plots import plot_pictures
 
 WIDTH = 9  # inches: text keeps its size on a page
+FRAMES = {  # colour and line, as in the explorer
+    "depends": ("#1d4ed8", "-"),
+    "does not depend": ("#9a3412", "--"),
+    "can't tell": ("#4b5563", ":"),
+}
 STYLES = {"random": ":", "centre": "--", REGION: "-."}  # lines that may hide each other
 
 
@@ -34,6 +44,31 @@ def plot_deletion(found: Mapping[str, Examination]) -> Figure:
         panel.set(title=subject, xlabel="share deleted")
     panels[0, 0].set_ylabel("log-probability")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def plot_checks(
+    answers: Sequence[Answer],
+    maps: Sequence[Float[Array, "rows columns"]],
+    checks: Sequence[PeakCheck],
+    **look,
+) -> Figure:
+    """Draw the map of each answer with a frame round the place that was checked.
+
+    The title says what was found, and the frame's colour and line: blue and whole where the answer
+    depends on the place, brown and dashed where it does not, grey and dotted where nobody can tell.
+
+    maps: each on the finest grid of the answer's picture.  look: as in `overlay`.
+    """
+    every = list(zip(answers, maps, checks, strict=True))
+    painted = [overlay(a.image.picture, m, a.image.patch_view, **look) for a, m, _ in every]
+    titles = [f"{answer.prompt} {answer.text}\n{check.sentence}" for answer, _, check in every]
+    figure = plot_pictures(painted, titles, columns=2)
+    for axis, check in zip(figure.axes, checks, strict=False):
+        left, top, right, bottom = check.box
+        for width, (colour_, line) in ((5, ("white", "-")), (2.5, FRAMES[check.verdict])):
+            frame = {"fill": False, "linewidth": width, "edgecolor": colour_, "linestyle": line}
+            axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **frame))
     return figure
 
 

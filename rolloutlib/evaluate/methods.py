@@ -16,7 +16,7 @@ from rolloutlib.algorithm.composition import attention_received, carry_back, rol
 from rolloutlib.algorithm.layers import even_attention
 from rolloutlib.grid import ImageTokens, View
 from rolloutlib.models import Answer, MultimodalModel
-from rolloutlib.models.tower import beyond
+from rolloutlib.models.tower import SHIPPED, beyond
 from rolloutlib.recording.gradients import (
     WeightedLayer,
     gradient_rollout,
@@ -272,7 +272,7 @@ METHODS: dict[str, Method] = {
     "over even": Method(over_even, causal=True),
     "log-odds over even": Method(log_odds_over_even, causal=True),
     "beyond even": Method(beyond_even, causal=True),
-    BEYOND: Method(partial(beyond_even, residual=0.9), causal=True),
+    BEYOND: Method(partial(beyond_even, residual=SHIPPED["residual"]), causal=True),
     "last layer": Method(last_layer),
     "mean of layers": Method(mean_of_layers),
     "attention received": Method(received),

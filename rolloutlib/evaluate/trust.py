@@ -19,6 +19,7 @@ from rolloutlib.evaluate.methods import BEYOND, STRONGEST
 from rolloutlib.evaluate.perturbation import local_mean
 from rolloutlib.grid import times
 from rolloutlib.models import Answer, heatmaps
+from rolloutlib.models.tower import SHIPPED
 from rolloutlib.overlay import is_flat, to_picture
 
 SIZES = (0.01, 0.02, 0.05)  # of the squares that are removed, as shares of what the model saw
@@ -103,7 +104,8 @@ def check_peak(
     *,
     sizes: Sequence[float] = SIZES,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] = nothing,
+    blur_tokens: float = BLUR_TOKENS,
+    on_progress: Callable[[int, int], object] = nothing,
 ) -> PeakCheck:
     """Does the answer depend on the highest place of this map?
 
@@ -113,12 +115,13 @@ def check_peak(
 
     heatmap: on the grid of `answer.image.patch_view` or `answer.image.view`.  sizes: of the
     squares, as shares of what the model saw of the picture.  seed: of the choice of control places.
-    on_progress: is told how many pictures are done, and of how many.
+    blur_tokens: of the map, as in `overlay`.  on_progress: is told how many pictures are done, and
+    of how many.
 
     Raises ValueError for a heatmap on neither grid or without a highest place, for an answer about
     a video or several pictures, and for sizes out of range.
     """
-    pixels = on_pixels(answer, heatmap)
+    pixels = on_pixels(answer, heatmap, blur_tokens)
     removal = _Removal(answer.image.picture, ~np.isnan(pixels), sizes)
     return _check(answer, pixels, removal, peaks_of(pixels, 1)[0], seed, on_progress)
 
@@ -174,7 +177,7 @@ def candidate_maps(
     recording = answer.model.record(answer)
     last = {"start_layer": len(recording["language"]) - 1, "residual": 0.0}
     hows = {
-        BEYOND: {"residual": 0.9, "beyond_even": True},
+        BEYOND: SHIPPED,
         "strongest heads": STRONGEST,
         "last layer": last,
     }
@@ -183,8 +186,10 @@ def candidate_maps(
     return {name: as_numpy(each.mean(0)) for name, each in maps.items()}
 
 
-def on_pixels(answer: Answer, heatmap: Float[Array, "rows columns"]) -> Pixels:
-    """A heatmap on the pixels of the answer's picture, blurred as `overlay` shows it.
+def on_pixels(
+    answer: Answer, heatmap: Float[Array, "rows columns"], blur_tokens: float = BLUR_TOKENS
+) -> Pixels:
+    """A heatmap on the pixels of the answer's picture, blurred as `overlay` does.
 
     Raises ValueError for a heatmap on neither of the picture's grids, and for a flat one.
     """
@@ -192,7 +197,7 @@ def on_pixels(answer: Answer, heatmap: Float[Array, "rows columns"]) -> Pixels:
     if tuple(heatmap.shape) not in views:
         grids = " or ".join(map(times, views))
         raise ValueError(f"expected a heatmap on the grid {grids}, got {times(heatmap.shape)}")
-    pixels = to_picture(heatmap, views[tuple(heatmap.shape)], blur_tokens=BLUR_TOKENS)
+    pixels = to_picture(heatmap, views[tuple(heatmap.shape)], blur_tokens=blur_tokens)
     if is_flat(np.nanmin(pixels), np.nanmax(pixels)):
         raise ValueError("expected a heatmap with a highest place, got the same value everywhere")
     return pixels

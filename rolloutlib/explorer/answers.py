@@ -3,7 +3,8 @@
 import html
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -12,14 +13,15 @@ from PIL import Image
 from rolloutlib.algorithm.arrays import Array
 from rolloutlib.algorithm.attention import normalize_rows
 from rolloutlib.algorithm.composition import rollout_rows
-from rolloutlib.algorithm.layers import with_keys
-from rolloutlib.algorithm.transition import Settings
+from rolloutlib.algorithm.layers import Layer, with_keys
+from rolloutlib.evaluate.trust import check_peak
 from rolloutlib.explorer.maps import Heatmaps, Panels
+from rolloutlib.explorer.settings import MapSettings
 from rolloutlib.explorer.widget import Explorer
 from rolloutlib.extras import needs
 from rolloutlib.grid import View
 from rolloutlib.models import Answer
-from rolloutlib.models.tower import on_picture
+from rolloutlib.models.tower import SHIPPED, TOWER_RESIDUAL, beyond, even_rows, on_picture
 from rolloutlib.models.words import Word, by_word, read_parts, read_words, special_ids
 
 with needs("notebooks"):
@@ -53,10 +55,12 @@ class Words:
 def explore(
     answer: Answer,
     *,
-    to_patches: bool = False,
+    to_patches: bool = True,
+    tower_residual: float = TOWER_RESIDUAL,
+    beyond_even: bool = SHIPPED["beyond_even"],
     start_layer: int = 0,
-    head_fusion: str = "mean",
-    residual: float = 0.5,
+    head_fusion: str = SHIPPED["head_fusion"],
+    residual: float = SHIPPED["residual"],
     discard_ratio: float = 0.0,
     receptive_field: bool = False,
     **look,
@@ -65,33 +69,36 @@ def explore(
 
     Shows the language model's rollout, from `model.record(answer)`: the row that predicted each
     generated word, and the row of each word of the prompt; one before the picture drew nothing from
-    it. Rows are scaled to sum to 1, and a word of several tokens has the mean of their rows. The
-    time steps of a video are pictures along a time slider, each shown by its first frame.
+    it. A word of several tokens has the mean of their rows. The time steps of a video are pictures
+    along a time slider, each shown by its first frame. By default these are the maps of
+    `heatmaps(recording, answer, residual=0.9, beyond_even=True)`, as `08_faithfulness` scores them.
 
-    to_patches: carry each map through the vision tower, as `through_tower` does, with the same
-    residual.
-    start_layer to receptive_field: the initial settings of the language model's rollout, as in
-    `rollout`; controls change them.  look: initial traits of `MapView`, such as `power=2`.
+    to_patches, tower_residual: carry each map through the vision tower, as `heatmaps` does.
+    beyond_even: take out the order of tokens, as `heatmaps` does: on the pictures together, and
+    likewise among the words. Without it, rows are scaled to sum to 1.
+    start_layer to receptive_field: of the language model's rollout, as in `rollout`. Controls
+    change these and `beyond_even`.  look: initial traits of `MapView`, such as `power=2`.
 
     Raises ValueError for a setting out of range.
     """
-    first = Settings(head_fusion, residual, discard_ratio, start_layer, receptive_field)
+    rollout = head_fusion, residual, discard_ratio, start_layer, receptive_field
+    behind = to_patches and any(image.patches for image in answer.images)
+    first = MapSettings(*rollout, beyond_even, behind, tower_residual)
     recording = answer.model.record(answer)
     layers, words = recording["language"], words_of(answer)
     pictures, views, labels = _seen(answer, to_patches)
 
-    def panels(settings: Settings) -> Panels:
-        rows = rollout_rows(layers, words.rows, **asdict(settings))
-        # A model need not have received the last token that it generated; no row attends to it.
-        rows = normalize_rows(with_keys(rows, len(answer.sequence))[0])
-        relevance = by_word(rows, words.texts)
+    def panels(how: MapSettings) -> Panels:
+        relevance = by_word(_relevance(layers, answer, words, how), words.texts)
         on_pictures = []
         for image in answer.images:
-            maps = on_picture(recording, image, relevance, to_patches, settings.residual).cpu()
+            maps = on_picture(recording, image, relevance, to_patches, tower_residual).cpu()
             on_pictures += [maps] if maps.ndim == 3 else maps.unbind(1)
         return {"": {"": Heatmaps(on_pictures, words.drawn(relevance).cpu())}}
 
     shown = {"depth": len(layers), "settings": first, "prompt": words.prompt}
+    if len(answer.images) == 1 and not answer.frames:
+        shown["verify"] = partial(check_peak, answer)
     look = {"labels": labels} | _tokens_of(answer, words) | look
     return Explorer(pictures, views, words.texts, panels, **shown, **look)
 
@@ -156,6 +163,21 @@ def compare(answers: Mapping[str, Answer], **settings) -> ipywidgets.Box:
     for column in columns:
         column.layout = half
     return ipywidgets.Box(columns, layout=ipywidgets.Layout(flex_flow="row wrap"))
+
+
+def _relevance(
+    layers: Sequence[Layer], answer: Answer, words: Words, how: MapSettings
+) -> Float[torch.Tensor, "token key"]:
+    """What each token outside pictures drew on every token; rows sum to at most 1."""
+    # A model need not have received the last token that it generated; no row attends to it.
+    keys = len(answer.sequence)
+    rows = with_keys(rollout_rows(layers, words.rows, **how.rollout), keys)[0]
+    if not how.beyond_even:
+        return normalize_rows(rows)
+    even = with_keys(even_rows(layers, words.rows, **how.rollout), keys)[0]
+    seen = torch.cat([words.positions[:0], *(image.positions for image in answer.images)])
+    on_pictures, on_words = (beyond(rows, even, some) for some in (seen, words.positions))
+    return on_pictures + on_words * (1 - on_pictures.sum(-1, keepdim=True))
 
 
 def _tokens_of(answer: Answer, words: Words) -> dict[str, list]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from matplotlib.figure import Figure
 
 from rolloutlib.algorithm.attention import HEAD_FUSIONS
-from rolloutlib.algorithm.transition import Settings
+from rolloutlib.explorer.settings import MapSettings
 from rolloutlib.extras import needs
 from rolloutlib.plots import png_of
 
@@ -68,7 +68,7 @@ def share_slider(name: str, value: float, *, highest: float) -> ipywidgets.Float
     )
 
 
-def controls(depth: int, first: Settings) -> dict[str, ipywidgets.Widget]:
+def controls(depth: int, first: MapSettings) -> dict[str, ipywidgets.Widget]:
     """The controls of the rollout itself, set to `first`; disabled until a kernel answers."""
     highest = max(0.95, first.discard_ratio)
     controls = {
@@ -77,6 +77,7 @@ def controls(depth: int, first: Settings) -> dict[str, ipywidgets.Widget]:
         "residual": share_slider("residual", first.residual, highest=1.0),
         "discard_ratio": share_slider("discard", first.discard_ratio, highest=highest),
         "receptive_field": ipywidgets.Checkbox(description="receptive field", indent=False),
+        "beyond_even": ipywidgets.Checkbox(description="order taken out", indent=False),
     }
     for name, control in controls.items():
         control.value, control.disabled = getattr(first, name), True

@@ -17,11 +17,13 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rolloutlib.algorithm.transition import Settings
+from rolloutlib.evaluate.trust import PeakCheck, nothing
 from rolloutlib.explorer import saving
 from rolloutlib.explorer.browser import STYLE, joined_module
+from rolloutlib.explorer.checking import check
 from rolloutlib.explorer.controls import controls, parts
 from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes
+from rolloutlib.explorer.settings import MapSettings
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 from rolloutlib.files.pictures import upright_rgb
@@ -37,14 +39,12 @@ with needs("notebooks"):
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
 DISPLAYS = ("fading", "flat", "outline", "beside")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
-SETTINGS = "First layer, heads, residual, discard and receptive field change the rollout itself"
+SETTINGS = (
+    "First layer, heads, residual, discard, receptive field and order change the rollout itself"
+)
 FILM = {"columns": 8, "height": 1.4}
 WRAP = {"flex_flow": "row wrap"}
 STILL = f"{SETTINGS}: they need the notebook with its kernel running."
-MEANINGLESS = (
-    "With the receptive field divided out, most relevance stays on the word itself, so how much "
-    "is from the picture and how much from words means nothing; the place in the picture does."
-)
 READY = f"{SETTINGS}: the kernel computes it when you release a control."
 
 
@@ -77,10 +77,14 @@ class MapView(anywidget.AnyWidget):
     sound = traitlets.Bytes().tag(sync=True)  # WAV, if the picture is a spectrogram
     seconds = traitlets.Float().tag(sync=True)  # of the sound; 0 if there is none
     shared = traitlets.Bool().tag(sync=True)  # one colour scale for all words and pictures
+    weights = traitlets.List(traitlets.Int()).tag(sync=True)  # of words in a mean: their tokens
     tokens = traitlets.List().tag(sync=True)  # for each word, what its tokens read
     special = traitlets.List(traitlets.Int()).tag(sync=True)  # words that are special tokens
     group = traitlets.Unicode().tag(sync=True)  # explorers of one group point together
+    made = traitlets.Unicode().tag(sync=True)  # the settings of the rollout, in words
     note = traitlets.Unicode().tag(sync=True)  # where shares of the whole mean nothing: why
+    checks = traitlets.Enum(("", "kernel", "now"), "").tag(sync=True)  # who can check: nobody yet
+    trust = traitlets.Dict().tag(sync=True)  # what `checking.check` says
     busy = traitlets.Bool().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
 
@@ -100,9 +104,10 @@ class Explorer(ipywidgets.VBox):
     pictures, views: what is shown, and how each one's maps lie on it.
     words: what can be pointed at: tokens or frames.  prompt: how many of them were asked.
     panels: pictures side by side → sheets on each → `Heatmaps` or a `Mark`; or a function that
-    computes them from the `Settings` of a rollout of `depth` layers, whose controls then appear
+    computes them from the `MapSettings` of a rollout of `depth` layers, whose controls then appear
     below.  settings: the initial ones.
     labels: a name for each picture.  title: what to call the words together.
+    verify: `check_peak` for the answer that is shown; then the place can be checked.
     look: initial traits of `MapView`, such as `power` or `colours`.
 
     `selected` holds the numbers of the pinned words; `figure()` and `save("map.png")` draw what is
@@ -117,13 +122,14 @@ class Explorer(ipywidgets.VBox):
         pictures: Sequence[Image.Image],
         views: Sequence[View],
         words: Sequence[str],
-        panels: Panels | Callable[[Settings], Panels],
+        panels: Panels | Callable[[MapSettings], Panels],
         *,
         depth: int = 0,
-        settings: Settings | None = None,
+        settings: MapSettings | None = None,
         prompt: int = 0,
         labels: Sequence[str] = (),
         title: str = "words",
+        verify: Callable[..., PeakCheck] | None = None,
         **look,
     ):
         labels = list(labels) or [f"picture {number}" for number in range(1, len(pictures) + 1)]
@@ -139,16 +145,19 @@ class Explorer(ipywidgets.VBox):
         for small in self._small:
             small.thumbnail((longest, longest))
         self._compute = panels if callable(panels) else lambda settings: panels
-        settings = settings or Settings()
+        self._verify = verify
+        self._first = settings = settings or MapSettings()
         # 256 colours each, as red, green, blue and opacity.
         shades = {name: mpl.colormaps[name](np.arange(256)) * 255 for name in COLOURS}
         self.maps = MapView(
             pictures=list(map(_sent, self._small, views, labels)),
             words=list(words),
+            weights=[len(getattr(word, "tokens", "")) or 1 for word in words],
             prompt=prompt,
             title=title,
             palettes={name: s.round().astype(np.uint8).tobytes() for name, s in shades.items()},
             status=STILL if depth else "",
+            checks="kernel" if verify else "",
             **({"together": len(pictures) > 1} | look),
         )
         self._controls = controls(depth, settings) if depth else {}
@@ -159,10 +168,10 @@ class Explorer(ipywidgets.VBox):
         super().__init__([self.maps, ipywidgets.HBox(list(self._controls.values()), layout=WRAP)])
 
     @property
-    def settings(self) -> Settings | None:
+    def settings(self) -> MapSettings | None:
         """The current settings of the rollout; None if the maps were given, not computed."""
         chosen = {name: control.value for name, control in self._controls.items()}
-        return Settings(**chosen) if chosen else None
+        return replace(self._first, **chosen) if chosen else None
 
     @property
     def selected(self) -> list[int]:
@@ -185,7 +194,7 @@ class Explorer(ipywidgets.VBox):
             if widget is not self:
                 widget.close()
         self._pictures, self._small, self._panels, self._rows = [], [], {}, {}
-        self._compute = lambda settings: {}
+        self._compute, self._verify = lambda settings: {}, None
         super().close()
 
     def figure(self) -> Figure:
@@ -206,6 +215,19 @@ class Explorer(ipywidgets.VBox):
         with complete_file(path) as part:
             part.write_bytes(content)
         return Path(path)
+
+    def check(self, on_progress: Callable[[int, int], object] = nothing) -> PeakCheck:
+        """Does the whole answer depend on the place where the map shown is highest?
+
+        `check_peak` of the map of the pinned words, or else of the answer, blurred as shown. What
+        it finds is shown beside the map as long as that map is shown.
+
+        Raises ValueError if the explorer does not show one answer about one picture, and as
+        `check_peak` does.
+        """
+        if self._verify is None:
+            raise ValueError("expected an explorer of an answer about one picture, got another")
+        return check(self, self._verify, on_progress)
 
     def shown_picture(self) -> UInt8[np.ndarray, "height width 3"]:
         """The picture that is shown with everything on it, panels side by side."""
@@ -281,8 +303,12 @@ class Explorer(ipywidgets.VBox):
         self, rows: Float[np.ndarray, "word relevance"]
     ) -> Float[np.ndarray, " relevance"]:
         """One row for the words shown."""
-        chosen = rows if len(rows) == 1 else rows[self.shown]
-        return chosen.mean(0) if self.maps.combine == "mean" else chosen.max(0)
+        if len(rows) == 1:
+            return rows[0]
+        if self.maps.combine == "max":
+            return rows[self.shown].max(0)
+        weights = [self.maps.weights[word] for word in self.shown]
+        return np.average(rows[self.shown], 0, weights)  # the mean over their tokens
 
     def _grid(
         self, row: Float[np.ndarray, " relevance"], number: int
@@ -317,7 +343,9 @@ class Explorer(ipywidgets.VBox):
             if isinstance(sheet, Heatmaps)
         }
         with self.maps.hold_sync():
-            self.maps.note = MEANINGLESS if settings and settings.receptive_field else ""
+            self.maps.trust = {}
+            self.maps.made = settings.said if settings else ""
+            self.maps.note = settings.note if settings else ""
             self.maps.panels = [
                 {"name": panel, "sheets": [self._sheet(panel, name) for name in sheets]}
                 for panel, sheets in panels.items()
@@ -355,6 +383,8 @@ class Explorer(ipywidgets.VBox):
         if kind := content.get("save"):
             file = saving.content(self, f".{kind}")
             self.maps.send({"saved": f"map.{kind}"}, [file])
+        elif content == {"check": True}:
+            self.check()
         elif content == {"ask": "kernel"}:
             self.maps.send({"kernel": True})
             self.maps.status = READY if self._controls else ""

@@ -13,6 +13,11 @@ from rolloutlib.grid import ImageTokens
 from rolloutlib.models.multimodal import Answer
 from rolloutlib.recording.capture import Recording
 
+# The map that is shown unless a reader chooses another. Among those that `08_faithfulness` compares
+# it is called "beyond even, residual 0.9".
+SHIPPED = {"head_fusion": "mean", "residual": 0.9, "beyond_even": True}
+TOWER_RESIDUAL = 0.5
+
 Parts = Recording | Mapping[str, Sequence[Array | Layer]]  # the layers of a model by part
 
 
@@ -21,7 +26,7 @@ def heatmaps(
     answer: Answer,
     *,
     to_patches: bool = True,
-    tower_residual: float = 0.5,
+    tower_residual: float = TOWER_RESIDUAL,
     beyond_even: bool = False,
     **settings,
 ) -> Float[torch.Tensor, "*token_and_grid"]:
@@ -46,11 +51,19 @@ def heatmaps(
     if relevance.ndim == 3 and len(relevance) > 1:
         raise ValueError(f"expected the layers of one answer, got a batch of {len(relevance)}")
     if beyond_even:
-        how = settings | {"discard_ratio": 0.0}  # entries of even attention tie
-        even = rollout_rows(even_attention(layers), answer.rows, **how)
-        relevance = beyond(relevance, even, image.positions)
+        relevance = beyond(relevance, even_rows(layers, answer.rows, **settings), image.positions)
     relevance = relevance.reshape(relevance.shape[-2:])  # with or without a batch of one
     return on_picture(recording, image, relevance, to_patches, tower_residual)
+
+
+def even_rows(
+    layers: Sequence[Array | Layer], rows: Int[torch.Tensor, " row"], **settings
+) -> Float[Array, "*batch row key"]:
+    """These rows of the rollout of even attention, to compare with those of the same settings.
+
+    Nothing is discarded, whatever the settings say: entries of even attention tie.
+    """
+    return rollout_rows(even_attention(layers), rows, **(settings | {"discard_ratio": 0.0}))
 
 
 def beyond(

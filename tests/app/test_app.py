@@ -22,6 +22,7 @@ from small_llava import save_small_llava
 from rolloutlib.app import desk as desk_module
 from rolloutlib.app.desk import Ask, Desk, Stopped
 from rolloutlib.app.server import LARGEST_FILE, application, read_examples
+from rolloutlib.explorer import explore
 from rolloutlib.models import load_model
 from rolloutlib.runs.notebook import Notebook
 
@@ -88,11 +89,11 @@ def png(colour="red", size=(90, 60)):
     return file.getvalue()
 
 
-def asked(port, name, content, **other):
+def asked(port, name, content, path="/ask", **other):
     """The lines that the app answers."""
     said = {"model": name, "question": QUESTION, "head_fusion": "max", "residual": 0.9}
-    said |= {"longest": 2, "pictures": [["a.png", len(content)]]} | other
-    status, _, body = reply_of(port, "POST", "/ask", content, **{"X-Ask": quote(json.dumps(said))})
+    said |= {"longest": 2, "pictures": [["a.png", len(content)]], "beyond_even": True} | other
+    status, _, body = reply_of(port, "POST", path, content, **{"X-Ask": quote(json.dumps(said))})
     assert status == 200
     return [json.loads(line) for line in body.splitlines()]
 
@@ -107,7 +108,7 @@ def colour_of(line):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/example/0", "/ask", "/page", "/notebook", "/lost", "/?token=no"]
+    "path", ["/", "/example/0", "/ask", "/check", "/page", "/notebook", "/lost", "/?token=no"]
 )
 def test_nothing_is_shown_without_the_token_or_in_a_frame(port, path):
     for method in ("GET", "POST"):
@@ -211,18 +212,47 @@ def test_an_answer_keeps_nothing_in_memory(desk, checkpoints, monkeypatch):
     assert kept[0]() is None
 
 
+# Is the place right?
+
+LOOK = {"selected": [4], "combine": "max", "blur": 1.0}
+
+
+def test_the_place_is_checked_as_the_explorer_does(port, desk, checkpoints):
+    [*_, said] = asked(port, checkpoints[0], png())
+    [*before, last] = asked(port, checkpoints[0], png(), "/check", tokens=said["tokens"], look=LOOK)
+    assert all({"said", "before"} == set(line) for line in before)
+    model, picture = desk._loaded[1], Image.open(io.BytesIO(png()))
+    answer = model.generate(picture, QUESTION, max_new_tokens=2)
+    assert answer.sequence[-2:].tolist() == said["tokens"]
+    explorer = explore(answer, head_fusion="max", **LOOK)
+    explorer.check()
+    assert last == {"trust": explorer.maps.trust}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"tokens": [99], "look": LOOK}, r"expected ids of tokens in [0, 13], got [99]"),
+        ({"tokens": [5], "look": LOOK | {"selected": [99]}}, "numbers of words in"),
+        ({"tokens": [5], "look": {}}, "selected"),
+    ],
+)
+def test_what_cannot_be_checked_is_said(port, checkpoints, other, said):
+    assert said in asked(port, checkpoints[0], png(), "/check", **other)[-1]["problem"]
+
+
 # To take away
 
 
 def test_the_notebook_asks_the_same_by_its_parameters(port, checkpoints, tmp_path):
     said = {"model": checkpoints[0], "question": "a 'b'\n?", "names": ["x y.png"], "longest": 7}
-    said |= {"head_fusion": "max", "residual": 0.9}
+    said |= {"head_fusion": "max", "residual": 0.9, "beyond_even": False}
     _, _, body = reply_of(port, "POST", "/notebook", json.dumps(said))
     (tmp_path / "question.ipynb").write_bytes(body)
     nbformat.validate(nbformat.read(tmp_path / "question.ipynb", 4))
     parameters = Notebook.read(tmp_path / "question.ipynb").parameters
     expected = {"model_id": checkpoints[0], "prompt": "a 'b'\n?", "picture_paths": ["x y.png"]}
-    expected |= {"max_new_tokens": 7, "residual": 0.9, "head_fusion": "max"}
+    expected |= {"max_new_tokens": 7, "residual": 0.9, "head_fusion": "max", "beyond_even": False}
     assert {name: one.default for name, one in parameters.items()} == expected
     assert reply_of(port, "POST", "/notebook", "{}")[0] == 400
 
@@ -247,6 +277,9 @@ def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(port, chromi
     page.locator("#history li").wait_for()
     assert f"{QUESTION} — The model says: " in page.locator("#status").inner_text()
     assert page.locator(".rx-chip:visible").count() > 4
+    page.get_by_role("button", name="Check this place").click()
+    page.locator(".rx-trust strong").wait_for()
+    assert page.locator(".rx-place").is_visible()
     box = page.locator("main").bounding_box()
     assert box["width"] <= 360 and page.locator("#question").bounding_box()["width"] <= 340
     ARTIFACTS.mkdir(parents=True, exist_ok=True)

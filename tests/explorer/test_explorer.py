@@ -2,6 +2,7 @@ import base64
 import gc
 import io
 import json
+import re
 import weakref
 from dataclasses import replace
 
@@ -14,12 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
-from reference import products
+from reference import products, rows_to_one
+from small_fuyu import save_small_fuyu
 from small_llava import save_small_llava
 from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import explore, load_model, rollout_rows, through_tower
+from rolloutlib.evaluate import check_peak
+from rolloutlib.evaluate.methods import BEYOND, METHODS, evidence_of
 from rolloutlib.explorer.answers import compare, explore_clip, words_of
+from rolloutlib.explorer.browser import STYLE
 from rolloutlib.explorer.controls import parts
 from rolloutlib.explorer.maps import Heatmaps, Mark
 from rolloutlib.explorer.widget import COLOURS, DISPLAYS, Explorer
@@ -42,6 +47,7 @@ def single(**look):
     return Explorer([PICTURE], [VIEW], WORDS, {"": {"": MAPS}}, prompt=2, **look)
 
 
+PLAIN = {"to_patches": False, "beyond_even": False, "residual": 0.5}  # the rollout itself
 MAPS = Heatmaps([rng.random((4, 3, 4)) / 20], rng.random((4, 4)) / 20)
 
 
@@ -98,7 +104,7 @@ def test_words_are_all_that_was_asked_and_answered(explorer, answer, model):
 )
 @pytest.mark.parametrize("by", ["control", "argument"])
 def test_each_word_has_the_row_of_the_rollout_that_made_it(answer, model, chosen, by):
-    explorer = explore(answer, **(chosen if by == "argument" else {}))
+    explorer = explore(answer, **(PLAIN | chosen if by == "argument" else PLAIN))
     greet(explorer)
     for name, value in chosen.items():
         if by == "control":
@@ -116,12 +122,45 @@ def test_each_word_has_the_row_of_the_rollout_that_made_it(answer, model, chosen
     np.testing.assert_allclose(received(explorer), expected, atol=1e-5)
 
 
+SAVE = {"llava": save_small_llava, "fuyu": save_small_fuyu, "qwen": save_small_qwen3_vl}
+
+
+@pytest.mark.parametrize("family", SAVE)
+def test_by_default_it_shows_the_map_that_08_scores(tmp_path, family):
+    model = load_model(SAVE[family](tmp_path), dtype="float32")
+    picture = Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8))
+    answer = model.generate(picture, "what star ?", max_new_tokens=5, min_new_tokens=5)
+    expected = METHODS[BEYOND].heatmap(evidence_of(model, answer))
+    explorer = explore(answer)
+    assert explorer.settings.beyond_even and explorer.settings.residual == 0.9
+    assert "residual 0.9, order taken out" in explorer.maps.made
+    assert ("vision tower, residual 0.5" in explorer.maps.made) == (family != "fuyu")
+    np.testing.assert_allclose(explorer.shown_map("")[0], expected, atol=1e-6)
+
+
+def test_order_is_taken_out_on_the_picture_and_among_the_words(answer, model):
+    explorer = explore(answer, to_patches=False)
+    layers = [one.probabilities()[0].double().numpy() for one in model.record(answer)["language"]]
+    even = [(layer > 0) / (layer > 0).sum(-1, keepdims=True) for layer in layers]
+    words, shares = words_of(answer), []
+    for places in (answer.image.positions.numpy(), words.positions.numpy()):
+        own, alike = (
+            products(some, residual=0.9)[-1][words.rows][:, places] for some in (layers, even)
+        )
+        shares.append(np.maximum(0, rows_to_one(own) - rows_to_one(alike)))
+    shares[1] *= 1 - shares[0].sum(1, keepdims=True)
+    np.testing.assert_allclose(received(explorer), np.hstack(shares), atol=1e-5)
+    greet(explorer)
+    explorer._controls["beyond_even"].value = False
+    np.testing.assert_allclose(received(explorer).sum(1), 1, atol=1e-3)
+
+
 def test_maps_can_be_carried_on_to_the_patches(answer, model):
     rows = answer.rows
     recording = model.record(answer)
     relevance = rollout_rows(recording["language"], rows, residual=0.8)[0]
-    expected = through_tower(recording, answer.image, relevance, residual=0.8).flatten(1)
-    explorer = explore(answer, to_patches=True, residual=0.8)
+    expected = through_tower(recording, answer.image, relevance, residual=0.7).flatten(1)
+    explorer = explore(answer, beyond_even=False, residual=0.8, tower_residual=0.7)
     patches = np.prod(answer.image.patch_view.grid)
     np.testing.assert_allclose(received(explorer)[-len(rows) :, :patches], expected, atol=1e-5)
 
@@ -133,7 +172,7 @@ def test_a_word_of_several_tokens_has_their_mean_and_is_drawn_on_by_their_sum(tm
     ids = qwen.processor.tokenizer("ein Stern 😀", return_tensors="pt")["input_ids"]
     sequence = torch.cat([inputs["input_ids"], ids], 1)
     answer = qwen.answer(pictures, "wo ist 😀?", inputs, sequence)
-    explorer, words = explore(answer), words_of(answer)
+    explorer, words = explore(answer, **PLAIN), words_of(answer)
     assert explorer.maps.words == words.texts
     assert words.texts[words.prompt :] == ["ein", " Stern", " 😀"]
     asked = [word.strip() for word in words.texts[: words.prompt]]
@@ -154,7 +193,7 @@ def test_steps_of_a_video_are_pictures_in_time(tmp_path, to_patches):
     qwen = load_model(save_small_qwen3_vl(tmp_path))
     frames = [Image.new("RGB", (130, 90), (50 * turn, 0, 0)) for turn in range(5)]
     answer = qwen.generate(frames, "what", max_new_tokens=2, min_new_tokens=2, frame_rate=2.0)
-    explorer = explore(answer, to_patches=to_patches)
+    explorer = explore(answer, **(PLAIN | {"to_patches": to_patches}))
     sent = explorer.maps.pictures
     assert [picture["label"] for picture in sent] == ["frames 0–1", "frames 2–3", "frames 4–4"]
     grid = [6, 8] if to_patches else [3, 4]  # two frames per step, the last one twice
@@ -177,6 +216,8 @@ def test_settings_out_of_range_are_refused(answer):
         explore(answer, residual=1.5)
     with pytest.raises(ValueError, match="start_layer"):
         explore(answer, start_layer=99)
+    with pytest.raises(ValueError, match=r"tower residual must be in \[0, 1\], got -1"):
+        explore(answer, tower_residual=-1)
 
 
 def test_words_before_the_picture_drew_nothing_from_it(explorer, answer):
@@ -370,9 +411,56 @@ def test_compared_answers_share_a_group(answer):
 
 
 def test_shares_that_mean_nothing_are_not_said(explorer):
+    assert "under even attention" in explorer.maps.note
+    explorer._controls["beyond_even"].value = False
     assert explorer.maps.note == ""
     explorer._controls["receptive_field"].value = True
     assert "means nothing" in explorer.maps.note
+    assert "receptive field divided out, order of tokens left in" in explorer.maps.made
+
+
+# Is the place right?
+
+
+def test_the_place_of_the_map_shown_is_checked_and_forgotten_with_the_map(explorer, answer):
+    heard = []
+    explorer.maps.observe(lambda change: heard.append(change.new), "trust")
+    last = len(explorer.maps.words) - 1
+    explorer.selected, explorer.maps.blur = [last], 1.0
+    found = explorer.check()
+    heatmap = explorer.shown_map("")[0]
+    expected = check_peak(answer, heatmap, blur_tokens=1.0)
+    assert (found.point, found.sentence) == (expected.point, expected.sentence)
+    pixels = to_picture(heatmap, answer.image.patch_view, blur_tokens=1.0)
+    assert pixels[found.point[::-1]] == np.nanmax(pixels)
+    of = {"selected": [last], "combine": "mean", "blur": 1.0}
+    assert [one["of"] for one in heard] == [of] * len(heard)
+    assert "The model has seen 0 of " in heard[1]["said"] and heard[-1]["verdict"] == found.verdict
+    corners = np.array(heard[-1]["box"]) * (90, 60, 90, 60)
+    np.testing.assert_allclose(corners, found.box)
+    explorer._controls["residual"].value = 0.3
+    assert explorer.maps.trust == {}
+
+
+def test_verdicts_are_legible_on_their_colours():
+    """White on each, by the contrast of WCAG 2.2."""
+    colours = re.findall(r"--found: #(\w{6})", STYLE)
+    levels = np.array([list(bytes.fromhex(colour)) for colour in colours]) / 255
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    assert len(colours) == 3
+    assert (1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5).all()
+
+
+def test_what_cannot_be_checked_is_said(explorer):
+    with pytest.raises(ValueError, match="an explorer of an answer about one picture"):
+        single().check()
+    assert single().maps.checks == "" and explorer.maps.checks == "kernel"
+    explorer.selected = [0]  # before the picture
+    with pytest.raises(ValueError, match="a highest place"):
+        explorer.check()
+    explorer.maps.trust = {}
+    explorer.maps._handle_custom_msg({"check": True}, [])  # as a browser asks
+    assert explorer.maps.trust["problem"].startswith("This could not be checked: expected")
 
 
 # Panels, sheets and clips

@@ -25,8 +25,9 @@ from places import ROOT
 from small_llava import save_small_llava
 from small_notebooks import write_notebook
 
-from rolloutlib.explorer import Explorer, Heatmaps, Mark, explore_clip
+from rolloutlib.explorer import Explorer, Heatmaps, Mark, explore, explore_clip
 from rolloutlib.grid import View
+from rolloutlib.models import load_model
 from rolloutlib.pages.page import WIDGET_STATE, WIDGET_VIEW, write_page
 
 ARTIFACTS = ROOT / "outputs" / "explorer"
@@ -437,6 +438,52 @@ def test_five_hundred_words_on_a_large_picture_stay_smooth(show):
     assert 0 < milliseconds < 16
 
 
+# Is the place right?
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """The explorer of an answer whose place was checked, and what was found."""
+    model = load_model(save_small_llava(tmp_path_factory.mktemp("checked")))
+    answer = model.generate(PICTURE, "what star ?", max_new_tokens=2, min_new_tokens=2)
+    explorer = explore(answer, blur=1.0)
+    return explorer, explorer.check()
+
+
+def test_what_was_found_is_shown_with_its_map_only(show, checked):
+    explorer, found = checked
+    page = show(explorer)
+    verdict, frame, line = (
+        page.locator(f".rx-{name}") for name in ("trust strong", "place", "trust")
+    )
+    assert verdict.inner_text()[2:] == found.sentence
+    assert "whole answer" in line.inner_text() and line.get_attribute("role") == "status"
+    outer, inner = (one.bounding_box() for one in (page.locator(".rx-picture"), frame))
+    edges = [
+        (inner[a] - outer[a]) / outer[s] * n
+        for a, s, n in (("x", "width", 120), ("y", "height", 60))
+    ]
+    np.testing.assert_allclose(edges, found.box[:2], atol=0.2)
+    np.testing.assert_allclose(
+        inner["width"] / outer["width"] * 120, found.box[2] - found.box[0], atol=0.2
+    )
+    assert page.get_by_role("button", name="Check this place").is_disabled()  # nobody is there
+    page.locator(".rx-chip").nth(4).hover()  # another map, for a moment
+    assert not frame.is_visible() and not verdict.is_visible()
+    page.mouse.move(1, 1)
+    assert frame.is_visible() and verdict.is_visible()
+    page.locator(".rx-chip").nth(4).click()
+    page.mouse.move(1, 1)
+    assert not frame.is_visible() and verdict.count() == 0
+    assert "needs the notebook" in line.inner_text()
+    page.locator(".rx-chip").nth(4).click()
+    page.mouse.move(1, 1)
+    page.get_by_label("power").fill("2")  # the same place
+    assert frame.is_visible()
+    page.get_by_label("blur, in patches").fill("2")
+    assert not frame.is_visible()
+
+
 # A notebook: executed without a browser, and in JupyterLab
 
 
@@ -555,6 +602,12 @@ def test_jupyterlab_run_all_point_pin_and_turn_a_control(chromium, notebook):
     press(page, "Escape")
     assert pinned(page) == []
 
+    page.get_by_role("button", name="Check this place").focus()
+    press(page, "Enter")
+    page.locator(".rx-trust strong").wait_for(timeout=LONG)
+    assert page.locator(".rx-place").is_visible()
+    page.screenshot(path=ARTIFACTS / "lab-checked.png")
+
     page.locator(".rx-chip").nth(10).focus()
     page.evaluate("document.activeElement.blur()")
     page.mouse.move(1, 1)
@@ -563,6 +616,7 @@ def test_jupyterlab_run_all_point_pin_and_turn_a_control(chromium, notebook):
     page.locator(".widget-dropdown select").select_option("max")
     page.wait_for_function(f"{said}('The last took')", timeout=LONG)
     assert (pixels(page) != before).any()
+    assert page.locator(".rx-trust strong").count() == 0  # of the map before
     page.screenshot(path=ARTIFACTS / "lab-after.png")
     server = address.partition("/lab/")[0]
     own = (server, server.replace("http", "ws", 1), "blob:", "data:")

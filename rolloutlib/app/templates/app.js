@@ -6,7 +6,7 @@ const form = part("form");
 const largest = Number(form.dataset.largest);
 const most = Number(form.dataset.most);
 let picked = []; // the pictures, as files
-let waiting = null; // ends the question that is being answered
+const waiting = new Set(); // what ends each request that is being answered
 let current = null; // what is shown
 let stopShowing = () => {};
 
@@ -32,41 +32,65 @@ async function ask() {
     question: part("question").value,
     head_fusion: part("heads").value,
     residual: part("residual").value,
+    beyond_even: part("beyond").checked,
     longest: part("longest").value,
     pictures: picked.map((file) => [file.name, file.size]),
   };
-  waiting = new AbortController();
+  const files = picked;
   part("ask").disabled = true;
-  part("stop").disabled = false;
   say("Sending …");
+  await request("/ask", said, files, (line) => hearAnswer(line, said, files));
+  part("ask").disabled = false;
+}
+
+/** Does the answer depend on the place where its map, as it is shown, is highest? */
+async function check(entry, shown) {
+  const look = Object.fromEntries(["selected", "combine", "blur"].map((name) => [name, shown.get(name)]));
+  const { state, buffers, files, ...asked } = entry;
+  shown.set("trust", { said: "Sending …" });
+  await request("/check", { ...asked, look }, files, (line) => {
+    if (line.trust) state.trust = line.trust;
+    shown.set("trust", line.trust ?? (line.problem ? { of: look, problem: line.problem } : { said: progress(line) }));
+  });
+}
+
+/** Send pictures and what is asked about them; each line of the reply is heard. */
+async function request(path, said, files, hear) {
+  const stop = new AbortController();
+  waiting.add(stop);
+  part("stop").disabled = false;
   try {
-    const reply = await fetch("/ask", { method: "POST", body: new Blob(picked), headers: { "X-Ask": encodeURIComponent(JSON.stringify(said)) }, signal: waiting.signal });
+    const reply = await fetch(path, { method: "POST", body: new Blob(files), headers: { "X-Ask": encodeURIComponent(JSON.stringify(said)) }, signal: stop.signal });
     if (!reply.ok) throw new Error((await reply.text()) || reply.statusText);
-    await hearAnswer(reply, said);
+    await hearLines(reply, hear);
   } catch (problem) {
-    say(problem.name === "AbortError" ? "Stopped." : `This could not be answered: ${problem.message}`);
+    hear({ problem: problem.name === "AbortError" ? "Stopped." : `This could not be answered: ${problem.message}` });
   } finally {
-    part("ask").disabled = false;
-    part("stop").disabled = true;
+    waiting.delete(stop);
+    part("stop").disabled = !waiting.size;
   }
 }
 
 /** Read the reply line by line: where the work is, and at last the answer. */
-async function hearAnswer(reply, said) {
+async function hearLines(reply, hear) {
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (let { done, value } = await reader.read(); ; { done, value } = await reader.read()) {
     const lines = (text + (value ?? "")).split("\n");
     text = done ? "" : lines.pop();
-    for (const line of lines.filter(Boolean)) hearLine(JSON.parse(line), said);
+    for (const line of lines.filter(Boolean)) hear(JSON.parse(line));
     if (done) return;
   }
 }
 
-function hearLine(line, said) {
+function progress(line) {
+  return line.before ? `Waiting: ${line.before} before you.` : `The model: ${line.said} …`;
+}
+
+function hearAnswer(line, said, files) {
   if (line.problem) return say(line.problem);
-  if (!line.state) return say(line.before ? `Waiting: ${line.before} before you.` : `The model: ${line.said} …`);
-  const entry = { ...line, ...said, names: said.pictures.map(([name]) => name) };
+  if (!line.state) return say(progress(line));
+  const entry = { ...line, ...said, files, names: said.pictures.map(([name]) => name) };
   remember(entry);
   present(entry);
 }
@@ -76,7 +100,10 @@ function present(entry) {
   current = entry;
   const place = document.createElement("div");
   part("shown").replaceChildren(place);
-  stopShowing = explorer.render({ model: model(structuredClone(entry.state), entry.buffers), el: place });
+  const checks = entry.state.checks && "now"; // asked of the app
+  const shown = model({ ...structuredClone(entry.state), checks }, entry.buffers);
+  shown.send = (content) => content.check && check(entry, shown);
+  stopShowing = explorer.render({ model: shown, el: place });
   part("about").textContent = entry.about;
   part("take").hidden = false;
   say(`${entry.question} — The model says: ${entry.answer}`);
@@ -102,12 +129,12 @@ for (const button of document.querySelectorAll("[data-example]")) {
     const picture = await (await fetch(`/example/${button.dataset.example}`)).blob();
     choose([new File([picture], `example${Number(button.dataset.example) + 1}.${picture.type.split("/")[1]}`, { type: picture.type })]);
     part("question").value = button.dataset.question;
-    if (!waiting || part("stop").disabled) ask();
+    if (!part("ask").disabled) ask();
   });
 }
 for (const button of document.querySelectorAll("[data-kind]")) button.addEventListener("click", () => take(button.dataset.kind));
 form.addEventListener("submit", (event) => (event.preventDefault(), ask()));
-part("stop").addEventListener("click", () => waiting?.abort());
+part("stop").addEventListener("click", () => waiting.forEach((stop) => stop.abort()));
 part("picture").addEventListener("change", () => part("picture").files.length && choose(part("picture").files));
 document.addEventListener("paste", (event) => event.clipboardData.files.length && choose(event.clipboardData.files));
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {

@@ -18,6 +18,7 @@ PARTS = (
     "sound",
     "controls",
     "saving",
+    "trust",
     "widget",
 )
 

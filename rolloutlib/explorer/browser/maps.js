@@ -41,10 +41,11 @@ export function relevance({ get }, sheet, which) {
   const members = sheet.rows.length === 1 ? [0] : which;
   const result = new Float32Array(sheet.rows[0].length);
   const greatest = get("combine") === "max";
-  const share = greatest ? 1 : 1 / members.length;
+  const weight = (word) => get("weights")[word] ?? 1; // how many tokens it has
+  const total = members.reduce((sum, word) => sum + weight(word), 0);
   for (const word of members) {
     const row = sheet.rows[word];
-    const unit = (sheet.peaks[word] / 65535) * share;
+    const unit = (sheet.peaks[word] / 65535) * (greatest ? 1 : weight(word) / total);
     for (let i = 0; i < row.length; i++) {
       const value = row[i] * unit;
       result[i] = greatest ? Math.max(result[i], value) : result[i] + value;

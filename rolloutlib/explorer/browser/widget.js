@@ -10,9 +10,10 @@ import { bytesOf } from "./numbers.js";
 import { arrange, drawCursor, drawStages, follow, stage } from "./pictures.js";
 import { hear, savers } from "./saving.js";
 import { player } from "./sound.js";
+import { checker, drawTrust, enable, hearTrust } from "./trust.js";
 import { chip, chosen, describe, fold, shadeByPatch, shadeByWords, toolbars } from "./words.js";
 
-const UNTOLD = { display: "fading", tokens: [], special: [], note: "" }; // by older notebooks
+const UNTOLD = { display: "fading", tokens: [], special: [], weights: [], note: "", made: "", checks: "", trust: {} }; // by older notebooks
 
 export default { render };
 
@@ -23,13 +24,18 @@ function render({ model, el }) {
   const refreshed = () => refresh(view);
   const renewed = () => renew(view);
   const busy = () => showBusy(view);
+  const trusted = () => hearTrust(view);
   const look = ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together", "display", "shared"];
   for (const name of look) model.on(`change:${name}`, refreshed);
   model.on("change:codes", renewed);
-  for (const name of ["busy", "status", "note"]) model.on(`change:${name}`, busy);
+  model.on("change:trust", trusted);
+  for (const name of ["busy", "status", "note", "made"]) model.on(`change:${name}`, busy);
   refresh(view);
   showBusy(view);
-  const answered = (content, buffers) => hear(view, content, buffers);
+  const answered = (content, buffers) => {
+    hear(view, content, buffers);
+    if (content.kernel) enable(view);
+  };
   model.on("msg:custom", answered);
   model.send({ ask: "kernel" });
   const unfollow = follow(view);
@@ -39,7 +45,7 @@ function render({ model, el }) {
     clearInterval(view.timer);
     view.parts.audio?.pause();
     view.urls.forEach((url) => URL.revokeObjectURL(url));
-    for (const callback of [refreshed, renewed, busy, answered]) model.off(null, callback);
+    for (const callback of [refreshed, renewed, busy, trusted, answered]) model.off(null, callback);
   };
 }
 
@@ -64,6 +70,7 @@ function viewOf(model) {
     patch: null, // or the patch under it: {panel, row, column}
     timer: null,
     asked: { special: false, whole: false }, // of what is folded away
+    waiting: false, // for the kernel to check
     quiet: false, // while it follows another explorer
     barred: [], // the words that have a bar now
     parts: {}, // elements that are there once
@@ -76,6 +83,7 @@ function viewOf(model) {
 function assemble(view) {
   const { get, pictures, words, panels, parts } = view;
   view.stages = panels.map((panel, index) => stage(view, panel, index));
+  checker(view);
   view.bars = words.map(() => make("i", { class: "rx-bar" }));
   view.chips = words.map((_, index) => chip(view, index));
   // Maps with scales of their own are not shares of one whole; a matrix can show nothing else.
@@ -97,6 +105,7 @@ function assemble(view) {
 function draw(view) {
   const which = chosen(view);
   drawStages(view, which);
+  drawTrust(view);
   if (view.parts.strip) drawFilm(view, which);
   if (view.patch) {
     drawCursor(view);
@@ -127,5 +136,5 @@ function renew(view) {
 
 function showBusy({ get, parts }) {
   parts.root.setAttribute("aria-busy", get("busy"));
-  parts.status.textContent = [get("note"), get("status")].filter(Boolean).join(" ");
+  parts.status.textContent = [get("made"), get("note"), get("status")].filter(Boolean).join(" ");
 }
