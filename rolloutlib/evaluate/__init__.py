@@ -17,5 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "mean_interval pointing_game region_auc region_shares score_intervals score_on_picture "
             "token_means"
         ).split(),
+        "trust": ["PeakCheck", "VerifiedPeak", "candidate_maps", "check_peak", "verified_peak"],
     },
 )
