@@ -149,7 +149,12 @@ def sweep(
 @click.option(
     "--head-fusion", type=click.Choice(["mean", "max", "min"]), default="mean", show_default=True
 )
-@click.option("--trust/--no-trust", default=True, help="whether to check each map's peak")
+@click.option(
+    "--trust/--no-trust",
+    "check_peaks",
+    default=True,
+    help="whether to ask again without the peak of each map",
+)
 @SCHEDULER
 @click.option(
     "--workers",

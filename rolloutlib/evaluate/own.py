@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from rolloutlib.evaluate.scores import mass_in_region, pointing_game, region_auc
+from rolloutlib.evaluate.trust import check_peak
 from rolloutlib.files.complete import complete_file
 from rolloutlib.files.regions import region_mask
 from rolloutlib.models import Answer, MultimodalModel
@@ -114,8 +115,6 @@ def score_of(
 
 def _checked(found: Found) -> dict[str, object]:
     """How likely the answer depends on the map's peak, which cannot be told of a flat map."""
-    from rolloutlib.evaluate.trust import check_peak
-
     try:
         check = check_peak(found.answer, found.heatmap)
     except ValueError:  # nor if there is no room beside the peak

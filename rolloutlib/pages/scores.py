@@ -18,7 +18,7 @@ SHOWN = 12  # of the worst, and of the best
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """The mean of each score with its 95 % interval: for every category, and for each.
 
-    table: of `rolloutlib.runs.score.score`. The result has the columns answers ("all answers", and
+    table: of `rolloutlib.runs.own.score`. The result has the columns answers ("all answers", and
     "right answers" where any is expected), category, score, value, low, high and n; a single
     answer has no interval.
     """
@@ -76,4 +76,4 @@ def _wide(summary: pd.DataFrame) -> str:
     wide.insert(0, "n", summary.groupby("category")["n"].max())
     order = summary["category"].unique()
     wide = wide.loc[order, ["n", *(name for name in SCORES if name in wide)]]
-    return wide.rename_axis(columns=None, index=None).to_html(na_rep="", border=0)
+    return wide.rename_axis(columns=None, index=None).to_html(na_rep="", border=0, justify="left")

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "progress": ["ProgressBar"],
         "results": ["collect", "varied_parameters"],
         "run": ["Run", "failed_output", "output_name", "run_notebook", "run_together"],
-        "score": ["score"],
+        "own": ["score"],
         "schedule": ["SchedulerLost", "failure_table", "sweep"],
         "sets": ["combinations", "crossed", "read_choices", "read_sets"],
         "truth": ["read_truth"],

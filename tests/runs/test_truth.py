@@ -110,7 +110,8 @@ def test_all_that_is_wrong_is_told_by_name(folder):
         "annotation 6: there is no category 8",
         "annotation 7: expected a category_id, a prompt or a question, got none",
         "annotation 8: expected a bbox or a segmentation, got none",
-        "annotation 9: expected a mask of height and width [30, 40], as the picture has, got [9, 9]",
+        "annotation 9: expected a mask of height and width [30, 40], as the picture has, "
+        "got [9, 9]",
         "annotation 10: answer: Input should be a valid string",
         "annotation 11: expected a box of some width and height, got -1 x 3",
         "annotation 13: id: Field required",
