@@ -7,8 +7,8 @@ import pytest
 from own_truth import box_of
 from PIL import Image
 from places import DATA
-from small_processors import small_loaded
 from sklearn.metrics import roc_auc_score
+from small_processors import small_loaded
 
 from rolloutlib import heatmaps, load_model
 from rolloutlib.evaluate.methods import BEYOND, METHODS, evidence_of

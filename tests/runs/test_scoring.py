@@ -91,7 +91,7 @@ def test_the_page_shows_the_maps_and_needs_no_network(asked, browser):
 
 def test_a_model_whose_tokens_have_no_place_is_refused_by_name(asked, tmp_path, capsys):
     folder, _ = asked
-    before, model = finished(folder), save_small("deepseek_vl_hybrid", tmp_path)
+    before, model = finished(folder), save_small("mllama", tmp_path)
     assert cli.main(command(folder, model=model)) == 2
     assert f"{model}: its maps have no place on the picture" in capsys.readouterr().err
     assert len(finished(folder).keys() - before.keys()) == 1  # what says so
@@ -102,7 +102,7 @@ def test_a_model_that_cannot_be_loaded_and_a_silent_scheduler_are_refused(
 ):
     folder, _ = asked
     assert cli.main(command(folder, model=tmp_path)) == 2
-    assert f"{tmp_path}: FileNotFoundError: cannot load the checkpoint" in capsys.readouterr().err
+    assert f"rollout: {tmp_path}: ValueError: " in capsys.readouterr().err
     monkeypatch.setattr(schedule, "CONNECT_SECONDS", 0.2)
     assert cli.main(command(folder, "--scheduler", "tcp://127.0.0.1:9", "--residual", "0.5")) == 2
     assert "no scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
