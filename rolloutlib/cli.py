@@ -5,9 +5,10 @@ Exit codes: 0 all runs finished, 1 a run failed, 2 refused before a kernel start
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 from rolloutlib import pages, runs  # their parts are imported when they are first used
 from rolloutlib.extras import needs
@@ -19,8 +20,12 @@ OUTPUTS = Path("outputs")
 # What a notebook with its small checkpoint needs at most: kernel, model and data.
 NOTEBOOK_BYTES = 3 * 2**30
 
+Result = TypeVar("Result")
 PATH = click.Path(path_type=Path)
 AT_LEAST_ONE = click.IntRange(min=1)
+SCHEDULER = click.option(
+    "--scheduler", default="", metavar="ADDRESS", help="a running Dask cluster: tcp://…"
+)
 TIMEOUT = click.option(
     "--timeout", type=float, metavar="SECONDS", help="for all cells of a notebook together"
 )
@@ -93,7 +98,7 @@ def run_one(
     help="every value of this parameter with every other set",
 )
 @click.option("--out", type=PATH, metavar="FOLDER", help="default: outputs/sweeps/NAME")
-@click.option("--scheduler", default="", metavar="ADDRESS", help="a running Dask cluster: tcp://…")
+@SCHEDULER
 @click.option("--workers", type=AT_LEAST_ONE, help="processes here; default: one for each core")
 @click.option(
     "--direct",
@@ -114,22 +119,81 @@ def sweep(
     chosen = [{}] if sets is None else runs.read_sets(sets, read.parameters)
     chosen = runs.crossed(chosen, runs.read_choices(read.parameters, choices))
     out = out or OUTPUTS / "sweeps" / notebook.stem
-    last: object = ""
-    with runs.ProgressBar(notebook.stem, "run") as bar:
-
-        def show(progress: "runs.schedule.Progress") -> None:
-            nonlocal last
-            last = progress
-            ended = progress.done + progress.failed + progress.skipped
-            bar.show(ended, ended + progress.remaining, str(progress))
-
-        try:
-            done = runs.sweep(read, chosen, out, on_progress=show, **settings)
-        except (runs.SchedulerLost, OSError) as problem:  # such as a full disk
-            return _complain(f"{problem}; {last}", 1)
-    click.echo(f"{last}; see {out / 'results.csv'}")
+    done, said = _followed(
+        notebook.stem, lambda show: runs.sweep(read, chosen, out, on_progress=show, **settings)
+    )
+    click.echo(f"{said}; see {out / 'results.csv'}")
     if done.failures:
         click.echo(runs.failure_table(done))
+    return 1 if done.failures else 0
+
+
+@rollout.command()
+@click.argument("model_id", metavar="MODEL")
+@click.argument("file", type=PATH)
+@click.option("--out", type=PATH, metavar="FOLDER", help="default: outputs/scores/NAME")
+@click.option("--pictures", type=PATH, metavar="FOLDER", help="default: where FILE is")
+@click.option(
+    "--prompt",
+    default="",
+    metavar="TEXT",
+    help="what to ask where FILE does not say, with {category}, or for clicks with {instruction}",
+)
+@click.option("--limit", type=AT_LEAST_ONE, help="ask only about the first regions")
+@click.option("--adapter", "adapter_id", default="", metavar="NAME", help="a LoRA adapter")
+@click.option("--revision", default="main", show_default=True)
+@click.option("--dtype", default="auto", show_default=True, help="as in transformers")
+@click.option("--device-map", default="cpu", show_default=True, help="as in transformers")
+@click.option("--max-new-tokens", type=AT_LEAST_ONE, default=32, show_default=True)
+@click.option("--residual", type=click.FloatRange(0, 1), default=0.9, show_default=True)
+@click.option(
+    "--head-fusion", type=click.Choice(["mean", "max", "min"]), default="mean", show_default=True
+)
+@click.option(
+    "--trust/--no-trust",
+    "check_peaks",
+    default=True,
+    help="whether to ask again without the peak of each map",
+)
+@SCHEDULER
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    help="processes here, each with a model of its own; default: one that uses all cores",
+)
+@TIMEOUT
+def score(
+    model_id: str,
+    file: Path,
+    out: Path | None,
+    pictures: Path | None,
+    prompt: str,
+    limit: int | None,
+    scheduler: str,
+    workers: int,
+    timeout: float | None,
+    **settings: object,
+) -> int:
+    """Score a model's maps against your own boxes or masks.
+
+    FILE is COCO's JSON, whose annotations may have a prompt and an answer, or for clicks a list as
+    of ScreenSpot. All of it is checked before the model is asked. The table, its intervals by
+    category, and a page with the worst and the best go to the folder; the same command goes on.
+    """
+    pictures = pictures or file.parent
+    with runs.ProgressBar(file.name, "picture") as bar:
+        items = runs.read_truth(file, pictures, prompt, bar.show)[:limit]
+    out = out or OUTPUTS / "scores" / file.stem
+    settings |= {"model_id": model_id}
+    where = {"scheduler": scheduler, "workers": workers, "timeout": timeout}
+    click.echo(f"{file.name}: {len(items)} regions; loading {model_id}", err=True)
+    (done, table), said = _followed(
+        file.stem,
+        lambda show: runs.score(items, pictures, out, settings, on_progress=show, **where),
+    )
+    page = pages.write_scores(table, out, f"{Path(model_id).name} on {file.name}")
+    click.echo(f"{said}; see {page}")
     return 1 if done.failures else 0
 
 
@@ -213,6 +277,23 @@ def plot(saved: Sequence[Path], out: Path | None) -> int:
                 part.write_bytes(png_of(figure))
             click.echo(picture)
     return 0
+
+
+def _followed(name: str, compute: Callable[[Callable], Result]) -> tuple[Result, str]:
+    """What many runs gave, shown while they are computed; and their last progress."""
+    last: object = ""
+    with runs.ProgressBar(name, "run") as bar:
+
+        def show(progress: "runs.schedule.Progress") -> None:
+            nonlocal last
+            last = progress
+            ended = progress.done + progress.failed + progress.skipped
+            bar.show(ended, ended + progress.remaining, str(progress))
+
+        try:
+            return compute(show), str(last)
+        except (runs.SchedulerLost, OSError) as problem:  # such as a full disk
+            raise OSError(f"{problem}; {last}") from problem
 
 
 def _run_together(

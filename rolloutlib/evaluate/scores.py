@@ -18,6 +18,8 @@ from rolloutlib.algorithm.arrays import Array
 from rolloutlib.grid import View
 from rolloutlib.overlay import to_picture
 
+RESAMPLED = 20_000_000  # scores that are in memory at a time, for an interval
+
 Heatmap = Float[np.ndarray, "*grid"]
 Region = Bool[np.ndarray, "*grid"] | Float[np.ndarray, "*grid"]
 Scores = Sequence[float] | Float[np.ndarray, " case"] | pd.Series
@@ -180,7 +182,8 @@ def mean_interval(scores: Scores, *, seed: int = 0) -> tuple[float, float, float
     if np.ptp(scores) == 0:
         return mean, mean, mean
     rng = np.random.default_rng(seed)
-    interval = bootstrap((scores,), np.mean, method="percentile", rng=rng).confidence_interval
+    how = {"method": "percentile", "rng": rng, "batch": max(RESAMPLED // len(scores), 1)}
+    interval = bootstrap((scores,), np.mean, **how).confidence_interval
     return mean, float(interval.low), float(interval.high)
 
 

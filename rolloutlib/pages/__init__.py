@@ -16,5 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_site",
         ],
         "page": ["page_of", "write_page"],
+        "scores": ["write_scores"],
     },
 )

@@ -15,6 +15,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "results": ["collect", "varied_parameters"],
         "run": ["Run", "failed_output", "output_name", "run_notebook", "run_together"],
         "schedule": ["SchedulerLost", "failure_table", "sweep"],
+        "scoring": ["score"],
         "sets": ["combinations", "crossed", "read_choices", "read_sets"],
+        "truth": ["read_truth"],
     },
 )

@@ -197,10 +197,14 @@ def write_table(out: Path) -> pd.DataFrame:
 
     In the CSV, a text that a spreadsheet would take for a formula has an apostrophe before it.
     """
-    table = collect(out)
-    with complete_file(out / "results.parquet") as part:
+    return write_both(collect(out), out / "results")
+
+
+def write_both(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Write a table as `.parquet` and `.csv`, in which nothing is a formula, and return it."""
+    with complete_file(path.with_suffix(".parquet")) as part:
         table.to_parquet(part)
-    with complete_file(out / "results.csv") as part:
+    with complete_file(path.with_suffix(".csv")) as part:
         text = table.rename(columns=_as_text).map(_as_text)
         text.to_csv(part, index=False, quoting=csv.QUOTE_NONNUMERIC)
     return table

@@ -6,8 +6,8 @@ fails is a result like any other: the others go on, and it is not tried again.
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,8 @@ def sweep(
 
     scheduler: the address of a running cluster of dask.distributed that sees the same files, such
     as "tcp://10.0.0.1:8786". Without one, `workers` processes are started here, by default one
-    for each core, with one thread each.
+    for each core, with one thread each; with 0 workers, runs are computed one after another, with
+    all cores.
     direct: call the function that the notebook names for this, in processes that keep the model.
     timeout: seconds for each run.
 
@@ -111,11 +112,10 @@ def sweep(
 
     show(0)
     try:
-        if todo:
-            with _client(scheduler, min(workers or CPU_COUNT, len(todo))) as client:
-                for ended, (run, error) in enumerate(_outcomes(client, todo, timeout), start=1):
-                    failures |= {run.key: error} if error else {}
-                    show(ended)
+        with closing(_every(todo, scheduler, workers, timeout)) as outcomes:
+            for ended, (run, error) in enumerate(outcomes, start=1):
+                failures |= {run.key: error} if error else {}
+                show(ended)
     except BaseException:
         with suppress(OSError):  # a full disk may be what stopped the sweep
             results.write_table(out)
@@ -132,6 +132,17 @@ def failure_table(done: Sweep) -> str:
     table = failed.rename_axis("run").reset_index()
     table["error"] = table["run"].map(done.failures)
     return table.to_string(index=False, max_colwidth=100)
+
+
+def _every(
+    todo: Sequence[PlannedRun], scheduler: str, workers: int | None, timeout: float | None
+) -> Generator[tuple[PlannedRun, str]]:
+    """Each run as it ends, and its error if it failed: on a cluster, or one after another here."""
+    if workers == 0 and not scheduler:
+        yield from ((run, execute(run, timeout)) for run in todo)
+    elif todo:
+        with _client(scheduler, min(workers or CPU_COUNT, len(todo))) as client:
+            yield from _outcomes(client, todo, timeout)
 
 
 @contextmanager

@@ -107,7 +107,8 @@ def call(run: PlannedRun) -> dict[str, object]:
     started = time.monotonic()
     metrics, error = {}, ""
     try:
-        metrics = plain_metrics(direct.call(_unchanged(run), run.values))
+        # What is given also says where to write.
+        metrics = plain_metrics(direct.call(_unchanged(run), run.values | run.given))
     except BaseException as problem:  # `sys.exit` and Ctrl-C in the function too
         error = f"{type(problem).__name__}: {problem}"
         with suppress(OSError):
