@@ -37,7 +37,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture
 def desk(checkpoints, monkeypatch):
-    def endless(name, **how):
+    def endless(name, adapter_id, **how):  # PEFT's adapters are tested where they are loaded
         model = load_model(name, **how)
         model.model.generation_config.eos_token_id = None  # random weights may end at once
         return model
@@ -90,8 +90,8 @@ def png(colour="red", size=(90, 60)):
 
 def asked(port, name, content, **other):
     """The lines that the app answers."""
-    said = {"model": name, "question": QUESTION, "head_fusion": "max", "residual": 0.9}
-    said |= {"longest": 2, "pictures": [["a.png", len(content)]]} | other
+    said = {"model": name, "adapter": "", "device": "cpu", "question": QUESTION, "longest": 2}
+    said |= {"head_fusion": "max", "residual": 0.9, "pictures": [["a.png", len(content)]]} | other
     status, _, body = reply_of(port, "POST", "/ask", content, **{"X-Ask": quote(json.dumps(said))})
     assert status == 200
     return [json.loads(line) for line in body.splitlines()]
@@ -144,8 +144,10 @@ def test_what_is_too_large_is_refused_before_it_is_read(port, length):
         (b"", {"pictures": []}, "The picture is missing."),
         (png(), {"question": " "}, "The question is missing."),
         (png(), {"question": "what does <image> mean?"}, "which means"),
-        (png(), {"model": "other"}, "expected a model out of"),
-        (png(), {"head_fusion": "odd"}, "expected one of"),
+        (png(), {"model": "other"}, "expected as model one of"),
+        (png(), {"adapter": "other"}, "expected as adapter one of ['a-lora', ''], got 'other'"),
+        (png(), {"device": "cuda"}, "expected as device one of ['cpu'], got 'cuda'"),
+        (png(), {"head_fusion": "odd"}, "expected as head_fusion one of"),
         (png(), {"residual": 2}, "residual must be in [0, 1], got 2"),
         (png(), {"longest": 0}, "expected 1 to 4096 tokens, got 0"),
         (png(size=(3, 3)), {"pictures": [["a.png", LARGEST_FILE + 1]]}, "at most 20 MB"),

@@ -29,6 +29,8 @@ async function ask() {
   if (!picked.length || !part("question").value.trim()) return say(`The ${picked.length ? "question" : "picture"} is missing.`);
   const said = {
     model: part("model").value,
+    adapter: part("adapter").value,
+    device: part("device").value,
     question: part("question").value,
     head_fusion: part("heads").value,
     residual: part("residual").value,
