@@ -92,8 +92,8 @@ class Desk:
 
     def begin(self) -> Future:
         """Load the first of all that is allowed, before anybody asks."""
-        first = [choices[0] for choices in self.allowed.values()]
-        return self._work.submit(self._model, *first, Ticket())
+        first = {name: choices[0] for name, choices in self.allowed.items()}
+        return self._work.submit(self._model, Ask(pictures=[], question="", **first), Ticket())
 
     def ask(self, ask: Ask) -> Ticket:
         """Queue a question. The ticket's result is what `_shown` returns, or what went wrong."""
@@ -116,7 +116,7 @@ class Desk:
     def _answer(self, ask: Ask, ticket: Ticket) -> dict[str, object]:
         if ticket.stop.is_set():
             raise Stopped
-        model = self._model(ask.model, ask.adapter, ask.device, ticket)
+        model = self._model(ask, ticket)
         ticket.said = "looking at the picture"
         answer = model.generate(
             [*ask.pictures],
@@ -131,15 +131,15 @@ class Desk:
         explorer = explore(answer, to_patches=True, **settings)
         return _shown(explorer, answer.text) | {"about": self.about, "dtype": self._dtype}
 
-    def _model(self, name: str, adapter: str, device: str, ticket: Ticket) -> MultimodalModel:
-        wanted = name, adapter, device
+    def _model(self, ask: Ask, ticket: Ticket) -> MultimodalModel:
+        wanted = ask.model, ask.adapter, ask.device
         if self._loaded[0] != wanted:
             self.about, self._loaded = "", ((), None)  # first free the one before
             gc.collect()
             ticket.said = "loading"
             with weights_counted(lambda share: setattr(ticket, "said", f"loading, {share:.0%}")):
-                how = {"device_map": device, "dtype": self._dtype}
-                self._loaded = wanted, load_model(name, adapter_id=adapter, **how)
+                how = {"device_map": ask.device, "dtype": self._dtype}
+                self._loaded = wanted, load_model(ask.model, adapter_id=ask.adapter, **how)
             self.about = described(*wanted, self._loaded[1])
         return self._loaded[1]
 

@@ -12,7 +12,7 @@ import { hear, savers } from "./saving.js";
 import { player } from "./sound.js";
 import { chip, chosen, describe, fold, shadeByPatch, shadeByWords, toolbars } from "./words.js";
 
-const UNTOLD = { display: "fading", tokens: [], special: [], note: "" }; // by older notebooks
+const UNTOLD = { display: "fading", split: 0.5, tokens: [], special: [], note: "" }; // by older notebooks
 
 export default { render };
 
@@ -23,7 +23,7 @@ function render({ model, el }) {
   const refreshed = () => refresh(view);
   const renewed = () => renew(view);
   const busy = () => showBusy(view);
-  const look = ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together", "display", "shared"];
+  const look = ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together", "display", "split", "shared"];
   for (const name of look) model.on(`change:${name}`, refreshed);
   model.on("change:codes", renewed);
   for (const name of ["busy", "status", "note"]) model.on(`change:${name}`, busy);
