@@ -38,7 +38,7 @@ class StopWhen(StoppingCriteria):
         if self.ticket.stop.is_set():
             raise Stopped
         self.tokens += 1
-        self.ticket.said = f"answering, {self.tokens} tokens so far"
+        self.ticket.said = f"answering, token {self.tokens}"
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -71,9 +71,9 @@ class Ticket:
 class Desk:
     """Answers questions one after the other, by a model, an adapter and a device out of `allowed`.
 
-    models, adapters: folders or ids as `load_model` takes; the first ones are the default.  No
-    adapter, "", may be chosen, too.  devices: of each, what `load_model` takes as `device_map`.
-    dtype: as there. One model is in memory at a time, whoever asks.
+    models, adapters: folders or ids as `load_model` takes; by default no adapter is used.
+    devices: each a `device_map` as there.  dtype: as there. One model is in memory at a time,
+    whoever asks.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Desk:
         devices: Sequence[str] = ("cpu",),
         dtype: str = "auto",
     ):
-        adapters = dict.fromkeys([*adapters, ""])
+        adapters = dict.fromkeys(["", *adapters])
         self.allowed = {"model": [*models], "adapter": [*adapters], "device": [*devices]}
         self.about = ""  # the model in memory, in one line
         self._dtype, self._work = dtype, ThreadPoolExecutor(max_workers=1)

@@ -493,7 +493,7 @@ def test_clip_scales_rows_over_all_frames_and_shows_one_at_a_time(tmp_path):
     low, high = relevance[1].min(), relevance[1].max()
     scaled = (relevance[1, 3] - low) / (high - low)
     colour = plt.get_cmap(COLOURS[0])(scaled[1, 2])[:3]
-    share = 0.8 * scaled[1, 2]
+    share = 0.8 * scaled[1, 2] ** 0.5
     pixel = np.asarray(PICTURE)[15, 35] * (1 - share) + np.array(colour) * 255 * share
     np.testing.assert_allclose(saved[15, 35], pixel, atol=1)
     assert not explore_clip([PICTURE] * 5, VIEW, WORDS, relevance, together=False).maps.together

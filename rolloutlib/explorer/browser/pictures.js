@@ -73,7 +73,7 @@ function drawScale(view, { low, bar, high, said }, sheet, range) {
   new Uint32Array(image.data.buffer).forEach((_, x, pixels) => (pixels[x] = colours[x * 4 + 3] | 0xff000000));
   context.putImageData(image, 0, 0);
   const pages = pictures.length > 1 && get("together") ? " and pictures" : "";
-  const fades = ["flat", "outline"].includes(get("display")) ? "" : "; the map fades towards 0: half as opaque at a quarter of the highest";
+  const fades = ["flat", "outline"].includes(get("display")) ? "" : "; a quarter of the way up the map is half as opaque";
   said.textContent = `a patch; ${get("shared") ? "one scale for all words and pictures" : `each word${pages ? ", over all pictures," : ""} has its own scale`}${fades}`;
 }
 
