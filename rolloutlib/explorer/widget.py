@@ -37,6 +37,7 @@ with needs("notebooks"):
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
 DISPLAYS = ("fading", "flat", "outline", "beside", "slider")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
+QUALITY = 85  # of these pictures, as WebP
 SETTINGS = "First layer, heads, residual, discard and receptive field change the rollout itself"
 FILM = {"columns": 8, "height": 1.4}
 WRAP = {"flex_flow": "row wrap"}
@@ -435,7 +436,7 @@ def _palette(name: str) -> bytes:
 def _sent(picture: Image.Image, view: View, label: str) -> dict[str, object]:
     """A picture as sent to the browser, with the grid and where on the picture it lies."""
     boxes, (height, width), file = view.boxes(), view.picture, io.BytesIO()
-    picture.save(file, "webp", quality=90)
+    picture.save(file, "webp", quality=QUALITY)
     return {
         "data": file.getvalue(),
         "type": "image/webp",

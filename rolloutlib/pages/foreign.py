@@ -105,7 +105,7 @@ def _pictures_by(picture: Callable[[str], str]) -> type[Filter]:
                     inside = "" if token["type"] == "EndTag" and name == inside else inside or name
                 elif name == "img":
                     yield _shown(token, picture)
-                elif name in {"audio", "source"} and (None, "src") in token["data"]:
+                elif name in {"audio", "source"} and (None, "src") in (token.get("data") or ()):
                     yield _heard(token)
                 else:
                     yield token
