@@ -20,7 +20,8 @@ JOBS ?=
 LAB ?=
 # Processes that run the tests; each loads PyTorch.
 TESTERS ?= 2
-# The app's port, and the models to choose from: folders or Hugging Face ids, with blanks between.
+# The app's port, and what its page lets choose, with blanks between: models and LoRA adapters,
+# each a folder or a Hugging Face id, and devices as in transformers' device_map.
 PORT ?= 8866
 MODEL_ID ?= data/checkpoints/tiny-llava
 ADAPTER_ID ?=
@@ -62,8 +63,8 @@ lab: $(READY)
 	  --ip=127.0.0.1 --KernelManager.transport=ipc $(AS_ROOT) $(LAB) notebooks
 
 app: $(READY)
-	$(BIN)/python -m rolloutlib.app $(MODEL_ID) --adapter="$(ADAPTER_ID)" \
-	  --dtype="$(DTYPE)" --device-map="$(DEVICE_MAP)" --port=$(PORT)
+	$(BIN)/python -m rolloutlib.app $(MODEL_ID) --adapter $(ADAPTER_ID) \
+	  --device-map $(DEVICE_MAP) --dtype="$(DTYPE)" --port=$(PORT)
 
 gallery: $(READY)
 	$(BIN)/python docs/make_reference.py outputs/site/reference

@@ -34,6 +34,9 @@ TARGET, MARKER = (0, 200, 0), (0x1E, 0x3A, 0x5F)  # a click's cross-hair and its
 BAND = 2**20  # pixels that are coloured at a time
 LEVELS = (0.25, 0.5, 0.75)  # of a map's highest value, where `outline` draws lines
 FLAT = 2e-5  # relative contrast that may be mere rounding: nothing to see
+# A fading map's opacity is its value to this power: with 1, one cell far above all others would
+# leave nothing else to see.
+FADING = 0.5
 
 Heatmap = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
 
@@ -178,34 +181,43 @@ def is_flat(low: float | np.floating, high: float | np.floating) -> bool:
 
 
 def colour(
-    heatmap: Heatmap, colours: str = "turbo", *, flat: bool = False
+    heatmap: Heatmap, colours: str = "turbo", *, flat: bool = False, signed: bool = False
 ) -> Float[np.ndarray, "height width 4"]:
     """A map in [0, 1] as red, green, blue and opacity in [0, 1]: blue is low and red is high.
 
-    The opacity is the value itself, so the picture stays visible where the map is low. What the
-    model did not see is fully transparent.
+    The opacity is the root of the value, so the picture stays visible where the map is low, and
+    the map where it is a tenth of its highest value. What the model did not see is fully
+    transparent.
 
     colours: any name that matplotlib knows, or "cyan" or "red". Lightness grows with the value in
     "viridis", "cividis" and "magma", which readers who confuse red and green can tell apart.
     flat: the same opacity everywhere; "cyan" and "red" have one of their own.
+    signed: the map is in [-1, 1]: 0 has the middle colour, and fades.
 
     >>> colour(np.array([[0.25, 1.0]]))[..., 3]
-    array([[0.25, 1.  ]])
+    array([[0.5, 1. ]])
+    >>> colour(np.array([[-0.25, 0.0]]), "RdBu_r", signed=True)[..., 3]
+    array([[0.5, 0. ]])
     """
     values = np.nan_to_num(heatmap).astype(float)
-    painted = mpl.colormaps[colours](values)
+    painted = mpl.colormaps[colours]((values + 1) / 2 if signed else values)
     if not flat and colours not in _FAINT:
-        painted[..., 3] = values
+        painted[..., 3] = np.abs(values) ** FADING
     painted[..., 3] *= ~np.isnan(heatmap)
     return painted
 
 
 def outline(
-    heatmap: Heatmap, colours: str = "viridis", levels: Sequence[float] = LEVELS
+    heatmap: Heatmap,
+    colours: str = "viridis",
+    levels: Sequence[float] = LEVELS,
+    *,
+    signed: bool = False,
 ) -> Float[np.ndarray, "height width 4"]:
     """A layer with a line around what reaches each level of a map in [0, 1]; the rest is clear.
 
     Each line has the colour of its level and a white edge, so it is seen on any picture.
+    signed: the map is in [-1, 1], and each level is one below 0, too.
 
     >>> outline(np.array([[0.0, 0.6, 0.6, 0.6, 0.0]]), levels=[0.5])[..., 3]
     array([[1., 1., 0., 1., 1.]])
@@ -213,11 +225,12 @@ def outline(
     values = np.nan_to_num(heatmap).astype(float)
     width = max(round(max(values.shape) / 400), 1)
     layer = np.zeros((*values.shape, 4))
-    for level in sorted(levels):
-        above = values >= level
+    for level in sorted([*levels, *(-level for level in levels if signed)], key=abs):
+        above = values * np.sign(level) >= abs(level)
         inner = binary_erosion(above, iterations=width, border_value=1)
         layer[binary_dilation(above, iterations=width) & ~above] = 1
-        layer[above & ~inner] = (*mpl.colormaps[colours](level)[:3], 1)
+        shade = (level + 1) / 2 if signed else level
+        layer[above & ~inner] = (*mpl.colormaps[colours](shade)[:3], 1)
     return layer
 
 
@@ -242,6 +255,7 @@ def paint(
     opacity: float = 0.5,
     *,
     flat: bool = False,
+    signed: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Lay a map in [0, 1] over the picture: `colour` and `blend`, a band of rows at a time.
 
@@ -250,7 +264,8 @@ def paint(
     pixels, shown = _canvas(picture, heatmap)
     for rows in _bands(pixels):
         band = Image.fromarray(pixels[rows])
-        shown[rows] = blend(band, colour(heatmap[rows], colours, flat=flat), opacity)
+        coloured = colour(heatmap[rows], colours, flat=flat, signed=signed)
+        shown[rows] = blend(band, coloured, opacity)
     return shown
 
 

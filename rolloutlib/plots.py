@@ -12,7 +12,7 @@ import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.patches import Patch, Rectangle
@@ -152,8 +152,8 @@ def plot_pictures(
 
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
     scale: the label of a colour bar. All heatmaps then share its range, from 0 to their highest
-    value, or as far below 0 if any value is negative; without heatmaps it belongs to the overlays
-    and goes from 0 to 1.
+    value, or as far below 0 if any value is negative; without heatmaps it belongs to the overlays,
+    goes from 0 to 1, and fades as they do.
     regions: boolean arrays whose outlines are drawn on the pictures, or on the first of them.
 
     Raises ValueError for no pictures, for a different number of titles, and for more regions.
@@ -184,8 +184,15 @@ def plot_pictures(
             axis.contour(region, levels=[0.5], colors="white", linewidths=2.5)
             axis.contour(region, levels=[0.5], colors="black", linewidths=1)
     if scale:
-        figure.colorbar(ScalarMappable(norm, palette), ax=axes, label=scale, shrink=0.8)
+        overlays = all(np.ndim(picture) == 3 for picture in pictures)
+        shades = _faded(colours) if overlays else palette
+        figure.colorbar(ScalarMappable(norm, shades), ax=axes, label=scale, shrink=0.8)
     return figure
+
+
+def _faded(colours: str) -> ListedColormap:
+    """The colours of a map over a picture, from low to high, as opaque as there."""
+    return ListedColormap(colour(np.linspace(0, 1, 256)[None], colours)[0])
 
 
 def _shared_norm(pictures: Sequence[np.ndarray]) -> Normalize:
@@ -250,7 +257,7 @@ def plot_overlay(
         drawn = axis.contour(heatmap, levels=levels, cmap=colours, linewidths=1.5)
     else:
         axis.imshow(blend(Image.fromarray(pixels), colour(scaled, colours), opacity))
-        drawn = ScalarMappable(Normalize(low, high), colours)
+        drawn = ScalarMappable(Normalize(low, high), _faded(colours))
     figure.colorbar(drawn, ax=axis, label=label, shrink=0.8, format="%.2g")
     return figure
 

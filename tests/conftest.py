@@ -58,6 +58,24 @@ def chromium():
 
 
 @pytest.fixture
+def violations():
+    """`violations(page)`: what axe-core finds on it, on a light phone and on a dark desktop."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    def found(page):
+        said, before = [], page.viewport_size
+        for scheme, width in (("light", 360), ("dark", 1300)):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            result = Axe().run(page)
+            said += [result.generate_report()] * bool(result.violations_count)
+        page.set_viewport_size(before)
+        return said
+
+    return found
+
+
+@pytest.fixture
 def browser(chromium):
     """`browser(path)` opens a page from the disk and returns the page, its network requests, and
     the console's complaints."""

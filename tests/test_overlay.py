@@ -219,7 +219,7 @@ def test_whole_numbers_are_as_good_as_any(dtype):
 def test_low_is_blue_high_is_red_unseen_is_transparent():
     painted = colour(np.array([[0.05, 0.95, np.nan]]))
     assert painted[0, 0, 2] > painted[0, 0, 0] and painted[0, 1, 0] > painted[0, 1, 2]
-    np.testing.assert_array_equal(painted[..., 3], [[0.05, 0.95, 0]])
+    np.testing.assert_allclose(painted[..., 3], [[0.05**0.5, 0.95**0.5, 0]])
     flat = colour(np.array([[0.05, 0.95, np.nan]]), flat=True)
     np.testing.assert_array_equal(flat[..., 3], [[1, 1, 0]])
 
@@ -246,6 +246,22 @@ def test_an_outline_runs_around_each_level_and_not_along_the_rim():
     assert not lined[0, 11:29].any() and not lined[5:15, 12:28].any() and lined.sum() < 140
     np.testing.assert_allclose(layer[10, 10, :3], colormaps["magma"](0.5)[:3])
     assert (layer[10, 9] == 1).all()
+
+
+def test_a_signed_map_fades_at_zero_and_is_outlined_on_both_sides():
+    heatmap = np.zeros((30, 60))
+    heatmap[5:15, 5:15], heatmap[5:15, 40:50] = 0.64, -0.64
+    painted = colour(heatmap, "RdBu_r", signed=True)
+    np.testing.assert_allclose(painted[10, [10, 30, 45], 3], [0.8, 0, 0.8])
+    for column, shade in ((10, 0.82), (45, 0.18)):
+        np.testing.assert_array_equal(painted[10, column, :3], colormaps["RdBu_r"](shade)[:3])
+    picture = Image.new("RGB", (60, 30), "grey")
+    shown = paint(picture, heatmap, "RdBu_r", 1, signed=True)
+    np.testing.assert_array_equal(shown, blend(picture, painted, 1))
+    lines = outline(heatmap, "RdBu_r", [0.5], signed=True)
+    for column, shade in ((5, 0.75), (40, 0.25)):
+        np.testing.assert_allclose(lines[10, column, :3], colormaps["RdBu_r"](shade)[:3])
+    assert (lines[10, [10, 30, 45], 3] == 0).all()
 
 
 def test_unseen_pixels_are_left_as_they_were():

@@ -249,6 +249,15 @@ def test_a_map_over_its_picture_has_a_scale_with_its_numbers(contours):
     assert (shown[0, 0] == 128).all() and ((shown[-1, -1] == 128).all() == contours)
 
 
+@pytest.mark.parametrize("pictures", ["overlays", "heatmaps"])
+def test_a_scale_fades_as_the_overlays_do(pictures):
+    shown = np.zeros((4, 6, 3), np.uint8) if pictures == "overlays" else np.eye(4)
+    scale = plot_pictures([shown], ["one"], scale="share").axes[-1]
+    bar = scale.collections[-1].cmap(np.linspace(0, 1, 256))[:, 3]
+    expected = np.linspace(0, 1, 256) ** 0.5 if pictures == "overlays" else np.ones(256)
+    np.testing.assert_allclose(bar, expected, atol=1e-6)
+
+
 def test_boxes_lie_on_the_picture_with_their_labels_in_the_middle():
     boxes = np.array([[0.0, 0, 30, 20], [30, 0, 60, 20]])
     axis = plot_boxes(Image.new("RGB", (60, 40)), boxes, [7, 8], marked=[8]).axes[0]

@@ -2,14 +2,16 @@
 
 import gc
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import StoppingCriteria
+from transformers.utils.logging import set_tqdm_hook
 
 from rolloutlib.explorer import Explorer, explore
 from rolloutlib.explorer.checking import MADE_OF
@@ -28,20 +30,22 @@ class Stopped(Exception):
 
 
 class StopWhen(StoppingCriteria):
-    """Ends an answer between two of its tokens."""
+    """Ends an answer between two of its tokens, and counts them."""
 
-    def __init__(self, stop: threading.Event):
-        self.stop = stop
+    def __init__(self, ticket: "Ticket"):
+        self.ticket, self.tokens = ticket, 0
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_) -> torch.Tensor:
-        if self.stop.is_set():
+        if self.ticket.stop.is_set():
             raise Stopped
+        self.tokens += 1
+        self.ticket.said = f"answering, token {self.tokens}"
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A question as it came: `model` is one of the desk's; `pictures` are upright.
+    """A question as it came: `model`, `adapter` and `device` are the desk's; pictures are upright.
 
     head_fusion, residual, beyond_even: of the map, as in `explore`.  longest: tokens of the answer
     at most.
@@ -54,6 +58,8 @@ class Ask:
     head_fusion: str = SHIPPED["head_fusion"]
     residual: float = SHIPPED["residual"]
     beyond_even: bool = SHIPPED["beyond_even"]
+    adapter: str = ""
+    device: str = "cpu"
 
     @property
     def settings(self) -> dict[str, object]:
@@ -71,17 +77,31 @@ class Ticket:
 
 
 class Desk:
-    """Answers questions one after the other, by a model out of `allowed`.
+    """Answers questions one after the other, by a model, an adapter and a device out of `allowed`.
 
-    allowed: folders or ids as `load_model` takes; the first is loaded first.  how: the other
-    arguments of `load_model`. One model is in memory at a time, whoever asks.
+    models, adapters: folders or ids as `load_model` takes; by default no adapter is used.
+    devices: each a `device_map` as there.  dtype: as there. One model is in memory at a time,
+    whoever asks.
     """
 
-    def __init__(self, allowed: Sequence[str], **how):
-        self.allowed, self._how = list(allowed), how
-        self._work = ThreadPoolExecutor(max_workers=1)
-        self._loaded: tuple[str, MultimodalModel | None] = ("", None)
+    def __init__(
+        self,
+        models: Sequence[str],
+        adapters: Sequence[str] = (),
+        devices: Sequence[str] = ("cpu",),
+        dtype: str = "auto",
+    ):
+        adapters = dict.fromkeys(["", *adapters])
+        self.allowed = {"model": [*models], "adapter": [*adapters], "device": [*devices]}
+        self.about = ""  # the model in memory, in one line
+        self._dtype, self._work = dtype, ThreadPoolExecutor(max_workers=1)
+        self._loaded: tuple[tuple[str, ...], MultimodalModel | None] = ((), None)
         self._queue: list[Ticket] = []
+
+    def begin(self) -> Future:
+        """Load the first of all that is allowed, before anybody asks."""
+        first = {name: choices[0] for name, choices in self.allowed.items()}
+        return self._work.submit(self._model, Ask(pictures=[], question="", **first), Ticket())
 
     def ask(self, ask: Ask) -> Ticket:
         """Queue a question. The ticket's result is what `_shown` returns, or what went wrong."""
@@ -114,16 +134,17 @@ class Desk:
 
     def _answer(self, ticket: Ticket, ask: Ask) -> dict[str, object]:
         model = self._model(ask, ticket)
-        ticket.said = "answering"
+        ticket.said = "looking at the picture"
         answer = model.generate(
             [*ask.pictures],
             ask.question,
             max_new_tokens=ask.longest,
             record=True,
-            stopping_criteria=[StopWhen(ticket.stop)],
+            stopping_criteria=[StopWhen(ticket)],
         )
         tokens = answer.sequence[-len(answer.tokens) :].tolist()
-        about = {"about": described(ask.model, model), "tokens": tokens}
+        about = {"about": self.about, "dtype": self._dtype, "tokens": tokens}
+        ticket.said = "drawing the maps"
         return _shown(explore(answer, **ask.settings), answer.text) | about
 
     def _check(
@@ -147,11 +168,15 @@ class Desk:
     def _model(self, ask: Ask, ticket: Ticket) -> MultimodalModel:
         if ticket.stop.is_set():
             raise Stopped
-        if self._loaded[0] != ask.model:
-            ticket.said = "loading the model"
-            self._loaded = ("", None)  # first free the one before
+        wanted = ask.model, ask.adapter, ask.device
+        if self._loaded[0] != wanted:
+            self.about, self._loaded = "", ((), None)  # first free the one before
             gc.collect()
-            self._loaded = (ask.model, load_model(ask.model, **self._how))
+            ticket.said = "loading"
+            with weights_counted(lambda share: setattr(ticket, "said", f"loading, {share:.0%}")):
+                how = {"device_map": ask.device, "dtype": self._dtype}
+                self._loaded = wanted, load_model(ask.model, adapter_id=ask.adapter, **how)
+            self.about = described(*wanted, self._loaded[1])
         return self._loaded[1]
 
 
@@ -166,12 +191,32 @@ def _given(model: MultimodalModel, ask: Ask, tokens: Sequence[int]) -> Answer:
     return model.answer([*ask.pictures], ask.question, inputs, sequences)
 
 
-def described(name: str, model: MultimodalModel) -> str:
+@contextmanager
+def weights_counted(tell: Callable[[float], object]) -> Iterator[None]:
+    """Inside the block, `tell` hears what share of its weights transformers has loaded."""
+
+    def counted(weights: Collection) -> Iterator:
+        for number, weight in enumerate(weights):
+            tell(number / len(weights))
+            yield weight
+
+    def hook(factory: Callable, args: tuple, how: dict) -> object:
+        return counted(*args) if how.get("desc") == "Loading weights" else factory(*args, **how)
+
+    before = set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
+
+
+def described(name: str, adapter: str, device: str, model: MultimodalModel) -> str:
     """A model in one line: what it is, and what it can do."""
     config, millions = model.model.config, model.model.num_parameters() / 1e6
     size = f"{millions / 1000:.1f} billion" if millions >= 1000 else f"{millions:.1f} million"
+    with_it = f" with the adapter {Path(adapter).name}" if adapter else ""
     return (
-        f"{Path(name).name}: {config.model_type} with {size} parameters. "
+        f"{Path(name).name}{with_it}: {config.model_type} with {size} parameters, on {device}. "
         "It answers questions about pictures."
     )
 

@@ -33,6 +33,9 @@ def as_notebook(said: Mapping) -> str:
     """
     texts = {
         "model_id": said["model"],
+        "adapter_id": said["adapter"],
+        "device_map": said["device"],
+        "dtype": said["dtype"],
         "prompt": said["question"],
         "head_fusion": said["head_fusion"],
     }
@@ -46,7 +49,9 @@ def as_notebook(said: Mapping) -> str:
         nbformat.v4.new_code_cell("from rolloutlib import explore, load_model, load_picture"),
         nbformat.v4.new_code_cell("\n".join(lines), metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "model = load_model(model_id)\n"
+            "model = load_model(\n"
+            "    model_id, adapter_id=adapter_id, device_map=device_map, dtype=dtype\n"
+            ")\n"
             "pictures = [load_picture(path) for path in picture_paths]\n"
             "answer = model.generate(\n"
             "    pictures, prompt, max_new_tokens=max_new_tokens, record=True\n"

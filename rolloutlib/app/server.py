@@ -62,7 +62,7 @@ class Page(Private):
             self.set_cookie(self.cookie, self.token, httponly=True, samesite="Strict")
             self.redirect("/")
             return
-        self.write(page(self.desk.allowed, self.examples))
+        self.write(page(self.desk, self.examples))
 
 
 class Example(Private):
@@ -123,10 +123,9 @@ class Question(Private):
         return self.desk.ask(self._asked(said))
 
     def _asked(self, said: dict) -> Ask:
-        if said["model"] not in self.desk.allowed:
-            raise ValueError(f"expected a model out of {self.desk.allowed}, got {said['model']}")
-        if said["head_fusion"] not in HEAD_FUSIONS:
-            raise ValueError(f"expected one of {HEAD_FUSIONS}, got {said['head_fusion']}")
+        for name, allowed in (self.desk.allowed | {"head_fusion": HEAD_FUSIONS}).items():
+            if said[name] not in allowed:
+                raise ValueError(f"expected as {name} one of {[*allowed]}, got {said[name]!r}")
         if not said["question"].strip():
             raise ValueError("The question is missing.")
         longest = int(said["longest"])
@@ -135,7 +134,7 @@ class Question(Private):
         residual = float(said["residual"])
         if not 0 <= residual <= 1:
             raise ValueError(f"residual must be in [0, 1], got {residual}")
-        chosen = {name: said[name] for name in ("model", "question", "head_fusion")}
+        chosen = {name: said[name] for name in (*self.desk.allowed, "head_fusion", "question")}
         chosen |= {"residual": residual, "beyond_even": bool(said["beyond_even"])}
         return Ask(pictures=self._pictures(said), longest=longest, **chosen)
 
@@ -178,12 +177,16 @@ def page_script() -> str:
     return explorer + PAGE_SCRIPT.read_text(encoding="utf-8") + own
 
 
-def page(models: Sequence[str], examples: Sequence[dict]) -> str:
+def page(desk: Desk, examples: Sequence[dict]) -> str:
     """The page that everybody opens; it holds nothing of anybody."""
     loader = jinja2.ChoiceLoader([jinja2.FileSystemLoader(TEMPLATES), PAGES.loader])
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("app.html.j2")
     return template.render(
-        models=[(name, Path(name).name) for name in models],
+        choices={
+            name: [(one, Path(one).name or f"no {name}") for one in allowed]
+            for name, allowed in desk.allowed.items()
+        },
+        about=desk.about,
         examples=[one["question"] for one in examples],
         heads=HEAD_FUSIONS,
         shipped=SHIPPED,

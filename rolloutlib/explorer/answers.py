@@ -59,6 +59,7 @@ def explore(
     tower_residual: float = TOWER_RESIDUAL,
     beyond_even: bool = SHIPPED["beyond_even"],
     start_layer: int = 0,
+    end_layer: int | None = None,
     head_fusion: str = SHIPPED["head_fusion"],
     residual: float = SHIPPED["residual"],
     discard_ratio: float = 0.0,
@@ -77,7 +78,8 @@ def explore(
     beyond_even: take out the order of tokens, as `heatmaps` does: on the pictures together, and
     likewise among the words. Without it, rows are scaled to sum to 1.
     start_layer to receptive_field: of the language model's rollout, as in `rollout`. Controls
-    change these and `beyond_even`.  look: initial traits of `MapView`, such as `power=2`.
+    change these and `beyond_even`.  end_layer: layers from this one on are left out.
+    look: initial traits of `MapView`, such as `power=2`.
 
     Raises ValueError for a setting out of range.
     """
@@ -85,7 +87,7 @@ def explore(
     behind = to_patches and any(image.patches for image in answer.images)
     first = MapSettings(*rollout, beyond_even, behind, tower_residual)
     recording = answer.model.record(answer)
-    layers, words = recording["language"], words_of(answer)
+    layers, words = recording["language"][:end_layer], words_of(answer)
     pictures, views, labels = _seen(answer, to_patches)
 
     def panels(how: MapSettings) -> Panels:
@@ -140,28 +142,37 @@ def words_of(answer: Answer) -> Words:
     return Words(texts, prompt, positions, rows)
 
 
-def compare(answers: Mapping[str, Answer], **settings) -> ipywidgets.Box:
+def compare(answers: Mapping[str, Answer | Explorer], **settings) -> ipywidgets.Box:
     """Explore answers side by side, each under its name: pointing at one points at all.
 
     They may be of different models or questions: what is linked is the place in the picture, and
-    a word with the same number and text.
+    a word with the same number, if the question or the word is the same. Beside two of them stands
+    their difference, the first minus the second; or why there is none.
 
-    settings: as in `explore`.
+    answers: by name. An explorer brings settings of its own, such as other layers, or was made
+    while the model's adapter was off.  settings: of the others, as in `explore`.
 
     Raises ValueError for fewer than two answers.
     """
     if len(answers) < 2:
         raise ValueError(f"expected at least 2 answers, got {len(answers)}")
-    settings |= {"group": secrets.token_hex(8)}
-    half = ipywidgets.Layout(flex="1 1 20em", min_width="0")
-    columns = [
-        ipywidgets.VBox(
-            [ipywidgets.HTML(f"<h3>{html.escape(name)}</h3>"), explore(one, **settings)]
-        )
+    shown: dict[str, ipywidgets.Widget] = {
+        name: one if isinstance(one, Explorer) else explore(one, **settings)
         for name, one in answers.items()
-    ]
-    for column in columns:
-        column.layout = half
+    }
+    if len(shown) == 2:
+        one, other = shown
+        try:
+            shown[f"{one} minus {other}"] = shown[one].minus(shown[other])
+        except ValueError as problem:
+            shown["difference"] = ipywidgets.HTML(html.escape(f"There is none: {problem}"))
+    group, columns = secrets.token_hex(8), []
+    for name, widget in shown.items():
+        if isinstance(widget, Explorer):
+            widget.maps.group = group
+        title = ipywidgets.HTML(f"<h3>{html.escape(name)}</h3>")
+        half = ipywidgets.Layout(flex="1 1 20em", min_width="0")
+        columns.append(ipywidgets.VBox([title, widget], layout=half))
     return ipywidgets.Box(columns, layout=ipywidgets.Layout(flex_flow="row wrap"))
 
 

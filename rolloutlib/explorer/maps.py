@@ -9,6 +9,8 @@ from jaxtyping import Float
 from rolloutlib.algorithm.arrays import Array, as_tensor
 
 STEPS = 65535  # in a row's highest value: a map's numbers are rounded to these in the browser
+SIGNED_STEPS = 32767  # in the same of a signed map
+DIVERGING = "RdBu_r"  # colours of a signed map: red above 0, blue below
 
 
 @dataclass(frozen=True)
@@ -18,17 +20,19 @@ class Heatmaps:
     on_pictures: for each picture `[word row column]` on its grid of tokens; a single map
     if it is the same for all words.
     on_words: `[word word]`, what each drew on the words; None if that is unknown.
-    colours: one of the names in `COLOURS`, or "" to let the reader choose.
+    colours: one that matplotlib knows, "cyan" or "red"; "" lets the reader choose.
+    signed: numbers below 0 are allowed, as in a difference of two maps.
     """
 
     on_pictures: Sequence[Float[Array, "word _ _"]]
     on_words: Float[Array, "word word"] | None = None
     colours: str = ""
+    signed: bool = False
 
     def rows(self, words: int) -> Float[np.ndarray, "word relevance"]:
         """Everything in one array: the cells of the pictures, one after the other, then the words.
 
-        Rows are read as shares: one that sums to more than 1 is scaled to sum to 1.
+        Rows are read as shares: one that sums to more than 1 is scaled to sum to 1, unless signed.
 
         Raises ValueError for maps of a different number of words, negative or not finite.
         """
@@ -39,9 +43,9 @@ class Heatmaps:
         if got[0] not in (1, words) or len(set(got)) > 1:
             raise ValueError(f"expected maps for {words} words, or one for all, got {got}")
         rows = np.concatenate(parts, 1)
-        if not (np.isfinite(rows).all() and (rows >= 0).all()):
+        if not (np.isfinite(rows).all() and (self.signed or (rows >= 0).all())):
             raise ValueError("expected relevance of finite numbers, 0 or more, got others")
-        return rows / np.maximum(rows.sum(1, keepdims=True), 1)
+        return rows if self.signed else rows / np.maximum(rows.sum(1, keepdims=True), 1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ Sheets = Mapping[str, Heatmaps | Mark]  # what lies over one picture, switched o
 Panels = Mapping[str, Sheets]  # pictures side by side, such as with an adapter and without
 
 
-def codes(rows: Float[np.ndarray, "word relevance"]) -> bytes:
-    """Each number as a share of its row's highest: accurate to half a step of 1 / 65535 of it."""
-    peaks = rows.max(1, keepdims=True)
-    return (rows / np.where(peaks > 0, peaks, 1) * STEPS).round().astype("<u2").tobytes()
+def codes(rows: Float[np.ndarray, "word relevance"], signed: bool = False) -> bytes:
+    """Each number as a share of its row's highest: accurate to half a step of 1 / 65535 of it, or
+    if it has a sign, to half a step of 1 / 32767 of the largest."""
+    peaks = np.abs(rows).max(1, keepdims=True)
+    steps, kind = (SIGNED_STEPS, "<i2") if signed else (STEPS, "<u2")
+    return (rows / np.where(peaks > 0, peaks, 1) * steps).round().astype(kind).tobytes()

@@ -44,7 +44,8 @@ def coco(explorer) -> dict[str, list[dict]]:
     boxes = []
     for category, panel in enumerate(explorer.panel_names, 1):
         heatmap, view = explorer.shown_map(panel)
-        for box, score in peak_boxes(to_picture(heatmap, view, blur_tokens=explorer.maps.blur)):
+        heatmap = to_picture(np.abs(heatmap), view, blur_tokens=explorer.maps.blur)
+        for box, score in peak_boxes(heatmap):
             common = {"id": len(boxes) + 1, "image_id": 1, "category_id": category, "iscrowd": 0}
             boxes.append(common | {"bbox": box, "area": box[2] * box[3], "score": score})
     height, width = explorer.shown_map(panel)[1].picture

@@ -22,7 +22,7 @@ from rolloutlib.explorer import saving
 from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.explorer.checking import check
 from rolloutlib.explorer.controls import controls, parts
-from rolloutlib.explorer.maps import Heatmaps, Mark, Panels, codes
+from rolloutlib.explorer.maps import DIVERGING, Heatmaps, Mark, Panels, codes
 from rolloutlib.explorer.settings import MapSettings
 from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
@@ -37,8 +37,9 @@ with needs("notebooks"):
     import traitlets
 
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
-DISPLAYS = ("fading", "flat", "outline", "beside")
+DISPLAYS = ("fading", "flat", "outline", "beside", "slider")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
+QUALITY = 85  # of these pictures, as WebP
 SETTINGS = (
     "First layer, heads, residual, discard, receptive field and order change the rollout itself"
 )
@@ -71,6 +72,7 @@ class MapView(anywidget.AnyWidget):
     display = traitlets.Enum(DISPLAYS, DISPLAYS[0]).tag(
         sync=True
     )  # how the map lies on the picture
+    split = traitlets.Float(0.5, min=0, max=1).tag(sync=True)  # where a slider's map begins
     hidden = traitlets.List(traitlets.Unicode()).tag(sync=True)
     picture = traitlets.Int().tag(sync=True)
     together = traitlets.Bool().tag(sync=True)  # one colour scale for all pictures
@@ -147,15 +149,12 @@ class Explorer(ipywidgets.VBox):
         self._compute = panels if callable(panels) else lambda settings: panels
         self._verify = verify
         self._first = settings = settings or MapSettings()
-        # 256 colours each, as red, green, blue and opacity.
-        shades = {name: mpl.colormaps[name](np.arange(256)) * 255 for name in COLOURS}
         self.maps = MapView(
             pictures=list(map(_sent, self._small, views, labels)),
             words=list(words),
             weights=[len(getattr(word, "tokens", "")) or 1 for word in words],
             prompt=prompt,
             title=title,
-            palettes={name: s.round().astype(np.uint8).tobytes() for name, s in shades.items()},
             status=STILL if depth else "",
             checks="kernel" if verify else "",
             **({"together": len(pictures) > 1} | look),
@@ -229,6 +228,52 @@ class Explorer(ipywidgets.VBox):
             raise ValueError("expected an explorer of an answer about one picture, got another")
         return check(self, self._verify, on_progress)
 
+    def minus(self, other: "Explorer") -> "Explorer":
+        """What each word drew on more here than in another explorer; it follows both.
+
+        The shares there are subtracted from the shares here: red is more here, blue more there.
+        Words are compared by their numbers: those of the answers, and those of the prompts if they
+        are the same.
+
+        Raises ValueError unless both show one map of each word on the same grids.
+        """
+        views, others = ([view.grid for view in each._views] for each in (self, other))
+        if views != others:
+            raise ValueError(f"expected maps on the same grids, got {views} and {others}")
+        prompts = [each.maps.words[: each.maps.prompt] for each in (self, other)]
+        prompt = len(prompts[0]) if prompts[0] == prompts[1] else 0
+        firsts = [0, 0] if prompt else list(map(len, prompts))
+        both = [each.maps.words[at:] for each, at in zip((self, other), firsts, strict=True)]
+        pairs = zip(*both, strict=False)
+        words = [a if a == b else f"{a.strip()} | {b.strip()}" for a, b in pairs]
+
+        def compared() -> Panels:
+            mine, theirs = (
+                each._of_words(at, len(words))
+                for each, at in zip((self, other), firsts, strict=True)
+            )
+            ends = np.cumsum([np.prod(grid) for grid in views])
+            *on_pictures, on_words = np.split(mine - theirs, ends, axis=1)
+            maps = [m.reshape(-1, *grid) for m, grid in zip(on_pictures, views, strict=True)]
+            return {"": {"": Heatmaps(maps, on_words, DIVERGING, signed=True)}}
+
+        labels = [picture["label"] for picture in self.maps.pictures]
+        special = {number - firsts[0] for number in self.maps.special} & {*range(len(words))}
+        look = {"labels": labels, "title": self.maps.title, "together": self.maps.together}
+        look["special"] = sorted(special)
+        found = Explorer(self._pictures, self._views, words, compared(), prompt=prompt, **look)
+        for each in (self, other):
+            each.maps.observe(lambda _: found._show(compared()), "codes")
+        return found
+
+    def _of_words(self, first: int, count: int) -> Float[np.ndarray, "word relevance"]:
+        """The only map of each of these words, on pictures and on these words."""
+        [rows, *others] = self._rows.values()
+        if others or len(rows) != len(self.maps.words):
+            raise ValueError(f"expected one map of each word, got {[*self._rows]}")
+        cells, chosen = rows.shape[1] - len(rows), slice(first, first + count)
+        return np.hstack([rows[chosen, :cells], rows[chosen, cells:][:, chosen]])
+
     def shown_picture(self) -> UInt8[np.ndarray, "height width 3"]:
         """The picture that is shown with everything on it, panels side by side."""
         number = self.maps.picture
@@ -285,19 +330,21 @@ class Explorer(ipywidgets.VBox):
                 point = sheet.x * picture.width, sheet.y * picture.height
                 shown = blend(picture, crosshair(view.picture, point), 1)
             else:
-                scaled = self._scaled(self._rows[panel, name], number, view)
-                colours = sheet.colours or self.maps.colours
-                shown = self._coloured(picture, scaled, colours)
+                scaled = self._scaled(self._rows[panel, name], number, view, sheet.signed)
+                shown = self._coloured(picture, scaled, sheet)
             picture = Image.fromarray(shown)
         return np.asarray(picture)
 
     def _coloured(
-        self, picture: Image.Image, scaled: Float[np.ndarray, "height width"], colours: str
+        self, picture: Image.Image, scaled: Float[np.ndarray, "height width"], sheet: Heatmaps
     ) -> UInt8[np.ndarray, "height width 3"]:
+        colours, signed = sheet.colours or self.maps.colours, sheet.signed
+        if self.maps.display == "slider":
+            scaled[:, : round(self.maps.split * picture.width)] = np.nan
         if self.maps.display == "outline":
-            return blend(picture, outline(scaled, colours), 1)
+            return blend(picture, outline(scaled, colours, signed=signed), 1)
         flat = self.maps.display == "flat"
-        return paint(picture, scaled, colours, self.maps.opacity, flat=flat)
+        return paint(picture, scaled, colours, self.maps.opacity, flat=flat, signed=signed)
 
     def _combined(
         self, rows: Float[np.ndarray, "word relevance"]
@@ -318,16 +365,24 @@ class Explorer(ipywidgets.VBox):
         return row[ends[number] : ends[number + 1]].reshape(self._views[number].grid)
 
     def _scaled(
-        self, rows: Float[np.ndarray, "word relevance"], number: int, view: View
+        self, rows: Float[np.ndarray, "word relevance"], number: int, view: View, signed: bool
     ) -> Float[np.ndarray, "height width"]:
-        """The combined map of the words shown, at the picture's resolution and in [0, 1]."""
+        """The combined map of the words shown, at the picture's resolution and in [0, 1]; in
+        [-1, 1] if it is signed."""
         combined, cells = self._combined(rows), sum(int(np.prod(v.grid)) for v in self._views)
-        smooth = to_picture(self._grid(combined, number), view, blur_tokens=self.maps.blur)
+        grid, blur = self._grid(combined, number), self.maps.blur
+        smooth = to_picture(np.maximum(grid, 0), view, blur_tokens=blur)
+        if signed:
+            smooth -= to_picture(np.maximum(-grid, 0), view, blur_tokens=blur)
         one_picture = combined[:cells] if self.maps.together else smooth[~np.isnan(smooth)]
         measured = rows[:, :cells] if self.maps.shared else one_picture
+        measured = np.abs(measured) if signed else measured
         low, high = measured.min(initial=np.inf), measured.max(initial=0)
         if high <= 0:  # nothing to show: the bare picture
             return np.full_like(smooth, np.nan)
+        if signed:
+            shares = np.clip(smooth / high, -1, 1)
+            return np.sign(shares) * np.abs(shares) ** self.maps.power
         if is_flat(low, high):
             return smooth * 0
         return np.clip((smooth - low) / (high - low), 0, 1) ** self.maps.power
@@ -342,15 +397,21 @@ class Explorer(ipywidgets.VBox):
             for name, sheet in sheets.items()
             if isinstance(sheet, Heatmaps)
         }
+        sheets = [sheet for panel in panels.values() for sheet in panel.values()]
+        own = [sheet.colours for sheet in sheets if isinstance(sheet, Heatmaps) and sheet.colours]
         with self.maps.hold_sync():
             self.maps.trust = {}
+            self.maps.palettes = {name: _palette(name) for name in dict.fromkeys([*COLOURS, *own])}
             self.maps.made = settings.said if settings else ""
             self.maps.note = settings.note if settings else ""
             self.maps.panels = [
                 {"name": panel, "sheets": [self._sheet(panel, name) for name in sheets]}
                 for panel, sheets in panels.items()
             ]
-            self.maps.codes = b"".join(map(codes, self._rows.values()))
+            self.maps.codes = b"".join(
+                codes(rows, panels[panel][name].signed)
+                for (panel, name), rows in self._rows.items()
+            )
 
     def _rows_of(self, heatmaps: Heatmaps) -> Float[np.ndarray, "word relevance"]:
         grids = [tuple(part.shape[1:]) for part in heatmaps.on_pictures]
@@ -363,8 +424,8 @@ class Explorer(ipywidgets.VBox):
         sheet = self._panels[panel][name]
         if isinstance(sheet, Mark):
             return {"name": name, "point": [sheet.x, sheet.y], "peaks": []}
-        peaks = self._rows[panel, name].max(1).tolist()
-        return {"name": name, "colours": sheet.colours, "peaks": peaks}
+        peaks = np.abs(self._rows[panel, name]).max(1).tolist()
+        return {"name": name, "colours": sheet.colours, "peaks": peaks, "signed": sheet.signed}
 
     def _recompute(self, _change) -> None:
         self.maps.status, self.maps.busy = "Computing in the kernel …", True
@@ -397,10 +458,15 @@ class Explorer(ipywidgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | {"image/png": picture}
 
 
+def _palette(name: str) -> bytes:
+    """256 colours, as red, green, blue and opacity."""
+    return (mpl.colormaps[name](np.arange(256)) * 255).round().astype(np.uint8).tobytes()
+
+
 def _sent(picture: Image.Image, view: View, label: str) -> dict[str, object]:
     """A picture as sent to the browser, with the grid and where on the picture it lies."""
     boxes, (height, width), file = view.boxes(), view.picture, io.BytesIO()
-    picture.save(file, "webp", quality=90)
+    picture.save(file, "webp", quality=QUALITY)
     return {
         "data": file.getvalue(),
         "type": "image/webp",

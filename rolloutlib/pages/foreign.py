@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from rolloutlib.extras import needs
+from rolloutlib.pages.figures import as_flac
 
 with needs("notebooks"):
     from bleach.html5lib_shim import Filter
@@ -104,10 +105,21 @@ def _pictures_by(picture: Callable[[str], str]) -> type[Filter]:
                     inside = "" if token["type"] == "EndTag" and name == inside else inside or name
                 elif name == "img":
                     yield _shown(token, picture)
+                elif name in {"audio", "source"} and (None, "src") in (token.get("data") or ()):
+                    yield _heard(token)
                 else:
                     yield token
 
     return Pictures
+
+
+def _heard(token: dict) -> dict:
+    """A player's token with its sound in fewer bytes."""
+    values = token["data"]
+    values[None, "src"] = found = as_flac(values[None, "src"])
+    if (None, "type") in values and found.startswith("data:audio/flac"):
+        values[None, "type"] = "audio/flac"
+    return token
 
 
 def _shown(token: dict, picture: Callable[[str], str]) -> dict:

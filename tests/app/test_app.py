@@ -13,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from places import ROOT
-from small_llava import save_small_llava
+from small_llava import save_small_llava, small_llava
+from small_qwen3_vl import save_small_lora
 
 from rolloutlib.app import desk as desk_module
 from rolloutlib.app.desk import Ask, Desk, Stopped
@@ -37,13 +39,19 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture
-def desk(checkpoints, monkeypatch):
-    def endless(name, **how):
+def endless(monkeypatch):
+    """Models that never end an answer by themselves; with random weights they may at once."""
+
+    def load(name, **how):
         model = load_model(name, **how)
-        model.model.generation_config.eos_token_id = None  # random weights may end at once
+        model.model.generation_config.eos_token_id = None
         return model
 
-    monkeypatch.setattr(desk_module, "load_model", endless)
+    monkeypatch.setattr(desk_module, "load_model", load)
+
+
+@pytest.fixture
+def desk(checkpoints, endless):
     desk = Desk(checkpoints)
     yield desk
     desk.close()
@@ -91,8 +99,9 @@ def png(colour="red", size=(90, 60)):
 
 def asked(port, name, content, path="/ask", **other):
     """The lines that the app answers."""
-    said = {"model": name, "question": QUESTION, "head_fusion": "max", "residual": 0.9}
-    said |= {"longest": 2, "pictures": [["a.png", len(content)]], "beyond_even": True} | other
+    said = {"model": name, "adapter": "", "device": "cpu", "question": QUESTION, "longest": 2}
+    said |= {"head_fusion": "max", "residual": 0.9, "pictures": [["a.png", len(content)]]}
+    said |= {"beyond_even": True} | other
     status, _, body = reply_of(port, "POST", path, content, **{"X-Ask": quote(json.dumps(said))})
     assert status == 200
     return [json.loads(line) for line in body.splitlines()]
@@ -145,8 +154,10 @@ def test_what_is_too_large_is_refused_before_it_is_read(port, length):
         (b"", {"pictures": []}, "The picture is missing."),
         (png(), {"question": " "}, "The question is missing."),
         (png(), {"question": "what does <image> mean?"}, "which means"),
-        (png(), {"model": "other"}, "expected a model out of"),
-        (png(), {"head_fusion": "odd"}, "expected one of"),
+        (png(), {"model": "other"}, "expected as model one of"),
+        (png(), {"adapter": "other"}, "expected as adapter one of [''], got 'other'"),
+        (png(), {"device": "cuda"}, "expected as device one of ['cpu'], got 'cuda'"),
+        (png(), {"head_fusion": "odd"}, "expected as head_fusion one of"),
         (png(), {"residual": 2}, "residual must be in [0, 1], got 2"),
         (png(), {"longest": 0}, "expected 1 to 4096 tokens, got 0"),
         (png(size=(3, 3)), {"pictures": [["a.png", LARGEST_FILE + 1]]}, "at most 20 MB"),
@@ -167,6 +178,42 @@ def test_five_at_once_are_answered_in_turn_each_with_their_own_picture(port, che
     assert "llava with 0.1 million parameters" in lines[0][-1]["about"]
 
 
+def codes_of(line):
+    return next(one["data"] for one in line["buffers"] if one["path"] == ["codes"])
+
+
+def test_an_adapter_is_chosen_for_each_question_and_said(checkpoints, endless, tmp_path):
+    lora = str(save_small_lora(tmp_path / "lora", small_llava(), target_modules=["q_proj"]))
+    desk = Desk(checkpoints, [lora])
+    desk.begin().result()
+    assert desk.about.startswith("one") and "adapter" not in desk.about
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8))
+    found = []
+    for adapter in ("", lora, ""):
+        ask = Ask(checkpoints[0], [picture], QUESTION, 1, adapter=adapter)
+        found.append(desk.ask(ask).result.result())
+    assert "with the adapter lora: llava" in found[1]["about"]
+    assert found[0]["about"] == found[2]["about"] == desk.about
+    first, other, again = map(codes_of, found)
+    assert first == again != other
+    desk.close()
+
+
+def test_what_is_loaded_and_answered_is_counted(desk, checkpoints, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        desk_module.Ticket,
+        "__setattr__",
+        lambda ticket, name, value: said.append(value) or object.__setattr__(ticket, name, value),
+    )
+    desk.ask(Ask(checkpoints[0], [Image.new("RGB", (60, 60))], QUESTION, 2)).result.result()
+    words = [one for one in said if isinstance(one, str)]
+    shares = [int(one[9:-1]) for one in words if one.startswith("loading, ")]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] > 90
+    told = ["looking at the picture", "answering, token 1", "answering, token 2"]
+    assert words[-4:] == [*told, "drawing the maps"]
+
+
 def test_another_model_takes_the_place_of_the_one_before(desk, checkpoints):
     kept = []
     for name in checkpoints:
@@ -182,12 +229,12 @@ def test_an_answer_stops_between_two_tokens_and_the_next_is_given(desk, checkpoi
     class Slow(desk_module.StopWhen):
         def __call__(self, ids, scores, **other) -> torch.Tensor:
             begun.set()
-            self.stop.wait()
+            self.ticket.stop.wait()
             return super().__call__(ids, scores, **other)
 
     ask = Ask(checkpoints[0], [Image.new("RGB", (60, 60))], QUESTION, 3)
     once = iter([Slow, desk_module.StopWhen])
-    monkeypatch.setattr(desk_module, "StopWhen", lambda stop: next(once)(stop))
+    monkeypatch.setattr(desk_module, "StopWhen", lambda ticket: next(once)(ticket))
     first = desk.ask(ask)
     assert begun.wait(100)
     second = desk.ask(ask)
@@ -246,6 +293,7 @@ def test_what_cannot_be_checked_is_said(port, checkpoints, other, said):
 
 def test_the_notebook_asks_the_same_by_its_parameters(port, checkpoints, tmp_path):
     said = {"model": checkpoints[0], "question": "a 'b'\n?", "names": ["x y.png"], "longest": 7}
+    said |= {"adapter": "my-lora", "device": "auto", "dtype": "bfloat16"}
     said |= {"head_fusion": "max", "residual": 0.9, "beyond_even": False}
     _, _, body = reply_of(port, "POST", "/notebook", json.dumps(said))
     (tmp_path / "question.ipynb").write_bytes(body)
@@ -253,11 +301,14 @@ def test_the_notebook_asks_the_same_by_its_parameters(port, checkpoints, tmp_pat
     parameters = Notebook.read(tmp_path / "question.ipynb").parameters
     expected = {"model_id": checkpoints[0], "prompt": "a 'b'\n?", "picture_paths": ["x y.png"]}
     expected |= {"max_new_tokens": 7, "residual": 0.9, "head_fusion": "max", "beyond_even": False}
+    expected |= {"adapter_id": "my-lora", "device_map": "auto", "dtype": "bfloat16"}
     assert {name: one.default for name, one in parameters.items()} == expected
     assert reply_of(port, "POST", "/notebook", "{}")[0] == 400
 
 
-def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(port, chromium, tmp_path):
+def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(
+    port, chromium, tmp_path, violations
+):
     page = chromium.new_page(viewport={"width": 360, "height": 740})
     page.set_default_timeout(240_000)
     requests, complaints = [], []
@@ -284,6 +335,7 @@ def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(port, chromi
     assert box["width"] <= 360 and page.locator("#question").bounding_box()["width"] <= 340
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=ARTIFACTS / "app.png", full_page=True)
+    assert violations(page) == []
     with page.expect_download() as kept:
         page.get_by_role("button", name="as a page").click()
     kept.value.save_as(tmp_path / "answer.html")
@@ -293,4 +345,5 @@ def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(port, chromi
     alive = chromium.new_page()
     alive.goto((tmp_path / "answer.html").as_uri())
     alive.locator(".rx-chip").first.wait_for()
+    assert violations(alive) == []
     alive.close()

@@ -345,6 +345,7 @@ def test_what_is_shown_is_saved_as_it_is_shown(tmp_path, display):
     lines = outline(emphasize(to_picture(mean, VIEW)))
     expected = {"fading": faded, "flat": flat, "outline": blend(PICTURE, lines, 1)}
     expected["beside"] = np.hstack([np.asarray(PICTURE), faded])
+    expected["slider"] = np.hstack([np.asarray(PICTURE)[:, :30], faded[:, 30:]])
     np.testing.assert_array_equal(saved, expected[display])
 
 
@@ -402,12 +403,68 @@ def test_special_tokens_and_the_tokens_in_a_word_are_told(tmp_path):
 
 
 def test_compared_answers_share_a_group(answer):
-    box = compare({"once": answer, "<b>again": answer}, residual=0.8)
-    [one, other] = [column.children[1] for column in box.children]
-    assert one.maps.group == other.maps.group != "" and one.settings.residual == 0.8
-    assert "&lt;b&gt;again" in box.children[1].children[0].value
+    again = "&lt;b&gt;again"
+    box = compare({"once": answer, "<b>again": explore(answer, end_layer=2)}, residual=0.8)
+    [one, other, both] = [column.children[1] for column in box.children]
+    assert one.maps.group == other.maps.group == both.maps.group != ""
+    assert one.settings.residual == 0.8 and both.maps.words == one.maps.words
+    assert other._controls["start_layer"].max == 1
+    titles = [column.children[0].value for column in box.children]
+    assert titles == [f"<h3>{each}</h3>" for each in ("once", again, f"once minus {again}")]
     with pytest.raises(ValueError, match="at least 2 answers, got 1"):
         compare({"one": answer})
+
+
+def test_a_difference_is_that_of_the_shares_and_follows_both():
+    on_pictures, on_words = rng.random((2, 4, 3, 4)) / 20, rng.random((2, 4, 4)) / 20
+    first, second = map(Heatmaps, map(list, on_pictures[:, None]), on_words)
+    said = [*WORDS[:2], " red", WORDS[3]]
+    one = Explorer([PICTURE], [VIEW], WORDS, {"": {"": first}}, prompt=2, special=[0])
+    other = Explorer([PICTURE], [VIEW], said, {"": {"": second}}, prompt=2)
+    both = one.minus(other)
+    assert both.maps.words == [*WORDS[:2], "blue | red", WORDS[3]]
+    assert both.maps.prompt == 2 and both.maps.special == [0]
+    both.selected = [1, 3]
+    expected = on_pictures[0] - on_pictures[1]
+    np.testing.assert_allclose(both.shown_map("")[0], expected[[1, 3]].mean(0), atol=1e-15)
+    rows = np.hstack([expected.reshape(4, -1), on_words[0] - on_words[1]])
+    peaks = np.array(both.maps.panels[0]["sheets"][0]["peaks"])[:, None]
+    np.testing.assert_allclose(peaks, np.abs(rows).max(1, keepdims=True), rtol=1e-12)
+    sent = np.frombuffer(both.maps.codes, "<i2").reshape(4, -1) / 32767 * peaks
+    np.testing.assert_allclose(sent, rows, atol=1.01 * peaks.max() / 32767 / 2)
+    other._show({"": {"": first}})  # as after a change of its settings
+    assert (both.shown_map("")[0] == 0).all()
+
+
+def test_a_difference_is_red_above_zero_and_blue_below(tmp_path):
+    grid = np.zeros((4, 3, 4))
+    grid[:, 1, 1], grid[:, 1, 2] = 0.16, 0.01
+    one, other = (
+        Explorer([PICTURE], [VIEW], WORDS, {"": {"": Heatmaps([g])}})
+        for g in (grid, grid[..., ::-1])
+    )
+    both = one.minus(other)
+    both.maps.blur, both.maps.opacity = 0.0, 1.0
+    saved = np.asarray(Image.open(both.save(tmp_path / "map.png")))
+    ends = 255 * plt.get_cmap("RdBu_r")([1.0, 0.0])[:, :3]
+    np.testing.assert_allclose(saved[15, [25, 35]], ends, atol=1)
+    np.testing.assert_array_equal(saved[5], np.asarray(PICTURE)[5])
+    found = boxes_in(both, tmp_path / "map.json")["annotations"]
+    assert [box["bbox"] for box in found] == [[20, 10, 20, 10]]
+
+
+def test_words_of_other_questions_are_compared_in_the_answers_only():
+    one = Explorer([PICTURE], [VIEW], WORDS, {"": {"": maps(words=4)}}, prompt=2)
+    longer = Explorer([PICTURE], [VIEW], ["a", "b", "c", "d"], {"": {"": maps(words=4)}}, prompt=1)
+    both = one.minus(longer)
+    assert both.maps.words == ["blue | b", "sky | c"] and both.maps.prompt == 0
+    wide = [replace(VIEW, grid=(3, 2))]
+    other_grid = Explorer([PICTURE], wide, WORDS, {"": {"": Heatmaps([np.ones((4, 3, 2))])}})
+    with pytest.raises(ValueError, match=r"same grids, got \[\(3, 4\)\] and \[\(3, 2\)\]"):
+        one.minus(other_grid)
+    same_for_all = Explorer([PICTURE], [VIEW], WORDS, {"": {"": maps(words=1)}})
+    with pytest.raises(ValueError, match="expected one map of each word"):
+        one.minus(same_for_all)
 
 
 def test_shares_that_mean_nothing_are_not_said(explorer):
@@ -524,7 +581,7 @@ def test_clip_scales_rows_over_all_frames_and_shows_one_at_a_time(tmp_path):
     low, high = relevance[1].min(), relevance[1].max()
     scaled = (relevance[1, 3] - low) / (high - low)
     colour = plt.get_cmap(COLOURS[0])(scaled[1, 2])[:3]
-    share = 0.8 * scaled[1, 2]
+    share = 0.8 * scaled[1, 2] ** 0.5
     pixel = np.asarray(PICTURE)[15, 35] * (1 - share) + np.array(colour) * 255 * share
     np.testing.assert_allclose(saved[15, 35], pixel, atol=1)
     assert not explore_clip([PICTURE] * 5, VIEW, WORDS, relevance, together=False).maps.together

@@ -104,7 +104,7 @@ def page_of(explorer, folder):
     data = {WIDGET_VIEW: {"model_id": explorer.model_id}, "text/plain": "Explorer()"}
     cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data)])
     notebook = nbformat.v4.new_notebook(metadata={"widgets": {WIDGET_STATE: state}})
-    notebook.cells.append(cell)
+    notebook.cells += [nbformat.v4.new_markdown_cell("# Page"), cell]
     nbformat.write(notebook, folder / "page.ipynb")
     return write_page(folder / "page.ipynb")
 
@@ -192,7 +192,8 @@ def test_the_map_fades_is_outlined_or_lies_beside_the_picture(show):
     page = show(five_words(blur=0.0, display="fading"))
     heatmap = ON_PICTURE[3:].mean(0)
     scaled = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
-    np.testing.assert_allclose(token_colours(page)[..., 3], 255 * scaled, atol=1)
+    np.testing.assert_allclose(token_colours(page)[..., 3], 255 * scaled**0.5, atol=1)
+    assert "half as opaque" in page.locator(".rx-said").inner_text()
     low, high = page.locator(".rx-scale > span").all_inner_texts()[:2]
     assert [low, high] == [f"{100 * end:.2g} %" for end in (heatmap.min(), heatmap.max())]
     page.locator("select").first.select_option("outline")
@@ -204,6 +205,18 @@ def test_the_map_fades_is_outlined_or_lies_beside_the_picture(show):
     assert not page.locator(".rx-plain").is_visible()
     page.locator("select").first.select_option("beside")
     assert page.locator(".rx-plain").is_visible()
+    page.locator("select").first.select_option("slider")
+    assert not page.locator(".rx-plain").is_visible()
+    kept = {}
+    for share in (0.75, 1):
+        page.get_by_role("slider", name="where the map begins").fill(str(share))
+        over = page.locator(".rx-over").evaluate("part => getComputedStyle(part).clipPath")
+        assert over == f"inset(0px 0px 0px {100 * share:g}%)"
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="PNG").click()
+        kept[share] = np.asarray(Image.open(saved.value.path()).convert("RGB"))
+    changed = (kept[0.75] != kept[1]).any(-1)
+    assert not changed[:, :90].any() and changed[:, 90:100].mean() > 0.9
     page.get_by_label("one scale for all words").check()
     page.mouse.move(1, 1)
     assert page.locator(".rx-scale > span").nth(1).inner_text() == f"{100 * ON_PICTURE.max():.2g} %"
@@ -242,6 +255,40 @@ def test_explorers_of_one_group_point_together(show):
     assert page.locator(".rx-cursor:visible").count() == 2
     page.mouse.move(1, 1)
     assert page.locator(".rx-cursor:visible").count() == 0
+
+
+def test_a_difference_says_and_shows_what_is_more_and_what_is_less(show, violations):
+    other = Heatmaps([ON_PICTURE[::-1]], ON_WORDS)
+    one = five_words(blur=0.0, display="fading", group="g")
+    both = one.minus(
+        Explorer([PICTURE], [VIEW], [*WORDS[:4], "right"], {"": {"": other}}, prompt=3)
+    )
+    both.maps.blur, both.maps.group = 0.0, "g"
+    page = show(ipywidgets.Box([one, both]))
+    page.locator(".rx-chip").nth(4).hover()  # and so the word beside it
+    change = ON_PICTURE[4] - ON_PICTURE[0]
+    shares = change / np.abs(change).max()
+    painted, side = pixels(page, 1), pixels(page, 1).shape[0] // 6
+    painted = painted[side // 2 :: side, side // 2 :: side]
+    np.testing.assert_allclose(painted[..., 3], 255 * np.abs(shares) ** 0.5, atol=2)
+    solid = painted[..., 3] > 100  # others lose their colour with their opacity
+    colours = 255 * mpl.colormaps["RdBu_r"]((shares + 1) / 2)
+    np.testing.assert_allclose(painted[solid][:, :3], colours[solid][:, :3], atol=4)
+    said = page.locator(".rx-readout").last.inner_text()
+    high, low = (np.unravel_index(at, (6, 8)) for at in (change.argmax(), change.argmin()))
+    assert said == (
+        f"“left | right”: {signed(change.sum())} of the whole is from the picture; "
+        f"most more at row {high[0] + 1} of 6, column {high[1] + 1} of 8 ({signed(change[high])}), "
+        f"most less at row {low[0] + 1} of 6, column {low[1] + 1} of 8 ({signed(change[low])})"
+    )
+    ends = page.locator(".rx-scale").last.locator("span").all_inner_texts()[:2]
+    far = f"{100 * np.abs(change).max():.2g} %"
+    assert ends == [f"-{far}", f"+{far}"]
+    assert violations(page) == []
+
+
+def signed(share):
+    return f"{'+' if share >= 0 else '−'}{100 * abs(share):.1f} %"
 
 
 def test_a_finger_points_pins_and_asks_the_picture(show):
@@ -364,7 +411,7 @@ def test_sheets_and_panels_are_data(show):
     page.screenshot(path=ARTIFACTS / "panels.png")
 
 
-def test_a_clip_has_time_a_film_strip_and_a_matrix(show):
+def test_a_clip_has_time_a_film_strip_and_a_matrix(show, violations):
     relevance = rng.random((4, 4, 6, 8)) * rng.random((4, 4, 1, 1)) + 1e-3
     frames = [PICTURE.point(lambda v, k=k: v * (k + 1) // 4) for k in range(4)]
     page = show(explore_clip(frames, VIEW, ["f0", "f1", "f2", "f3"], relevance))
@@ -389,6 +436,7 @@ def test_a_clip_has_time_a_film_strip_and_a_matrix(show):
     page.wait_for_selector(".rx-thumb:first-child[aria-current=true]", timeout=LONG)
     page.get_by_role("button", name="pause").click()
     page.screenshot(path=ARTIFACTS / "clip.png")
+    assert violations(page) == []
 
 
 def test_maps_with_a_scale_each_are_not_compared_in_a_matrix(show):

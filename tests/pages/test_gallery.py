@@ -111,12 +111,15 @@ def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, 
     assert asked == [] and complaints == []
 
 
-def test_cards_are_grouped_searched_and_lead_to_the_cell_of_their_figure(outputs, browser):
+def test_cards_are_grouped_searched_and_lead_to_the_cell_of_their_figure(
+    outputs, browser, violations
+):
     notebook = nbformat.read(outputs / "01_look.ipynb", 4)
     notebook.cells[0].metadata["tags"] = ["learn", "start"]
     notebook.cells[0].source = "# Look <b>\n\nSee *where* it [looks](a.md).\n\nMore."
     nbformat.write(notebook, outputs / "01_look.ipynb")
     page, asked, complaints = browser(build(outputs))
+    assert violations(page) == []
     assert page.locator("h2").all_inner_texts() == ["Learn how rollout works", "More", "Sweeps"]
     assert page.locator(".summary").all_inner_texts()[0] == "See where it looks."
     page.get_by_role("searchbox").fill("WHERE look")

@@ -5,7 +5,9 @@ import re
 import threading
 
 import nbformat
+import numpy as np
 import pytest
+import soundfile
 from bs4 import BeautifulSoup
 from PIL import Image
 from small_notebooks import write_notebook
@@ -263,6 +265,21 @@ def test_html_keeps_its_words_and_nothing_that_acts(source, kept):
     assert foreign.safe_html(source, lambda address: address) == kept
 
 
+@pytest.mark.parametrize(("subtype", "kind"), [("PCM_16", "flac"), ("PCM_24", "wav")])
+def test_a_sound_loses_bytes_and_no_sample(subtype, kind):
+    samples = (9000 * np.sin(np.arange(4000) / 9)).astype(np.int16)
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="WAV", subtype=subtype)
+    content = base64.b64encode(file.getvalue()).decode()
+    source = f'<audio><source src="data:audio/wav;base64,{content}" type="audio/wav"></audio>'
+    [found] = BeautifulSoup(foreign.safe_html(source, str), "html.parser").select("source")
+    assert found["type"] == f"audio/{kind}"
+    told, _, kept = found["src"].partition(";base64,")
+    assert told == f"data:audio/{kind}" and (len(kept) < len(content) / 2) == (kind == "flac")
+    heard, rate = soundfile.read(io.BytesIO(base64.b64decode(kept)), dtype="int16")
+    assert rate == 16_000 and np.array_equal(heard, samples)
+
+
 def test_too_many_tags_are_left_out_with_a_notice(tmp_path, monkeypatch):
     monkeypatch.setattr(foreign, "MOST_TAGS", 5)
     page = page_with(tmp_path, code_with({"text/html": "<b>1</b><b>2</b><b>3</b>"}))
@@ -512,3 +529,22 @@ def test_widget_that_fails_leaves_its_still_picture(tmp_path, browser):
     page.wait_for_function("document.images[0].complete")
     assert page.locator(".widget img").bounding_box()["width"] == 40
     assert len(complaints) == 1 and "TypeError" in complaints[0]
+
+
+def test_a_page_can_be_read_by_everybody(tmp_path, browser, violations):
+    error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=["\x1b[31mb\x1b[0m"])
+    text = "# A\n\n$$\\sum_i " + " + ".join(["r_i"] * 60) + "$$\n\n## B\n\n[link](b.ipynb) `code`"
+    table = (
+        "<table><thead><tr><th></th><th>a</th></tr></thead><tr><th>b</th><td>1</td></tr></table>"
+    )
+    cells = [
+        markdown(text),
+        nbformat.v4.new_code_cell("def f(x):  # why\n    return 'text'", outputs=[error]),
+        code_with({"image/png": PNG}),
+        code_with({"text/html": table}),
+        markdown("<details><summary>Answers</summary>\n\n1. One\n\n</details>"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    contents = [("All", tmp_path / "index.html"), ("A", tmp_path / "a.html")]
+    page, _, _ = browser(write_page(tmp_path / "a.ipynb", contents=contents))
+    assert violations(page) == []

@@ -15,20 +15,23 @@ function say(text) {
 }
 
 function choose(files) {
-  const pictures = [...files].filter((file) => file.type.startsWith("image/")).slice(0, most);
+  const pictures = [...files].filter((file) => file.type.startsWith("image/"));
   const heavy = pictures.find((file) => file.size > largest);
   if (!pictures.length) return say("This is not a picture.");
+  if (pictures.length > most) return say(`These are too many pictures: expected at most ${most}, got ${pictures.length}.`);
   if (heavy) return say(`${heavy.name} is too large: expected at most ${largest / 2 ** 20} MB, got ${(heavy.size / 2 ** 20).toFixed(1)} MB.`);
   picked = pictures;
   const shown = pictures.map((file) => Object.assign(document.createElement("img"), { src: URL.createObjectURL(file), alt: file.name }));
   part("preview").replaceChildren(...shown);
-  say(`${pictures.map((file) => file.name).join(", ")} is here. Now ask.`);
+  say(`${pictures.map((file) => file.name).join(", ")} ${pictures.length > 1 ? "are" : "is"} here. Now ask.`);
 }
 
 async function ask() {
   if (!picked.length || !part("question").value.trim()) return say(`The ${picked.length ? "question" : "picture"} is missing.`);
   const said = {
     model: part("model").value,
+    adapter: part("adapter").value,
+    device: part("device").value,
     question: part("question").value,
     head_fusion: part("heads").value,
     residual: part("residual").value,
@@ -107,6 +110,7 @@ function present(entry) {
   part("about").textContent = entry.about;
   part("take").hidden = false;
   say(`${entry.question} — The model says: ${entry.answer}`);
+  part("status").scrollIntoView(); // the answer may be below what is seen
 }
 
 function remember(entry) {
@@ -138,7 +142,7 @@ part("stop").addEventListener("click", () => waiting.forEach((stop) => stop.abor
 part("picture").addEventListener("change", () => part("picture").files.length && choose(part("picture").files));
 document.addEventListener("paste", (event) => event.clipboardData.files.length && choose(event.clipboardData.files));
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
-  part("drop").addEventListener(name, (event) => {
+  document.addEventListener(name, (event) => { // beside the box a browser would leave the page
     event.preventDefault();
     part("drop").classList.toggle("over", over);
     if (name === "drop") choose(event.dataTransfer.files);

@@ -13,7 +13,7 @@ export function controls(view) {
     slider(view, "blur, in patches", "blur", 0, 3, 0.25),
     slider(view, "opacity", "opacity", 0, 1, 0.05),
   ];
-  fields.unshift(choice(view, "map", "display", { fading: "fading where it is low", flat: "flat", outline: "outlines", beside: "beside the picture" }));
+  fields.unshift(choice(view, "map", "display", { fading: "fading where it is low", flat: "flat", outline: "outlines", beside: "beside the picture", slider: "behind a slider" }));
   if (words.length > 1) fields.push(box(view, "one scale for all words", () => get("shared"), (on) => set("shared", on)));
   if (sheets.some((sheet) => !sheet.colours && !sheet.point)) fields.push(choice(view, "colours", "colours", Object.fromEntries(Object.keys(get("palettes")).map((name) => [name, name]))));
   if (pictures.length > 1) fields.push(box(view, "one scale for all pictures", () => get("together"), (on) => set("together", on)));

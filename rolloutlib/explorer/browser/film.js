@@ -1,7 +1,7 @@
 // Several pictures: time, a strip of them all, and which word drew on which.
 
 import { make, percent, placing } from "./dom.js";
-import { lead, lookup, paint, relevance } from "./maps.js";
+import { ends, lead, lookup, paint, relevance } from "./maps.js";
 import { extent } from "./numbers.js";
 import { pin, point } from "./words.js";
 
@@ -83,10 +83,10 @@ export function drawMatrix(view) {
   Object.assign(parts.matrix, { width, height });
   const context = parts.matrix.getContext("2d");
   const image = context.createImageData(width, height);
-  const colours = lookup(view, sheet.colours || get("colours"), 1, false);
+  const colours = lookup(view, sheet, 1, false);
   words.forEach((_, word) => {
     const shares = sharesOf(view, relevance(view, sheet, [word]));
-    const [low, high] = extent(shares);
+    const [low, high] = ends(sheet, extent(shares));
     shares.forEach((share, x) => {
       const index = high > low ? Math.round(((share - low) / (high - low)) * 1023) : 0;
       new Uint32Array(image.data.buffer)[word * width + x] = colours[index];

@@ -4,6 +4,7 @@ import { bytesOf, extent, gaussian, resample } from "./numbers.js";
 
 const FLAT = 2e-5; // contrast that may be mere rounding, as in overlay.py
 const LEVELS = [0.25, 0.5, 0.75]; // of the highest value, where outlines run, as in overlay.py
+const FADING = 0.5; // power of the opacity of a fading map, as in overlay.py
 const FINE = 256; // pixels of a map's longer side; the browser scales it to the picture
 
 /** Where a picture's cells begin in a row of relevance, and where they lie on the picture. */
@@ -16,15 +17,17 @@ export function placed(picture, index, all) {
 
 /** The panels, each sheet with its rows of codes. */
 export function decode({ get, pictures, words }) {
-  const codes = new Uint16Array(bytesOf(get("codes")).buffer);
+  const { buffer } = bytesOf(get("codes"));
+  const [codes, signedCodes] = [new Uint16Array(buffer), new Int16Array(buffer)];
   const width = pictures.at(-1).end + words.length;
   let start = 0;
   return get("panels").map((panel) => ({
     ...panel,
     sheets: panel.sheets.map((sheet) => {
-      const rows = sheet.peaks.map((_, row) => codes.subarray(start + row * width, start + (row + 1) * width));
+      const kind = sheet.signed ? signedCodes : codes;
+      const rows = sheet.peaks.map((_, row) => kind.subarray(start + row * width, start + (row + 1) * width));
       start += rows.length * width;
-      return { ...sheet, rows };
+      return { ...sheet, rows, units: sheet.peaks.map((peak) => peak / (sheet.signed ? 32767 : 65535)) };
     }),
   }));
 }
@@ -45,10 +48,10 @@ export function relevance({ get }, sheet, which) {
   const total = members.reduce((sum, word) => sum + weight(word), 0);
   for (const word of members) {
     const row = sheet.rows[word];
-    const unit = (sheet.peaks[word] / 65535) * (greatest ? 1 : weight(word) / total);
+    const unit = sheet.units[word] * (greatest ? 1 : weight(word) / total);
     for (let i = 0; i < row.length; i++) {
       const value = row[i] * unit;
-      result[i] = greatest ? Math.max(result[i], value) : result[i] + value;
+      result[i] = greatest && word !== members[0] ? Math.max(result[i], value) : result[i] + value;
     }
   }
   sheet.kept = { which, row: result };
@@ -61,16 +64,26 @@ function once({ lookups }, key, made) {
   return lookups.get(key);
 }
 
-/** 1024 colours of a palette, from low to high; fading ones are the clearer the lower they are. */
-export function lookup(view, name, power, fading) {
-  return once(view, `${name} ${power} ${fading}`, () => {
+/** 1024 colours of a sheet, from low to high; fading ones are the clearer the lower they are, or if
+ * the sheet is signed, the nearer to the middle. */
+export function lookup(view, sheet, power, fading) {
+  const name = sheet.colours || view.get("colours");
+  return once(view, `${name} ${power} ${fading} ${sheet.signed}`, () => {
     const palette = new Uint32Array(bytesOf(view.get("palettes")[name]).buffer);
     const opaque = palette[0] >>> 24 === 255; // others fade by themselves
     return Uint32Array.from({ length: 1024 }, (_, i) => {
-      const step = Math.round(255 * (i / 1023) ** power);
-      return fading && opaque ? (palette[step] & 0xffffff) | (step << 24) : palette[step];
+      const share = sheet.signed ? (2 * i) / 1023 - 1 : i / 1023;
+      const size = Math.abs(share) ** power;
+      const colour = palette[Math.round(255 * (sheet.signed ? (Math.sign(share) * size + 1) / 2 : size))];
+      return fading && opaque ? (colour & 0xffffff) | (Math.round(255 * size ** FADING) << 24) : colour;
     });
   });
+}
+
+/** The ends of a scale: of a signed sheet, as far below 0 as above. */
+export function ends(sheet, [low, high]) {
+  const far = Math.max(-low, high);
+  return sheet.signed ? [-far, far] : [low, high];
 }
 
 /** A picture's part of a row, blurred, with the lowest and highest value of its scale. */
@@ -81,8 +94,8 @@ function smooth(view, row, picture, sheet, scale, sigma) {
   const weights = (cells) => once(view, `${cells} ${scale} ${sigma}`, () => gaussian(cells, scale, sigma));
   const fine = resample(grid, columns, weights(rows), weights(columns));
   const end = pictures.at(-1).end;
-  const [low, high] = get("shared") ? allExtent(view, sheet, end)
-    : get("together") ? extent(row.subarray(0, end)) : seenExtent(fine, picture, scale);
+  const [low, high] = ends(sheet, get("shared") ? allExtent(view, sheet, end)
+    : get("together") ? extent(row.subarray(0, end)) : seenExtent(fine, picture, scale));
   return { fine, width: columns * scale, height: rows * scale, low, high, unit: high - low > FLAT * high ? 1 / (high - low) : 0 };
 }
 
@@ -96,7 +109,7 @@ function sized(canvas, width, height) {
 export function paint(view, canvas, row, picture, sheet, scale, sigma) {
   const { get } = view;
   const { fine, width, height, low, high, unit } = smooth(view, row, picture, sheet, scale, sigma);
-  const colours = lookup(view, sheet.colours || get("colours"), get("power"), get("display") !== "flat");
+  const colours = lookup(view, sheet, get("power"), get("display") !== "flat");
   const context = sized(canvas, width, height);
   const image = context.createImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
@@ -111,12 +124,14 @@ export function paint(view, canvas, row, picture, sheet, scale, sigma) {
 export function outline(view, canvas, row, picture, sheet, scale, sigma) {
   const { get } = view;
   const { fine, width, height, low, high, unit } = smooth(view, row, picture, sheet, scale, sigma);
-  const colours = lookup(view, sheet.colours || get("colours"), 1, false);
+  const colours = lookup(view, sheet, 1, false);
   const context = sized(canvas, 4 * width, 4 * height);
   context.clearRect(0, 0, canvas.width, canvas.height);
-  for (const level of LEVELS) {
-    const line = contour(fine, width, height, low + level ** (1 / get("power")) / (unit || Infinity), 4);
-    const [red, green, blue] = new Uint8Array(colours.slice(Math.round(1023 * level)).buffer);
+  for (const level of sheet.signed ? LEVELS.flatMap((level) => [level, -level]) : LEVELS) {
+    const size = Math.abs(level) ** (1 / get("power"));
+    const at = sheet.signed ? high * size * Math.sign(level) : low + size * (high - low);
+    const line = contour(fine, width, height, at, 4);
+    const [red, green, blue] = new Uint8Array(colours.slice(Math.round(1023 * (sheet.signed ? (level + 1) / 2 : level))).buffer);
     for (const [thick, colour] of [[110, "#fff"], [220, `rgb(${red} ${green} ${blue})`]]) {
       Object.assign(context, { lineWidth: canvas.width / thick, strokeStyle: colour, lineCap: "round" });
       if (unit) context.stroke(line);
@@ -151,8 +166,8 @@ function contour(values, width, height, level, zoom) {
 /** Lowest and highest value of all words on all pictures. */
 function allExtent(view, sheet, end) {
   return once(view, sheet, () => {
-    const ends = sheet.rows.map((row, word) => extent(row.subarray(0, end)).map((code) => (code * sheet.peaks[word]) / 65535));
-    return [Math.min(...ends.map(([low]) => low)), Math.max(...ends.map(([, high]) => high))];
+    const each = sheet.rows.map((row, word) => extent(row.subarray(0, end)).map((code) => code * sheet.units[word]));
+    return [Math.min(...each.map(([low]) => low)), Math.max(...each.map(([, high]) => high))];
   });
 }
 

@@ -8,16 +8,19 @@ export function stage(view, panel, index) {
   const image = make("img", { alt: "", draggable: "false" });
   const layers = panel.sheets.map((sheet) => (sheet.point ? crosshair(sheet.point) : make("canvas", { "aria-hidden": "true" })));
   const cursor = make("div", { class: "rx-cursor" });
-  const frame = make("div", { class: "rx-picture", tabindex: "0", role: "application", "aria-label": `${panel.name || "picture"}: arrow keys move over its patches and say which words drew on them` }, image, ...layers, cursor);
+  const over = make("div", { class: "rx-over" }, ...layers.filter((layer) => layer instanceof HTMLCanvasElement));
+  const frame = make("div", { class: "rx-picture", tabindex: "0", role: "application", "aria-label": `${panel.name || "picture"}: arrow keys move over its patches and say which words drew on them` }, image, over, ...layers.filter((layer) => layer.parentNode !== over), cursor);
   for (const name of ["pointermove", "pointerdown"]) frame.addEventListener(name, (event) => touch(view, index, frame, event));
   frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leave(view));
   frame.addEventListener("blur", () => leave(view));
   frame.addEventListener("keydown", (event) => step(view, index, event));
   const plain = make("img", { alt: "the picture without a map", draggable: "false", class: "rx-plain" });
+  const split = make("input", { type: "range", min: 0, max: 1, step: 0.01, class: "rx-split", "aria-label": "where the map begins, from the left" });
+  split.addEventListener("input", () => view.set("split", Number(split.value)));
   const scale = { low: make("span", {}), bar: make("canvas", { width: 256, height: 1, "aria-hidden": "true" }), high: make("span", {}), said: make("span", { class: "rx-said" }) };
   const caption = panel.name ? [make("figcaption", {}, panel.name)] : [];
-  const figure = make("figure", {}, ...caption, plain, frame, make("div", { class: "rx-scale" }, ...Object.values(scale)));
-  return { figure, frame, image, plain, layers, cursor, scale };
+  const figure = make("figure", {}, ...caption, plain, frame, split, make("div", { class: "rx-scale" }, ...Object.values(scale)));
+  return { figure, frame, image, plain, over, split, layers, cursor, scale };
 }
 
 // ---- Drawing
@@ -29,6 +32,10 @@ export function arrange({ get, pictures, panels, stages, urls }) {
   stages.forEach((stage, p) => {
     for (const image of [stage.image, stage.plain]) if (image.src !== urls[now]) image.src = urls[now];
     stage.plain.hidden = get("display") !== "beside";
+    stage.split.hidden = get("display") !== "slider";
+    stage.split.value = get("split");
+    stage.over.classList.toggle("rx-slid", !stage.split.hidden);
+    stage.over.style.setProperty("--split", `${get("split") * 100}%`);
     stage.frame.style.aspectRatio = `${width} / ${height}`;
     panels[p].sheets.forEach((sheet, s) => {
       const display = get("hidden").includes(sheet.name) ? "display:none" : "";
@@ -58,15 +65,16 @@ export function drawStages(view, which) {
 /** The colours from low to high with their numbers: the share of one patch. */
 function drawScale(view, { low, bar, high, said }, sheet, range) {
   const { get, pictures } = view;
-  const exact = (share) => `${Number((100 * share).toPrecision(2))} %`;
-  [low.textContent, high.textContent] = range.map((share) => exact(share > 0 ? share : 0));
+  const exact = (share) => `${sheet.signed && share > 0 ? "+" : ""}${Number((100 * share).toPrecision(2))} %`;
+  [low.textContent, high.textContent] = range.map((share) => exact(Number.isFinite(share) ? share : 0));
   const context = bar.getContext("2d");
   const image = context.createImageData(256, 1);
-  const colours = lookup(view, sheet.colours || get("colours"), get("power"), false);
+  const colours = lookup(view, sheet, get("power"), false);
   new Uint32Array(image.data.buffer).forEach((_, x, pixels) => (pixels[x] = colours[x * 4 + 3] | 0xff000000));
   context.putImageData(image, 0, 0);
   const pages = pictures.length > 1 && get("together") ? " and pictures" : "";
-  said.textContent = `a patch; ${get("shared") ? "one scale for all words and pictures" : `each word${pages ? ", over all pictures," : ""} has its own scale`}`;
+  const fades = ["flat", "outline"].includes(get("display")) ? "" : "; a quarter of the way up the map is half as opaque";
+  said.textContent = `a patch; ${get("shared") ? "one scale for all words and pictures" : `each word${pages ? ", over all pictures," : ""} has its own scale`}${fades}`;
 }
 
 export function drawCursor({ get, pictures, stages, patch }) {
@@ -131,7 +139,9 @@ export function follow(view) {
     view.quiet = true; // or it would tell in turn
     if (place) visitAt(view, 0, place);
     else leave(view);
-    point(view, view.words[word] === detail.view.words[word] ? word : undefined);
+    const asked = ({ words, prompt }) => words.slice(0, prompt).join("");
+    const paired = view.words[word] === detail.view.words[word] || asked(view) === asked(detail.view);
+    point(view, paired && word < view.words.length ? word : undefined);
     view.quiet = false;
   };
   window.addEventListener("rx-pointed", heard);

@@ -32,13 +32,18 @@ function savePicture({ stages, pictures, get }) {
   const context = canvas.getContext("2d");
   stages.forEach(({ image, layers }, index) => {
     context.drawImage(image, index * width, 0, width, height);
+    const hidden = get("display") === "slider" ? get("split") * width : 0;
+    context.save();
+    context.beginPath();
+    context.rect(index * width + hidden, 0, width - hidden, height);
+    context.clip();
     for (const layer of layers.filter((one) => one instanceof HTMLCanvasElement && one.style.display !== "none")) {
       const { left, top, width: wide, height: high, opacity } = layer.style;
       const [x, y, w, h] = [left, top, wide, high].map((share) => parseFloat(share) / 100);
       context.globalAlpha = Number(opacity);
       context.drawImage(layer, (index + x) * width, y * height, w * width, h * height);
     }
-    context.globalAlpha = 1;
+    context.restore();
   });
   canvas.toBlob((blob) => download(blob, "map.png"));
 }

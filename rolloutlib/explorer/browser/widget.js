@@ -13,7 +13,7 @@ import { player } from "./sound.js";
 import { checker, drawTrust, enable, hearTrust } from "./trust.js";
 import { chip, chosen, describe, fold, shadeByPatch, shadeByWords, toolbars } from "./words.js";
 
-const UNTOLD = { display: "fading", tokens: [], special: [], weights: [], note: "", made: "", checks: "", trust: {} }; // by older notebooks
+const UNTOLD = { display: "fading", split: 0.5, tokens: [], special: [], weights: [], note: "", made: "", checks: "", trust: {} }; // by older notebooks
 
 export default { render };
 
@@ -25,7 +25,7 @@ function render({ model, el }) {
   const renewed = () => renew(view);
   const busy = () => showBusy(view);
   const trusted = () => hearTrust(view);
-  const look = ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together", "display", "shared"];
+  const look = ["selected", "combine", "colours", "power", "blur", "opacity", "hidden", "picture", "together", "display", "split", "shared"];
   for (const name of look) model.on(`change:${name}`, refreshed);
   model.on("change:codes", renewed);
   model.on("change:trust", trusted);

@@ -22,9 +22,9 @@ export function shadeByWords(view, which) {
   const sheet = lead(view, panels[0]);
   if (!sheet) return;
   const row = relevance(view, sheet, which);
-  shade(view, row.subarray(pictures.at(-1).end));
+  shade(view, row.subarray(pictures.at(-1).end).map(Math.abs));
   const names = which === answer ? whole : which.map((word) => quote(view, word)).join(" + ");
-  parts.readout.textContent = `${names}: ${told(view, row)}`;
+  parts.readout.textContent = `${names}: ${told(view, row, sheet)}`;
 }
 
 export function shadeByPatch(view) {
@@ -33,10 +33,12 @@ export function shadeByPatch(view) {
   if (!sheet) return;
   const { start, grid } = pictures[get("picture")];
   const cell = start + patch.row * grid[1] + patch.column;
-  const drawn = Float32Array.from(sheet.rows, (row, word) => (row[cell] * sheet.peaks[word]) / 65535);
-  shade(view, drawn);
-  const most = topOf(drawn, 3).map((word) => `${quote(view, word)} ${percent(drawn[word])}`);
-  parts.readout.textContent = `${get("seconds") ? "" : "patch in "}${placeOf(view, pictures[get("picture")], cell - start)}, drawn on by ${most.join(", ") || "no word"}`;
+  const drawn = Float32Array.from(sheet.rows, (row, word) => row[cell] * sheet.units[word]);
+  const size = drawn.map(Math.abs);
+  shade(view, size);
+  const most = topOf(size, 3).map((word) => `${quote(view, word)} ${sheet.signed ? signed(drawn[word]) : percent(drawn[word])}`);
+  const how = sheet.signed ? "different for" : "drawn on by";
+  parts.readout.textContent = `${get("seconds") ? "" : "patch in "}${placeOf(view, pictures[get("picture")], cell - start)}, ${how} ${most.join(", ") || "no word"}`;
 }
 
 /** The bars of the words with the highest values, in proportion to the highest. */
@@ -49,27 +51,43 @@ function shade(view, values) {
 }
 
 /** A row of relevance in words, for those who cannot see the map. */
-function told(view, row) {
+function told(view, row, sheet) {
   const { pictures } = view;
+  if (sheet.signed) return toldDifference(view, row.subarray(0, pictures.at(-1).end));
   const { end } = pictures.at(-1);
   const cells = row.subarray(0, end);
   const total = cells.reduce((sum, value) => sum + value, 0);
   if (!(total > 0)) return "nothing from the picture, which comes later";
   const best = topOf(cells, 1)[0];
-  const where = pictures.findIndex((picture) => best < picture.end);
-  const { start, label } = pictures[where];
-  const place = placeOf(view, pictures[where], best - start);
   const drawn = topOf(row.subarray(end), 2).map((word) => `${percent(row[end + word])} from ${quote(view, word)}`);
-  const most = `most at ${pictures.length > 1 ? `${label}, ` : ""}${place} (${percent(row[best] / total)} of what is from the picture${pictures.length > 1 ? "s" : ""})`;
+  const most = `most at ${whereIs(view, best)} (${percent(row[best] / total)} of what is from the picture${pictures.length > 1 ? "s" : ""})`;
   if (view.get("note") || !drawn.length) return most;
   return `${percent(total)} of the whole is from the picture${pictures.length > 1 ? "s" : ""}, ${most}; ${percent(Math.max(0, 1 - total))} is from words: ${drawn.join(", ")}`;
+}
+
+function toldDifference(view, cells) {
+  const total = cells.reduce((sum, value) => sum + value, 0);
+  const ends = [["more", cells], ["less", cells.map((value) => -value)]].flatMap(([name, some]) =>
+    topOf(some, 1).map((cell) => `most ${name} at ${whereIs(view, cell)} (${signed(cells[cell])})`));
+  return ends.length ? `${signed(total)} of the whole is from the picture; ${ends.join(", ")}` : "no difference on the picture";
+}
+
+/** Where a cell is, counted over all pictures. */
+function whereIs(view, cell) {
+  const { pictures } = view;
+  const picture = pictures.find(({ end }) => cell < end);
+  return `${pictures.length > 1 ? `${picture.label}, ` : ""}${placeOf(view, picture, cell - picture.start)}`;
+}
+
+function signed(share) {
+  return `${share < 0 ? "−" : "+"}${percent(Math.abs(share))}`;
 }
 
 export function describe(view, word) {
   const { panels, prompt } = view;
   const sheet = lead(view, panels[0]);
   const kind = prompt ? (word < prompt ? "word of the prompt" : "word of the answer") : "";
-  const said = sheet ? told(view, relevance(view, sheet, [word])) : "";
+  const said = sheet ? told(view, relevance(view, sheet, [word]), sheet) : "";
   return [quote(view, word), kind, said].filter(Boolean).join(", ");
 }
 
