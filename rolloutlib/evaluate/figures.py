@@ -65,6 +65,7 @@ def plot_checks(
     titles = [f"{answer.prompt} {answer.text}\n{check.sentence}" for answer, _, check in every]
     figure = plot_pictures(painted, titles, columns=2)
     for axis, check in zip(figure.axes, checks, strict=False):
+        axis.title.set_fontsize(10)
         left, top, right, bottom = check.box
         for width, (colour_, line) in ((5, ("white", "-")), (2.5, FRAMES[check.verdict])):
             frame = {"fill": False, "linewidth": width, "edgecolor": colour_, "linestyle": line}

@@ -14,7 +14,7 @@ export function checker(view) {
   if (!get("checks")) return;
   parts.check = make("button", { type: "button", class: "rx-save" }, "Check this place");
   parts.check.disabled = get("checks") !== "now";
-  parts.check.addEventListener("click", () => ask(view));
+  parts.check.addEventListener("click", () => begin(view));
   parts.trust = make("p", { class: "rx-trust", role: "status" });
   parts.place = make("div", {});
   stages[0].frame.append(parts.place);
@@ -28,7 +28,7 @@ export function enable(view) {
   drawTrust(view);
 }
 
-function ask(view) {
+function begin(view) {
   if (view.parts.check.getAttribute("aria-disabled") === "true") return; // so it keeps the focus
   view.waiting = true;
   drawTrust(view);
