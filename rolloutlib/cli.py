@@ -27,7 +27,10 @@ SCHEDULER = click.option(
     "--scheduler", default="", metavar="ADDRESS", help="a running Dask cluster: tcp://…"
 )
 TIMEOUT = click.option(
-    "--timeout", type=float, metavar="SECONDS", help="for all cells of a notebook together"
+    "--timeout",
+    type=float,
+    metavar="SECONDS",
+    help="for one run: all cells of a notebook, or one region",
 )
 
 

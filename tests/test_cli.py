@@ -54,7 +54,7 @@ def imported_by(code):
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["sweep", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["score", "--help"]])
 def test_help_imports_next_to_nothing(arguments):
     found = imported_by(f"import rolloutlib.cli as cli; assert cli.main({arguments}) == 0")
     assert not found & (HEAVY | {"numpy", "tqdm", "yaml", "jinja2"})
@@ -62,8 +62,10 @@ def test_help_imports_next_to_nothing(arguments):
 
 
 def test_runs_and_pages_need_no_torch():
-    modules = "kinds metrics notebook parameters plan progress results run schedule sets worker"
-    code = "import rolloutlib.runs.direct, rolloutlib.pages.gallery, rolloutlib.cli\n"
+    modules = "kinds metrics notebook parameters plan progress results run schedule scoring sets "
+    modules += "truth worker"
+    code = "import rolloutlib.runs.direct, rolloutlib.pages.gallery, rolloutlib.pages.scores\n"
+    code += "import rolloutlib.cli\n"
     code += f"from rolloutlib.runs import {modules.replace(' ', ', ')}"
     slow = {"torch", "transformers", "rfc3987_syntax"}  # the last one is a grammar of IRIs
     assert not imported_by(code) & slow
@@ -73,7 +75,9 @@ def test_runs_and_pages_need_no_torch():
 def test_help_names_the_commands_and_the_exit_codes(capsys):
     assert cli.main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in ("run", "sweep", "run-all", "gallery", "130 interrupted"))
+    assert all(
+        name in said for name in ("run", "sweep", "score", "run-all", "gallery", "130 interrupted")
+    )
 
 
 # What is refused, before a kernel starts

@@ -18,9 +18,9 @@ SHOWN = 12  # of the worst, and of the best
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """The mean of each score with its 95 % interval: for every category, and for each.
 
-    table: of `rolloutlib.runs.scoring.score`. The result has the columns answers ("all answers", and
-    "right answers" where any is expected), category, score, value, low, high and n; a single
-    answer has no interval.
+    table: of `rolloutlib.runs.score`. The result has the columns answers ("all answers", and "right
+    answers" where any is expected), category, score, value, low, high and n; a single answer has no
+    interval.
     """
     from rolloutlib.evaluate.scores import mean_interval  # imports torch
 

@@ -1,6 +1,5 @@
 """Score a model's maps against regions that a person knows: a sweep with a run for each region."""
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +15,6 @@ from rolloutlib.runs.truth import Item
 
 TEMPLATE = Path(__file__).with_name("score.ipynb")
 SCORES = ["answer", "right", "pointing", "mass", "area", "AUC", "trust", "verdict"]
-SHOWN = "map.webp"  # in the folder of a run: the map over the picture
 
 
 def score(
@@ -35,8 +33,8 @@ def score(
     every worker sees it.  where: `scheduler`, `workers` and `timeout` of `sweep`.
 
     The table has a line for each item in their order, and is written as `scores.parquet` and
-    `scores.csv`. Its columns: item, category, picture, question, expected, those of
-    `rolloutlib.evaluate.own.score_of`, seconds, error, and run, the folder in `items`.
+    `scores.csv`. Its columns: item, category, picture, question, expected, run (its folder in
+    `items`), those of `rolloutlib.evaluate.own.score_of`, seconds, and error.
 
     Raises `Refused`, before an item is asked about, if the model cannot be loaded or its image
     tokens have no place on the picture.
@@ -47,12 +45,14 @@ def score(
     _require_place(notebook, settings, out / "items", where)
     sets = [settings | _parameters(one, pictures) for one in items]
     done = sweep(notebook, sets, out / "items", direct=True, on_progress=on_progress, **where)
-    table = done.table.set_index("run").loc[[run.key for run in done.planned]].reset_index()
-    table["seconds"] = table.get("answer_seconds")
-    table["picture"] = [os.path.relpath(path, pictures) for path in table["picture_path"]]
-    asked = ["item", "category", "picture", "question", "expected"]
-    columns = [*asked, *SCORES, "seconds", "error", "run"]
-    return done, results.write_both(table.reindex(columns=columns), out / "scores")
+    keys = [run.key for run in done.planned]
+    asked = ["name", "category", "picture", "question", "expected"]
+    table = pd.DataFrame([asdict(one) for one in items])[asked].rename(columns={"name": "item"})
+    found = done.table.set_index("run").reindex(index=keys, columns=[*SCORES, "answer_seconds"])
+    table = table.assign(run=keys).merge(found, left_on="run", right_index=True)
+    table = table.rename(columns={"answer_seconds": "seconds"})
+    table["error"] = [done.failures.get(key, "") for key in keys]
+    return done, results.write_both(table, out / "scores")
 
 
 def _require_place(
