@@ -47,7 +47,7 @@ def _delta_rule(arguments: dict, before: torch.Tensor | None, result: tuple) -> 
         key=key,
         decay=arguments["g"].detach(),
         write=beta,
-        erase=beta,
+        erases=True,
         unit=arguments["use_qk_l2norm_in_kernel"],
         scaling=query.shape[-1] ** -0.5,
         before=before,
