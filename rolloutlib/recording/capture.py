@@ -34,7 +34,7 @@ from rolloutlib.recording.passes import (
 from rolloutlib.recording.recorded import RecordedLayer
 from rolloutlib.recording.rules import (
     additions_noted,
-    convolutions_noted,
+    own_rules_noted,
     recording_rule,
     rules_noted,
 )
@@ -386,6 +386,6 @@ def attention_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
         weights_noted(model, note_weights),
         own_attention_noted(model, note_weights),
         rules_noted(model, recording_rule(note)),
-        convolutions_noted(model, note),
+        own_rules_noted(model, note),
     ):
         yield

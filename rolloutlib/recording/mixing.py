@@ -12,13 +12,15 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 
-from rolloutlib.algorithm.arrays import working_dtype
+from rolloutlib.algorithm.arrays import vanishing_flushed, working_dtype
 from rolloutlib.algorithm.attention import attended, merge_heads, normalize_rows, require_fusion
-from rolloutlib.algorithm.layers import Layer, with_keys
+from rolloutlib.algorithm.layers import HEIGHT, Layer, fitting, with_keys
 from rolloutlib.recording.kinds import DifferentiableLayer
 from rolloutlib.recording.recorded import TILE, every_or_chosen
 
 CHUNK = 64  # tokens per step backward through a state
+SHORT = 16  # the same where every entry of a key forgets at its own rate
+TALLEST = 512  # query rows per step
 
 
 class MixingLayer:
@@ -68,7 +70,7 @@ class MixingLayer:
         every = []
         for item in range(self.size[0]):
             parts = (self._matrix(item, heads, rows) for heads in self._groups(len(rows)))
-            every.append(_fused((normalize_rows(part.abs_()) for part in parts), how, self.size[1]))
+            every.append(_fused(parts, how, self.size[1]))
         return torch.stack(every)
 
     def _groups(self, rows: int) -> list[range]:
@@ -91,16 +93,19 @@ class MixingLayer:
 def _fused(
     parts: Iterator[Float[torch.Tensor, "head row key"]], how: str, heads: int
 ) -> Float[torch.Tensor, "row key"]:
-    """Fuse heads that come some at a time."""
+    """Fuse |M| by rows, normalised, of heads that come some at a time."""
     total = None
     for part in parts:
-        here = part.sum(0) / heads if how == "mean" else merge_heads(part, how)
-        if total is None:
-            total = here
-        elif how == "mean":
-            total += here
-        else:
-            total = merge_heads(torch.stack([total, here]), how)
+        part.abs_()
+        if how != "mean":
+            part = normalize_rows(part)
+            part = part if total is None else torch.cat([part, total[None]])
+            total = merge_heads(part, how)
+            continue
+        total = part.new_zeros(part.shape[1:]) if total is None else total
+        sums = part.sum(-1, keepdim=True).clamp_(min=torch.finfo(part.dtype).tiny)
+        for each, scale in zip(part, sums.mul_(heads).reciprocal_(), strict=True):
+            total.addcmul_(each, scale)
     return total
 
 
@@ -120,10 +125,12 @@ class RecordedState(MixingLayer):
     name: str
     query: Float[torch.Tensor, "batch token key_head width"]
     key: Float[torch.Tensor, "batch token key_head width"]
-    decay: Float[torch.Tensor, "batch token head"]  # log a, 0 or less
+    # log a, 0 or less; if every entry of a key forgets at its own rate, with the key's width
+    decay: Float[torch.Tensor, "batch token head *width"]
     write: Float[torch.Tensor, "batch token head"]
-    erase: Float[torch.Tensor, "batch token head"] | None = None
+    erases: bool = False  # whether e is w, or 0
     skip: Float[torch.Tensor, " head"] | None = None
+    rates: Float[torch.Tensor, "head width"] | None = None  # by which the decay is multiplied
     unit: bool = False  # whether queries and keys are brought to length 1
     scaling: float = 1.0  # of the queries
     # A part of the state before and after this call, to tell whether calls continue each other.
@@ -133,7 +140,7 @@ class RecordedState(MixingLayer):
     @property
     def size(self) -> tuple[int, int, int]:
         """Batch, heads, tokens."""
-        batch, tokens, heads = self.decay.shape
+        batch, tokens, heads = self.write.shape
         return batch, heads, tokens
 
     @property
@@ -145,6 +152,14 @@ class RecordedState(MixingLayer):
     def device(self) -> torch.device:
         """Where the layer's matrix is computed."""
         return self.query.device
+
+    @property
+    def height(self) -> int:
+        """Rows at a time: the more, the less often the chunks are prepared, in more memory."""
+        tokens = self.size[2]
+        if self.device.type != "cpu":
+            return fitting(self.device, tokens)
+        return min(max(HEIGHT, tokens // 8), TALLEST)
 
     def carried(
         self, relevance: Float[torch.Tensor, "batch row query"]
@@ -164,6 +179,7 @@ class RecordedState(MixingLayer):
         seen = torch.arange(int(rows.max()) + 1, device=self.device)
         return self._backward(item, heads, seen == rows.to(self.device)[:, None])
 
+    @vanishing_flushed()
     def _backward(
         self, item: int, heads: Sequence[int], relevance: torch.Tensor
     ) -> Float[torch.Tensor, "head row seen"]:
@@ -171,42 +187,85 @@ class RecordedState(MixingLayer):
 
         Inside a chunk what is erased depends on what was written, which makes a triangular system.
         """
-        query, key, decay, erase, write = self._of(item, heads)
-        relevance = relevance.to(query)
+        seen = relevance.shape[1]
+        query, key, since, write = self._chunks(item, heads, seen)
+        relevance = _padded(relevance.to(query), 1, query.shape[2]).unflatten(1, query.shape[1:3])
+        arriving = relevance.any(0).any(-1).nonzero().flatten().tolist()
+        written = write.diag_embed()
+        if self.erases:
+            system = _decayed(key, key, since) * write[..., None]
+            written = torch.linalg.solve_triangular(
+                system, written, upper=False, unitriangular=True
+            )
+        left = since[:, :, -1:].exp()
+        later = written.mT @ (key * (since[:, :, -1:] - since).exp())
+        own = _decayed(query[:, arriving], key[:, arriving], since[:, arriving])
+        own = dict(zip(arriving, (own @ written[:, arriving]).unbind(1), strict=True))
+        query, key = (x * since.exp() for x in (query, key))
         adjoint = query.new_zeros(len(heads), len(relevance), query.shape[-1])
-        result = query.new_zeros(len(heads), *relevance.shape)
-        for start in reversed(range(0, relevance.shape[1], CHUNK)):
-            here = slice(start, min(start + CHUNK, relevance.shape[1]))
-            q, k, rel = query[:, here], key[:, here], relevance[:, here]
-            since = decay[:, here].cumsum(1)
-            between = (since[:, :, None] - since[:, None]).tril().exp().tril()
-            mixed = adjoint @ (k * (since[:, -1:] - since).exp()[..., None]).mT
-            mixed += rel @ ((q @ k.mT) * between)
-            adjoint = adjoint * since[:, -1:, None].exp() + (rel * since[:, None].exp()) @ q
-            if erase is not None:
-                e = erase[:, here, None]
-                system = (k @ k.mT) * between * e
-                mixed = torch.linalg.solve_triangular(
-                    system, mixed, upper=False, left=False, unitriangular=True
-                )
-                adjoint -= mixed @ (e * k * since.exp()[..., None])
-            result[:, :, here] = mixed * write[:, None, here]
+        result = query.new_empty(len(heads), *relevance.shape)
+        for chunk in reversed(range(relevance.shape[1])):
+            mixed = adjoint @ later[:, chunk].mT
+            adjoint *= left[:, chunk]
+            if chunk in own:
+                mixed += relevance[:, chunk] @ own[chunk]
+                adjoint += relevance[:, chunk] @ query[:, chunk]
+            if self.erases:
+                adjoint.baddbmm_(mixed, key[:, chunk], alpha=-1)
+            result[:, :, chunk] = mixed
         if self.skip is not None:
-            result += self.skip[list(heads), None, None].to(result) * relevance
-        return result
+            result += self.skip[list(heads), None, None, None].to(result) * relevance
+        return result.flatten(2)[..., :seen]
 
-    def _of(self, item: int, heads: Sequence[int]) -> tuple[torch.Tensor | None, ...]:
-        """Queries, keys, decay, erase and write of some heads, `[head token …]`."""
+    def _chunks(
+        self, item: int, heads: Sequence[int], seen: int
+    ) -> tuple[Float[torch.Tensor, "head chunk token *_"], ...]:
+        """Queries, keys, log a summed since the chunk's beginning, and w, of the first tokens."""
         dtype, heads = working_dtype(self.query.dtype), torch.tensor(heads, device=self.device)
         shared = heads // (self.size[1] // self.query.shape[2])
-        query, key = (x[item].to(dtype).transpose(0, 1)[shared] for x in (self.query, self.key))
+        query, key = (
+            x[item, :seen].to(dtype).transpose(0, 1)[shared] for x in (self.query, self.key)
+        )
         if self.unit:  # as the rule itself does, with the same epsilon
             query, key = (
                 x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (query, key)
             )
-        gates = (self.decay, self.erase, self.write)
-        gates = (gate if gate is None else gate[item].to(dtype).T[heads] for gate in gates)
-        return query * self.scaling, key, *gates
+        decay, write = (
+            gate[item, :seen].to(dtype).transpose(0, 1)[heads] for gate in (self.decay, self.write)
+        )
+        decay = decay.reshape(*decay.shape[:2], -1)
+        if self.rates is not None:
+            decay = decay * self.rates[heads, None].to(dtype)
+        length = CHUNK if decay.shape[-1] == 1 else SHORT
+        query, key, decay, write = (
+            _padded(x, 1, length).unflatten(1, (-1, length))
+            for x in (query * self.scaling, key, decay, write)
+        )
+        return query, key, decay.cumsum(2), write
+
+
+def _padded(tensor: torch.Tensor, dim: int, length: int) -> torch.Tensor:
+    """A tensor with zeros behind, up to a multiple of this length."""
+    missing = -tensor.shape[dim] % length
+    if not missing:
+        return tensor
+    shape = [*tensor.shape]
+    shape[dim] = missing
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
+
+
+def _decayed(
+    query: Float[torch.Tensor, "head chunk row width"],
+    key: Float[torch.Tensor, "head chunk key width"],
+    since: Float[torch.Tensor, "head chunk token _"],
+) -> Float[torch.Tensor, "head chunk row key"]:
+    """Products of queries and the keys at or before them, each less by what was forgotten since."""
+    between = since[:, :, :, None] - since[:, :, None]
+    later = torch.ones(between.shape[2:4], device=between.device).triu(1).bool()[..., None]
+    between = between.masked_fill_(later, -torch.inf).exp_()
+    if between.shape[-1] == 1:
+        return (query @ key.mT).mul_(between[..., 0])
+    return between.mul_(key[:, :, None]).matmul(query[..., None])[..., 0]
 
 
 @dataclass(frozen=True)
@@ -380,7 +439,7 @@ def whole_pass(calls: Sequence[MixingLayer]) -> MixingLayer:
             )
     if len(calls) == 1:
         return calls[0]
-    along = {"query": 1, "key": 1, "decay": 1, "write": 1, "erase": 1, "opening": 2, "closing": 2}
+    along = {"query": 1, "key": 1, "decay": 1, "write": 1, "opening": 2, "closing": 2}
     joined = {
         part.name: torch.cat([getattr(call, part.name) for call in calls], along[part.name])
         for part in fields(calls[0])

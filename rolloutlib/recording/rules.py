@@ -1,8 +1,9 @@
 """How the calls of layers without attention reach a recording.
 
-A rule mixes the tokens of a layer: the gated delta rule, or Mamba2's scan. transformers calls each
+A rule mixes the tokens of a layer: the gated delta rule, or Mamba's scan. transformers calls each
 by the same name in every model that has it. While recording, a function under that name notes the
-arguments, and the stock function computes the output. A short convolution is noted by hooks.
+arguments, and the stock function computes the output. Where a layer's own code mixes, hooks note
+what goes in and what comes out: short convolutions, RG-LRU and lightning attention.
 """
 
 import inspect
@@ -31,6 +32,7 @@ class Mixed(NamedTuple):
     make: Callable[[str], MixingLayer]
     value: Float[torch.Tensor, "batch token head width"]
     output: Float[torch.Tensor, "batch token head width"]
+    gate: Float[torch.Tensor, "batch token head width"] | None = None  # that the output was given
 
 
 # Computes a call of a rule: `attend(module, name, stock, arguments)` returns what `stock` does.
@@ -39,7 +41,7 @@ _running: ContextVar[tuple[tuple[torch.nn.Module, Attend], ...]] = ContextVar("m
 
 
 def _delta_rule(arguments: dict, before: torch.Tensor | None, result: tuple) -> Mixed:
-    """The gated delta rule, over a whole sequence or token by token."""
+    """The gated delta rule, over a whole sequence or token by token; Kimi's forgets by channel."""
     query, key, beta = (arguments[name].detach() for name in ("query", "key", "beta"))
     layer = partial(
         RecordedState,
@@ -47,7 +49,7 @@ def _delta_rule(arguments: dict, before: torch.Tensor | None, result: tuple) -> 
         key=key,
         decay=arguments["g"].detach(),
         write=beta,
-        erase=beta,
+        erases=True,
         unit=arguments["use_qk_l2norm_in_kernel"],
         scaling=query.shape[-1] ** -0.5,
         before=before,
@@ -78,6 +80,41 @@ def _scan_of_one(arguments: dict, before: torch.Tensor, result: torch.Tensor) ->
     return Mixed(make, one["hidden_states"], result[:, None])
 
 
+def _selective_scan(
+    arguments: dict, before: torch.Tensor | None, result: torch.Tensor | tuple
+) -> Mixed:
+    """Mamba's scan over a whole sequence, `[batch channel token]`."""
+    output, after = result if isinstance(result, tuple) else (result, None)
+    each = {name: arguments[name].mT for name in ("hidden_states", "dt", "B", "C")}
+    gate = None if arguments["z"] is None else arguments["z"].mT
+    bias, softplus = arguments["delta_bias"], arguments["delta_softplus"]
+    every = arguments | each | {"z": gate, "dt_bias": bias, "dt_softplus": softplus}
+    return _channels(every, before, output.mT, after)
+
+
+def _selective_scan_of_one(arguments: dict, before: torch.Tensor, result: torch.Tensor) -> Mixed:
+    """One token of Mamba's scan, `[batch channel]`."""
+    names = ("hidden_states", "dt", "B", "C", "z")
+    one = {name: arguments[name][:, None] for name in names if arguments[name] is not None}
+    return _channels(arguments | one, before, result[:, None], arguments["state"])
+
+
+def _channels(
+    arguments: dict,
+    before: torch.Tensor | None,
+    output: Float[torch.Tensor, "batch token channel"],
+    after: torch.Tensor | None,
+) -> Mixed:
+    """Mamba, whose channels are heads: each entry of a key forgets at its own rate."""
+    step = _step(arguments["dt"], arguments["dt_bias"], arguments["dt_softplus"])
+    shared = arguments | {name: arguments[name][:, :, None] for name in ("B", "C")}
+    layer = _state_space(shared, step, step, arguments["D"])
+    make = partial(layer, rates=arguments["A"].detach(), before=before, after=_mark(after))
+    gate = arguments["z"]
+    gate = None if gate is None else torch.nn.functional.silu(gate)[..., None]
+    return Mixed(make, arguments["hidden_states"][..., None], output[..., None], gate)
+
+
 def _state_space(
     arguments: dict, decay: torch.Tensor, step: torch.Tensor, skip: torch.Tensor | None
 ) -> Callable[[str], RecordedState]:
@@ -104,6 +141,10 @@ def _mark(state: torch.Tensor | None) -> Float[torch.Tensor, "batch head *_"] | 
 RULES: dict[str, Callable[[dict, torch.Tensor | None, object], Mixed]] = {
     "torch_chunk_gated_delta_rule": _delta_rule,
     "torch_recurrent_gated_delta_rule": _delta_rule,
+    "chunk_kimi_delta_attention": _delta_rule,
+    "recurrent_kimi_delta_attention": _delta_rule,
+    "mamba_selective_scan": _selective_scan,
+    "mamba_selective_state_update": _selective_scan_of_one,
     "mamba2_chunk_scan": _scan,
     "mamba2_selective_state_update": _scan_of_one,
 }
@@ -130,7 +171,11 @@ def recording_rule(note: Note) -> Attend:
 
 
 # What the rules over a whole sequence call their values, `[batch token head width]`.
-VALUES = {"torch_chunk_gated_delta_rule": "value", "mamba2_chunk_scan": "hidden_states"}
+VALUES = {
+    "torch_chunk_gated_delta_rule": "value",
+    "chunk_kimi_delta_attention": "value",
+    "mamba2_chunk_scan": "hidden_states",
+}
 
 
 def differentiable_rule(note: Note) -> Attend:
@@ -172,6 +217,8 @@ def note_mixed(note: Note, module: torch.nn.Module, mixed: Mixed) -> None:
     rows = torch.tensor([layer.shape[1] // 2, layer.shape[1] - 1])
     matrix, value = layer.signed(rows), mixed.value.detach()
     expected = torch.einsum("bhrk,bkhw->brhw", matrix, value.to(matrix))
+    if mixed.gate is not None:
+        expected *= mixed.gate[:, rows].detach()
     off = (expected - mixed.output[:, rows].detach()).abs().amax()
     size = torch.einsum("bhrk,bkhw->brhw", matrix.abs(), value.to(matrix).abs()).amax()
     if not off <= torch.finfo(mixed.output.dtype).eps ** 0.5 * size:
@@ -295,12 +342,24 @@ def is_short_convolution(module: torch.nn.Module) -> bool:
     )
 
 
+def is_gated_recurrence(module: torch.nn.Module) -> bool:
+    """Whether a module forgets by channel, as in RecurrentGemma: a block around an RG-LRU."""
+    return hasattr(getattr(module, "rg_lru", None), "_rnn_scan")
+
+
+def is_lightning(module: torch.nn.Module) -> bool:
+    """Whether a module is lightning attention, whose heads forget at a fixed rate, as in MiniMax."""
+    return hasattr(module, "slope_rate") and hasattr(module, "qkv_proj")
+
+
 @contextmanager
-def convolutions_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
-    """Inside the block, every call of a short gated convolution of the model is noted."""
+def own_rules_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
+    """Inside the block, every call of a module that mixes by a rule in its own code is noted."""
     with ExitStack() as hooks:
-        for module in filter(is_short_convolution, model.modules()):
-            _note_convolution(module, note, hooks)
+        for module in model.modules():
+            for is_kind, note_kind in OWN_RULES.items():
+                if is_kind(module):
+                    note_kind(module, note, hooks)
         yield
 
 
@@ -333,3 +392,87 @@ def _note_convolution(module: torch.nn.Module, note: Note, hooks: ExitStack) -> 
     hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
     hooks.callback(module.in_proj.register_forward_hook(gates).remove)
     hooks.callback(module.out_proj.register_forward_pre_hook(mixed).remove)
+
+
+LEAST = -30.0  # log of what is left when all is forgotten: less would cost others their digits
+
+
+def _note_gated_recurrence(module: torch.nn.Module, note: Note, hooks: ExitStack) -> None:
+    """RG-LRU: S_i = a_i S_{i-1} + w_i v_i in each channel, which starts anew at position 0."""
+    unit, kept = module.rg_lru, {}
+    scan = unit._rnn_scan
+
+    def begin(unit, args):
+        kept["value"] = args[0].detach()
+
+    def noting(hidden_states, recurrent_gate, reset, recurrent_states):
+        result = output, after = scan(hidden_states, recurrent_gate, reset, recurrent_states)
+        value, gate = kept["value"], recurrent_gate.detach().float()
+        opening = value.unflatten(-1, unit.input_gate_bias.shape)[..., None, :]
+        opening = (opening @ unit.input_gate_weight.detach())[..., 0, :] + unit.input_gate_bias
+        write = opening.detach().sigmoid().flatten(-2) * (1 - gate.square()).sqrt()
+        write = torch.where(reset, opening.detach().sigmoid().flatten(-2).to(write), write)
+        one = value.new_ones(*value.shape[:2], 1, 1)
+        decay = gate.log().masked_fill(reset, LEAST).clamp(min=LEAST)
+        began = recurrent_states is None or not recurrent_states.any()
+        make = partial(
+            RecordedState,
+            query=one,
+            key=one,
+            decay=decay,
+            write=write,
+            before=None if began else recurrent_states.detach().clone(),
+            after=after.detach().clone(),
+        )
+        note_mixed(note, module, Mixed(make, value[..., None], output.detach()[..., None]))
+        return result
+
+    unit._rnn_scan = noting
+    hooks.callback(delattr, unit, "_rnn_scan")
+    hooks.callback(unit.register_forward_pre_hook(begin).remove)
+
+
+def _note_lightning(module: torch.nn.Module, note: Note, hooks: ExitStack) -> None:
+    """Lightning attention: the mask q_i · k_j · exp(-slope (i - j)), in blocks or by its state."""
+    signature, kept = inspect.signature(module.forward), {}
+
+    def begin(module, args, kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        kept["shown"], cache = given.get("attention_mask"), given.get("past_key_values")
+        kept["before"] = None if cache is None else cache.get_linear_cache(module.layer_idx)
+
+    def projected(into, args, output):
+        kept["given"] = output.detach()
+
+    def mixed(norm, args):
+        kept["output"] = args[0].detach()
+
+    def end(module, args, output):
+        given, shown = module.act_fn(kept["given"]), kept["shown"]
+        given = given if shown is None else given * shown[..., None]
+        heads = given.unflatten(-1, (module.num_attention_heads, -1))
+        query, key, value = heads.chunk(3, -1)
+        decay = -module.slope_rate[:, 0, 0].expand(query.shape[:3])
+        make = partial(
+            RecordedState,
+            query=query,
+            key=key,
+            decay=decay,
+            write=torch.ones_like(decay),
+            before=_mark(kept["before"]),
+            after=_mark(output[1]),
+        )
+        note_mixed(note, module, Mixed(make, value, kept["output"].view_as(value)))
+
+    hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    hooks.callback(module.qkv_proj.register_forward_hook(projected).remove)
+    hooks.callback(module.norm.register_forward_pre_hook(mixed).remove)
+    hooks.callback(module.register_forward_hook(end).remove)
+
+
+# Modules that mix by a rule in their own code, and what notes their calls.
+OWN_RULES: dict[Callable[[torch.nn.Module], bool], Callable] = {
+    is_short_convolution: _note_convolution,
+    is_gated_recurrence: _note_gated_recurrence,
+    is_lightning: _note_lightning,
+}

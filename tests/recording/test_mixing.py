@@ -115,7 +115,7 @@ def state(erases, tokens=150, heads=4):
     decay, write = -torch.rand(2, tokens, heads).double() / 9, torch.rand(2, tokens, heads).double()
     if not erases:
         return RecordedState("s", query, key, decay, write, skip=torch.rand(heads).double())
-    return RecordedState("s", query, key, decay, write, erase=write, unit=True, scaling=0.4)
+    return RecordedState("s", query, key, decay, write, erases=True, unit=True, scaling=0.4)
 
 
 def matrix_of(layer):
@@ -128,9 +128,9 @@ def matrix_of(layer):
     for i in range(tokens):
         kept = kept * layer.decay[:, i].exp()[..., None, None]
         q, k, write = query[:, i], key[:, i], layer.write[:, i, :, None, None]
-        if layer.erase is not None:
+        if layer.erases:
             found = k[..., None, :] @ kept
-            kept = kept - layer.erase[:, i, :, None, None] * k[..., None] * found
+            kept = kept - layer.write[:, i, :, None, None] * k[..., None] * found
         value = torch.eye(tokens)[i].double()
         kept = kept + write * k[..., None] * value
         passed = 0 if layer.skip is None else layer.skip[:, None] * value
