@@ -17,7 +17,11 @@ from rolloutlib.models.multimodal import MultimodalModel
 
 # Types with a place for every image token; all others are refused by name.
 ON_PIXELS = (
-    *("aya_vision", "cohere2_vision", "deepseek_vl", "exaone4_5", "gemma3", "glm46v", "glm4v"),
+    *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
+    *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3", "gemma4", "gemma4_unified"),
+    *("glm46v", "glm4v", "glm_ocr", "glmga", "granite_docling", "hunyuan_vl", "minicpm_ocr"),
+    *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "muse_glimmer", "muse_spark", "ovis2"),
+    *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "smolvlm"),
     *("granite4_vision", "hyperclovax_vision_v2", "idefics3", "internvl", "janus", "kimi_k25"),
     *("lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision"),
     *("mistral3", "mistral_large4", "paddleocr_vl", "paligemma", "qwen2_5_vl", "qwen2_vl"),
@@ -47,6 +51,7 @@ OWN_SETTINGS = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), PATCH),
     "cohere2_vision": {"patch_size": 2},
     "lfm2_vl": {"min_image_tokens": 4, "max_image_tokens": 4, "max_num_patches": 16},
+    "florence2": {"image_seq_length": 17},
     "gemma4": {"max_soft_tokens": 70},
     "llava": {"do_pad": True},
     "molmo2": {"overlap_margins": [1, 1], "max_crops": 4},
@@ -63,13 +68,14 @@ FORMS = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), MERGED),
     **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), SIXTEEN),
     "aya_vision": {"patch_size": 8, "img_size": 32, "downsample_factor": 2},
-    **dict.fromkeys(("gemma3", "t5gemma2", "chameleon"), {"image_seq_length": 16}),
+    **dict.fromkeys(("gemma3", "t5gemma2"), {"image_seq_length": 16}),
+    "chameleon": {"image_seq_length": 256},
     **dict.fromkeys(("instructblip", "kosmos-2"), {"num_query_tokens": 4}),
     "deepseek_ocr2": {"patch_size": 8, "downsample_ratio": 2},
     "granite_docling": {"image_seq_len": 1},
     "llama4": {"patch_size": 8},
     "ovis2": {"image_seq_length": 16},
-    "perception_lm": {"patch_size": 8},
+    "perception_lm": {"patch_size": 8, "pooling_ratio": 1},
     "qianfan_ocr": {"image_seq_length": 4},
     "video_llava": CLIP | {"patch_size": 8},
     "granite4_vision": MERGED
@@ -101,6 +107,10 @@ SHOWN = {
     "hunyuan_vl": "<|image_start|><image><|image_end|>",
     "llama4": "<|image|>",
 }
+GLM = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga")
+SHOWN_VIDEO = dict.fromkeys(GLM, "<|begin_of_video|><video><|end_of_video|>")
+VIDEOS = {"<|image_pad|>": "<|video_pad|>", "]<]image[>[": "]<]video[>["}
+WITHOUT_TEMPLATE = ("blip-2", "florence2", "fuyu", "instructblip", "kosmos-2")
 # Types that share processors.
 SAME = {
     "cosmos3_omni": "qwen3_vl",
@@ -127,16 +137,18 @@ NAMED = {
 }
 OTHER = ("[IMG_BREAK]", "[IMG_END]", "<image>", "<|image|>", "<|video_pad|>", "<sep>")
 OTHER += ("|SPEAKER|", "|NEWLINE|", "<0x04>", "<0x00>", "<0x01>", "<fake_token_around_image>")
+OTHER += ("<|tile_x_separator|>", "<|tile_y_separator|>")
+OTHER += ("<|begin_of_video|>", "<|end_of_video|>", "<|begin_of_image|>", "<|end_of_image|>")
 OTHER += ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>", "<global-img>")
 TEMPLATE = """{% for part in messages[0].content %}{% if part.type == 'text' %} {{ part.text }} {%
 elif part.type == 'video' %}VIDEO : {% else %}SHOWN : {% endif %}{% endfor %} :"""
 
 
-def small_tokenizer(sign):
+def small_tokenizer(sign, named=True):
     """Words separated by white space; pictures are token 5, as the small models expect."""
     special = list(dict.fromkeys([sign, *NAMED.values(), *OTHER]))
-    video = "<|video_pad|>" if sign == "<|image_pad|>" else "<video>"
-    special.remove(video)
+    video = VIDEOS.get(sign, "<video>")
+    special = [one for one in special if one != video]
     words = ["<pad>", "<s>", "</s>", "<unk>", ":", special[0], video, *special[1:]]
     words += "what is this ? red blue".split()
     words += [f"word{number}" for number in range(180 - len(words))]
@@ -152,7 +164,8 @@ def small_tokenizer(sign):
         additional_special_tokens=[video, *special[1:]],
         sep_token="<sep>",
         extra_special_tokens=NAMED
-        | {"image_token": sign, "context_image_token": sign, "video_token": video},
+        | ({"image_token": sign, "context_image_token": sign} if named else {})
+        | {"video_token": video},
     )
 
 
@@ -178,16 +191,20 @@ def small_processor(kind):
     made, sign = getattr(transformers, PROCESSOR_MAPPING_NAMES[of]), SIGNS.get(kind, "<image>")
     takes = inspect.signature(made.__init__).parameters
     tokenizer = small_tokenizer(sign)
+    if kind == "instructblip":
+        tokenizer = small_tokenizer(sign, named=False)  # the processor names it
     parts = {"tokenizer": tokenizer, "qformer_tokenizer": tokenizer}
     shown = TEMPLATE.replace("SHOWN", SHOWN.get(kind, sign))
-    parts["chat_template"] = shown.replace("VIDEO", tokenizer.video_token)
+    video = SHOWN_VIDEO.get(kind, tokenizer.video_token)
+    parts["chat_template"] = shown.replace("VIDEO", video)
     if "image_processor" in takes:
         parts["image_processor"] = small_part(kind, IMAGE_PROCESSOR_MAPPING_NAMES)
     if "video_processor" in takes:
         parts["video_processor"] = small_part(kind, VIDEO_PROCESSOR_MAPPING_NAMES)
     if "feature_extractor" in takes:
         parts["feature_extractor"] = getattr(transformers, FEATURE_EXTRACTOR_MAPPING_NAMES[of])()
-    parts = {name: part for name, part in parts.items() if name in takes}
+    left_out = ("chat_template",) if kind in WITHOUT_TEMPLATE else ()
+    parts = {name: part for name, part in parts.items() if name in takes and name not in left_out}
     form = {name: value for name, value in FORMS.get(kind, {}).items() if name in takes}
     return made(**parts, **form)
 

@@ -1,10 +1,12 @@
 """A family without a file of its own: its geometry is asked of its processor and of the model."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from rolloutlib.grid import ImageTokens
@@ -44,8 +46,14 @@ class Asked:
 
     @classmethod
     def of(cls, model_type: str, processor: ProcessorMixin) -> "Asked":
-        """For checkpoints of this type: without a chat template, pictures come first."""
-        return cls(model_type, "{shown}{prompt}\n")
+        """For checkpoints of this type: without a chat template, pictures come first, unless the
+        processor itself puts them there.
+        """
+        sign, alone = getattr(processor, "image_token", None), False
+        with suppress(Exception):  # of many types: it wants a sign for the picture
+            made = processor(images=[Image.new("RGB", (96, 64))], text=QUESTION)
+            alone = str(sign) in processor.tokenizer.convert_ids_to_tokens(made["input_ids"][0])
+        return cls(model_type, "{prompt}\n" if alone else "{shown}{prompt}\n")
 
     def seen(
         self,
@@ -63,12 +71,12 @@ class Asked:
         sizes = tuple((picture.height, picture.width) for picture in pictures_in(shown))
         counts = tuple(len(each) if isinstance(each, list) else 0 for each in shown)
         prompt = sizes, counts, tuple(inputs["input_ids"][0].tolist())
+        if model.config.is_encoder_decoder:
+            raise Unplaced("the prompt is read by an encoder, and the decoder has no image tokens")
         if prompt not in self.known:
             self.known.clear()
             self.known[prompt] = self._asked(model, processor, inputs, shown)
-        return [
-            image_of(each, *of) for each, of in zip(shown, self.known[prompt], strict=True)
-        ]
+        return [image_of(each, *of) for each, of in zip(shown, self.known[prompt], strict=True)]
 
     def _asked(
         self,

@@ -247,9 +247,7 @@ class MultimodalModel:
         shown = _as_shown(pictures, video="pixel_values_videos" in inputs)
         return self.family.seen(self.model, self.processor, inputs, shown)
 
-    def placed(
-        self, pictures: list[Shown], inputs: BatchFeature
-    ) -> tuple[list[ImageTokens], str]:
+    def placed(self, pictures: list[Shown], inputs: BatchFeature) -> tuple[list[ImageTokens], str]:
         """What `seen` returns, or nothing and the reason why tokens have no place."""
         try:
             return self.seen(pictures, inputs), ""

@@ -118,7 +118,14 @@ def inputs_of(processor: ProcessorMixin, text: str, **given) -> BatchFeature:
     tokenizer = processor.tokenizer
     if tokenizer.bos_token and text.lstrip().startswith(tokenizer.bos_token):
         given["add_special_tokens"] = False
+    if "mm_token_type_ids" in processor.model_input_names:
+        given["return_mm_token_type_ids"] = True  # models ask for them, processors may not
     inputs = processor(text=text, return_tensors="pt", **given)
+    if "input_ids" not in inputs:
+        raise ValueError(
+            f"expected a processor that makes tokens of a question, got {type(processor).__name__} "
+            f"with {', '.join(inputs)}"
+        )
     inputs.pop("labels", None)  # PaliGemma's processor returns some, for training
     ends = text.rstrip().endswith(tokenizer.eos_token or "")
     if not ends and inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
