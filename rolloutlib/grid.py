@@ -1,7 +1,7 @@
 """Where image tokens are in the sequence, and which pixels of the picture they stand for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 
@@ -114,6 +114,7 @@ class ImageTokens:
     patches: what lies behind the tokens; None if pixels go straight into the decoder.
     shares: how much of each token's relevance lies on each cell of the grid, where tokens overlap,
     as those of tiles and of a thumbnail do; None if each token is one cell, in the grid's order.
+    frames: all of a video.  steps: the number of each time step's first frame.
     """
 
     picture: Image.Image
@@ -121,6 +122,8 @@ class ImageTokens:
     positions: Int[torch.Tensor, " token"]
     patches: Patches | None = None
     shares: Float[torch.Tensor, "token cell"] | None = None
+    frames: tuple[Image.Image, ...] = field(default=(), repr=False, compare=False)
+    steps: tuple[int, ...] = ()
 
     @property
     def patch_view(self) -> View:

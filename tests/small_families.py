@@ -196,7 +196,7 @@ OWN_SIZES = {
         },
         "vision_config": {"hidden_size": 2048},
     },
-    "gemma4": {"text_config": SHARED},
+    "gemma4": {"text_config": SHARED, "vision_config": {"position_embedding_size": 64}},
     "glm5_next": {
         "text_config": HEADS
         | {"qk_rope_head_dim": 0, "head_dim": 0, "qk_head_dim": 8, "index_kpool": 4}

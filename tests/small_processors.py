@@ -7,6 +7,7 @@ import transformers
 from small_families import small_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
@@ -16,7 +17,11 @@ from rolloutlib.models.multimodal import MultimodalModel
 
 # Types with a place for every image token; all others are refused by name.
 ON_PIXELS = (
-    *("aya_vision", "cohere2_vision", "deepseek_vl", "exaone4_5", "gemma3", "glm46v", "glm4v"),
+    *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
+    *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3", "gemma4", "gemma4_unified"),
+    *("glm46v", "glm4v", "glm_ocr", "glmga", "granite_docling", "hunyuan_vl", "minicpm_ocr"),
+    *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "muse_glimmer", "muse_spark", "ovis2"),
+    *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "smolvlm"),
     *("granite4_vision", "hyperclovax_vision_v2", "idefics3", "internvl", "janus", "kimi_k25"),
     *("lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision"),
     *("mistral3", "mistral_large4", "paddleocr_vl", "paligemma", "qwen2_5_vl", "qwen2_vl"),
@@ -46,7 +51,11 @@ OWN_SETTINGS = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), PATCH),
     "cohere2_vision": {"patch_size": 2},
     "lfm2_vl": {"min_image_tokens": 4, "max_image_tokens": 4, "max_num_patches": 16},
+    "florence2": {"image_seq_length": 17},
+    "gemma4": {"max_soft_tokens": 70},
     "llava": {"do_pad": True},
+    "molmo2": {"overlap_margins": [1, 1], "max_crops": 4},
+    "ovis2": TILED,
     "paligemma": {"image_seq_length": 16},
     "step3p7": {"patch_size": 32, "max_image_size": 96},
 }
@@ -59,10 +68,19 @@ FORMS = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), MERGED),
     **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), SIXTEEN),
     "aya_vision": {"patch_size": 8, "img_size": 32, "downsample_factor": 2},
-    "gemma3": {"image_seq_length": 16},
+    **dict.fromkeys(("gemma3", "t5gemma2"), {"image_seq_length": 16}),
+    "chameleon": {"image_seq_length": 256},
+    **dict.fromkeys(("instructblip", "kosmos-2"), {"num_query_tokens": 4}),
+    "deepseek_ocr2": {"patch_size": 8, "downsample_ratio": 2},
+    "granite_docling": {"image_seq_len": 1},
+    "llama4": {"patch_size": 8},
+    "ovis2": {"image_seq_length": 16},
+    "perception_lm": {"patch_size": 8, "pooling_ratio": 1},
+    "qianfan_ocr": {"image_seq_length": 4},
+    "video_llava": CLIP | {"patch_size": 8},
     "granite4_vision": MERGED
     | {"vision_feature_select_strategy": "full", "downsample_rate": "1/2"},
-    "idefics3": {"image_seq_len": 4},
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), {"image_seq_len": 4}),
     "internvl": {"image_seq_length": 4},
     "llava_onevision": SIXTEEN | {"vision_feature_select_strategy": "full"},
 }
@@ -73,29 +91,65 @@ SIGNS = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"), "<|image_pad|>"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp"), "<|image_pad|>"),
     "aya_vision": "<|IMG_PATCH|>",
-    "gemma3": "<soft>",
+    "cohere_compass": "<|IMAGE_PAD|>",
+    "dots3_note": "<|imgpad|>",
+    **dict.fromkeys(("gemma3", "t5gemma2", "shieldgemma2"), "<soft>"),
+    **dict.fromkeys(("llama4", "muse_glimmer", "muse_spark"), "<|patch|>"),
+    "minimax_m3_vl": "]<]image[>[",
+    "ovis2": "<IMG_ATOM>",
+    "qianfan_ocr": "<IMG_CONTEXT>",
     "paddleocr_vl": "<|IMAGE_PLACEHOLDER|>",
     "step3p7": "<im_patch>",
 }
-SHOWN = {"aya_vision": "<image>", "gemma3": "<boi>"}
-SAME = {"glm4v_moe": "glm4v", "qwen3_vl_moe": "qwen3_vl"}  # types that share processors
+SHOWN = {
+    **dict.fromkeys(("aya_vision", "ovis2", "qianfan_ocr"), "<image>"),
+    **dict.fromkeys(("gemma3", "t5gemma2", "shieldgemma2"), "<boi>"),
+    "hunyuan_vl": "<|image_start|><image><|image_end|>",
+    "llama4": "<|image|>",
+}
+GLM = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga")
+SHOWN_VIDEO = dict.fromkeys(GLM, "<|begin_of_video|><video><|end_of_video|>")
+VIDEOS = {"<|image_pad|>": "<|video_pad|>", "]<]image[>[": "]<]video[>["}
+WITHOUT_TEMPLATE = ("blip-2", "florence2", "fuyu", "instructblip", "kosmos-2")
+# Types that share processors.
+SAME = {
+    "cosmos3_omni": "qwen3_vl",
+    "glm4v_moe": "glm4v",
+    "glm_ocr": "glm46v",
+    "glmga": "glm46v",
+    "qwen2_5_omni_thinker": "qwen2_5_omni",
+    "qwen3_omni_moe_thinker": "qwen3_omni_moe",
+    "qwen3_vl_moe": "qwen3_vl",
+}
+PARTS = ("slice", "image_id", "video")
 NAMED = {
     **{f"{name}_token": f"<{name}>" for name in ("boi", "eoi", "boa", "eoa", "audio", "video")},
     **{f"vision_{end}_token": f"<|vision_{end}|>" for end in ("start", "end")},
     **{f"image_{end}_token": f"<|image_{end}|>" for end in ("start", "end", "break")},
     **{f"{end}_image_token": f"<|{end}_image|>" for end in ("start", "end")},
+    **{f"{name}_bos_token": f"<|{name}_bos|>" for name in ("vision", "audio")},
+    **{f"{name}_eos_token": f"<|{name}_eos|>" for name in ("vision", "audio")},
+    **{f"{name}_{end}_token": f"<|{name}_{end}|>" for name in PARTS for end in ("start", "end")},
+    "image_wrapper_token": "<wrapper>",
+    "eof_token": "<eof>",
     "image_boundary_token": "<boundary>",
     "img_line_break_token": "<line>",
 }
+OTHER = ("[IMG_BREAK]", "[IMG_END]", "<image>", "<|image|>", "<|video_pad|>", "<sep>")
+OTHER += ("|SPEAKER|", "|NEWLINE|", "<0x04>", "<0x00>", "<0x01>", "<fake_token_around_image>")
+OTHER += ("<|tile_x_separator|>", "<|tile_y_separator|>")
+OTHER += ("<|begin_of_video|>", "<|end_of_video|>", "<|begin_of_image|>", "<|end_of_image|>")
+OTHER += ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>", "<global-img>")
 TEMPLATE = """{% for part in messages[0].content %}{% if part.type == 'text' %} {{ part.text }} {%
-else %}SHOWN : {% endif %}{% endfor %} :"""
+elif part.type == 'video' %}VIDEO : {% else %}SHOWN : {% endif %}{% endfor %} :"""
 
 
-def small_tokenizer(sign):
+def small_tokenizer(sign, named=True):
     """Words separated by white space; pictures are token 5, as the small models expect."""
-    special = list(dict.fromkeys([sign, *NAMED.values(), "[IMG_BREAK]", "[IMG_END]", "<image>"]))
-    special.remove("<video>")
-    words = ["<pad>", "<s>", "</s>", "<unk>", ":", special[0], "<video>", *special[1:]]
+    special = list(dict.fromkeys([sign, *NAMED.values(), *OTHER]))
+    video = VIDEOS.get(sign, "<video>")
+    special = [one for one in special if one != video]
+    words = ["<pad>", "<s>", "</s>", "<unk>", ":", special[0], video, *special[1:]]
     words += "what is this ? red blue".split()
     words += [f"word{number}" for number in range(180 - len(words))]
     vocabulary = {word: number for number, word in enumerate(words)}
@@ -107,14 +161,18 @@ def small_tokenizer(sign):
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=special[1:],
-        extra_special_tokens=NAMED | {"image_token": sign, "context_image_token": sign},
+        additional_special_tokens=[video, *special[1:]],
+        sep_token="<sep>",
+        extra_special_tokens=NAMED
+        | ({"image_token": sign, "context_image_token": sign} if named else {})
+        | {"video_token": video},
     )
 
 
-def small_image_processor(kind):
-    """The type's image processor, for small pictures."""
-    backends = IMAGE_PROCESSOR_MAPPING_NAMES[SAME.get(kind, kind)]
+def small_part(kind, names):
+    """The type's image or video processor, for small pictures."""
+    backends = names[SAME.get(kind, kind)]
+    backends = {"torchvision": backends} if isinstance(backends, str) else backends
     made = getattr(transformers, backends.get("torchvision") or backends["pil"])
     known = {n: v for n, v in SETTINGS.items() if getattr(made, n, None) is not None}
     edges = tuple(
@@ -132,15 +190,21 @@ def small_processor(kind):
     of = SAME.get(kind, kind)
     made, sign = getattr(transformers, PROCESSOR_MAPPING_NAMES[of]), SIGNS.get(kind, "<image>")
     takes = inspect.signature(made.__init__).parameters
-    parts = {
-        "image_processor": small_image_processor(kind),
-        "tokenizer": small_tokenizer(sign),
-        "chat_template": TEMPLATE.replace("SHOWN", SHOWN.get(kind, sign)),
-    }
+    tokenizer = small_tokenizer(sign)
+    if kind == "instructblip":
+        tokenizer = small_tokenizer(sign, named=False)  # the processor names it
+    parts = {"tokenizer": tokenizer, "qformer_tokenizer": tokenizer}
+    shown = TEMPLATE.replace("SHOWN", SHOWN.get(kind, sign))
+    video = SHOWN_VIDEO.get(kind, tokenizer.video_token)
+    parts["chat_template"] = shown.replace("VIDEO", video)
+    if "image_processor" in takes:
+        parts["image_processor"] = small_part(kind, IMAGE_PROCESSOR_MAPPING_NAMES)
     if "video_processor" in takes:
-        video = VIDEO_PROCESSOR_MAPPING_NAMES[of]
-        video = video if isinstance(video, str) else video["torchvision"]
-        parts["video_processor"] = getattr(transformers, video)()
+        parts["video_processor"] = small_part(kind, VIDEO_PROCESSOR_MAPPING_NAMES)
+    if "feature_extractor" in takes:
+        parts["feature_extractor"] = getattr(transformers, FEATURE_EXTRACTOR_MAPPING_NAMES[of])()
+    left_out = ("chat_template",) if kind in WITHOUT_TEMPLATE else ()
+    parts = {name: part for name, part in parts.items() if name in takes and name not in left_out}
     form = {name: value for name, value in FORMS.get(kind, {}).items() if name in takes}
     return made(**parts, **form)
 

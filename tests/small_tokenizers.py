@@ -162,6 +162,5 @@ def answered(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Answer:
         tokens=[tokenizer.decode([number]) for number in ids],
         text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
         images=[],
-        frames=[],
         model=MultimodalModel(torch.nn.Identity(), processor_of(tokenizer), FAMILIES["llava"]),
     )

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -204,13 +205,15 @@ def _tokens_of(answer: Answer, words: Words) -> dict[str, list]:
 
 def _seen(answer: Answer, to_patches: bool) -> tuple[list[Image.Image], list[View], list[str]]:
     """The pictures of an answer, how maps lie on them, and their names if they have any."""
-    views = [image.patch_view if to_patches else image.view for image in answer.images]
-    if not answer.frames:
-        return [image.picture for image in answer.images], views, []
-    steps, *grid = views[0].grid
-    together = answer.model.processor.video_processor.temporal_patch_size
-    starts = range(0, len(answer.frames), together)
-    ends = [min(start + together, len(answer.frames)) - 1 for start in starts]
-    labels = [f"frames {start}–{end}" for start, end in zip(starts, ends, strict=True)]
-    frames = [answer.frames[start] for start in starts]
-    return frames, [replace(views[0], grid=tuple(grid))] * steps, labels
+    pictures, views, labels = [], [], []
+    for number, image in enumerate(answer.images):
+        view = image.patch_view if to_patches else image.view
+        if not image.frames:
+            pictures, views = [*pictures, image.picture], [*views, view]
+            labels.append(f"picture {number}")
+            continue
+        pictures += [image.frames[start] for start in image.steps]
+        views += [replace(view, grid=view.grid[-2:])] * len(image.steps)
+        for start, end in pairwise([*image.steps, len(image.frames)]):
+            labels.append(f"frames {start}–{end - 1}" if end > start + 1 else f"frame {start}")
+    return pictures, views, labels if answer.frames else []

@@ -1,6 +1,7 @@
 """Where a picture's tokens lie on it, from where each of their numbers comes from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -171,18 +172,23 @@ def _steps(axes: list[Float[np.ndarray, "token _"]]) -> Float[np.ndarray, "token
 
 
 def image_of(
-    picture: Image.Image,
+    shown: Image.Image | list[Image.Image],
     positions: Int[np.ndarray, " token"],
     boxes: Float[np.ndarray, "token 4"],
+    firsts: Int[np.ndarray, " token"],
     token: int,
 ) -> ImageTokens:
-    """A picture's tokens, on a grid of cells as large as the smallest of them.
+    """A picture's tokens, on a grid of cells as large as the smallest of them; or those of a
+    video's frames, on such a grid for each time step.
 
     Where each token is one cell, they are in the grid's order. Else tokens overlap, as those of
     tiles and of a thumbnail do, and each spreads its relevance evenly over the cells it shows.
 
+    firsts: the number of the first frame that each token shows.
     token: the side of the smallest in pixels of the model's input.
     """
+    frames = tuple(shown) if isinstance(shown, list) else ()
+    picture = frames[0] if frames else shown
     height, width = picture.height, picture.width
     axes = [_axis(boxes[:, n], boxes[:, n + 2], side) for n, side in ((1, height), (0, width))]
     grid = tuple(axis.shares.shape[1] for axis in axes)
@@ -197,12 +203,22 @@ def image_of(
     )
     where = torch.tensor(positions)
     shares = [axis.shares for axis in axes]
+    if frames:
+        steps = np.unique(firsts)
+        grid = (len(steps), *grid)
+        view, shares = replace(view, grid=grid), [firsts[:, None] == steps, *shares]
+        of_video = {"frames": frames, "steps": tuple(steps.tolist())}
+    else:
+        of_video = {}
     if all(((each == 0) | (each == 1)).all() for each in shares):
         cells = np.ravel_multi_index([each.argmax(-1) for each in shares], grid)
-        if np.array_equal(np.sort(cells), np.arange(grid[0] * grid[1])):
-            return ImageTokens(picture, view, where[cells.argsort()])
-    spread = np.einsum("tr,tc->trc", *shares).reshape(len(boxes), -1)
-    return ImageTokens(picture, view, where, shares=torch.tensor(spread, dtype=torch.float32))
+        if np.array_equal(np.sort(cells), np.arange(prod(grid))):
+            return ImageTokens(picture, view, where[cells.argsort()], **of_video)
+    spread = shares[0]
+    for along in shares[1:]:
+        spread = np.einsum("tn,tc->tnc", spread, along).reshape(len(boxes), -1)
+    spread = torch.tensor(spread, dtype=torch.float32)
+    return ImageTokens(picture, view, where, shares=spread, **of_video)
 
 
 @dataclass(frozen=True)

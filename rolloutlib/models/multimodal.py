@@ -17,13 +17,16 @@ from rolloutlib.models.families import Family
 from rolloutlib.models.geometry import Unplaced
 from rolloutlib.models.prompts import (
     THINKING,
+    Shown,
     end_of_thinking,
     full_prompt,
+    given_to,
     inputs_of,
+    kinds_of,
     require_room,
     require_shapes,
     require_text,
-    video_inputs,
+    require_videos,
     without_ending,
 )
 from rolloutlib.models.state import state_of
@@ -40,8 +43,7 @@ class Answer:
     sequence: the prompt's S token ids and the T generated ones, without the closing token.
     tokens: the T generated tokens as text, each by itself.  text: the whole answer, without
     special tokens and without the model's thinking.
-    images: for each picture of the prompt its tokens' positions and pixels; one for a video.
-    frames: all frames of a video.
+    images: for each picture and each video of the prompt its tokens' positions and pixels.
     model: the one that answered, and can replay the answer.
     recording: what every layer attended to; None unless `generate` was asked to record.
     state: of the model when that was recorded, as `state_of` gives it.
@@ -56,7 +58,6 @@ class Answer:
     tokens: list[str]
     text: str
     images: list[ImageTokens]
-    frames: list[Image.Image] = field(repr=False, compare=False)
     model: "MultimodalModel" = field(repr=False, compare=False)
     recording: Recording | None = field(default=None, repr=False, compare=False)
     state: int = field(default=0, repr=False, compare=False)
@@ -95,10 +96,24 @@ class Answer:
         return text.strip()
 
     @property
+    def frames(self) -> list[Image.Image]:
+        """All frames of the prompt's videos whose tokens have a place."""
+        return [frame for image in self.images for frame in image.frames]
+
+    @property
     def rows(self) -> Int[torch.Tensor, " token"]:
         """The query rows that predicted the generated tokens: for each, the one before it."""
         end = len(self.sequence) - 1
         return torch.arange(end - len(self.tokens), end)
+
+
+def _as_shown(pictures: list[Shown], *, video: bool) -> list[Shown]:
+    """Upright pictures, and lists of a video's frames.  video: pictures alone are one's frames."""
+    shown = [
+        [upright_rgb(frame) for frame in each] if isinstance(each, list) else upright_rgb(each)
+        for each in pictures
+    ]
+    return [shown] if video and not any(isinstance(each, list) for each in shown) else shown
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ class MultimodalModel:
 
     def generate(
         self,
-        pictures: Image.Image | list[Image.Image],
+        pictures: Shown | list[Shown],
         prompt: str,
         *,
         max_new_tokens: int = 32,
@@ -123,11 +138,13 @@ class MultimodalModel:
         system: str = "",
         **generation,
     ) -> Answer:
-        """Ask the model about the pictures.
+        """Ask the model about pictures, or videos, or both.
 
+        pictures: in the order of the prompt; a list among them holds the frames of a video.
         prompt: a question in plain text, put into the checkpoint's chat template; or the whole
-        text, image tokens included, as a `WholePrompt`.  frame_rate: in frames per second; if
-        given, the pictures are the frames of one video.  record: keep what every layer attended to,
+        text, image tokens included, as a `WholePrompt`.  frame_rate: of videos, in frames per
+        second; if it is given with no list among the pictures, they are the frames of one video.
+        record: keep what every layer attended to,
         as `answer.recording`, at almost no cost; only after beam search or with a cache of fixed
         size it takes a replay pass.  system: what the model is told before the question, for
         checkpoints whose chat template has a place for it.  generation: anything that transformers'
@@ -136,10 +153,10 @@ class MultimodalModel:
         Raises ValueError for a question with special tokens, if the prompt has no room for its
         image tokens or the context none for the answer, if the model generates nothing or an image
         token, for no picture, for one that is too large or too elongated, for frames of different
-        sizes and for a video if the model takes none.
+        sizes, for a video if the model takes none and for one without a frame rate.
         """
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-        pictures = [upright_rgb(picture) for picture in pictures]
+        pictures = _as_shown(pictures, video=frame_rate is not None)
         inputs = self.prepare(pictures, prompt, frame_rate=frame_rate, system=system)
         require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
         self.placed(pictures, inputs)  # what is wrong about them is said now, not later
@@ -165,25 +182,26 @@ class MultimodalModel:
 
     def prepare(
         self,
-        pictures: list[Image.Image],
+        pictures: list[Shown],
         prompt: str,
         *,
         frame_rate: float | None = None,
         system: str = "",
     ) -> BatchFeature:
-        """The model's inputs for a prompt about these pictures, on the model's device."""
-        pictures = [upright_rgb(picture) for picture in pictures]
-        require_shapes(pictures)
-        if frame_rate is None:
-            text = full_prompt(self.processor, self.family, prompt, "image", len(pictures), system)
-            inputs = inputs_of(self.processor, text, images=pictures)
-        else:
-            inputs = video_inputs(self.processor, self.family, pictures, prompt, frame_rate, system)
+        """The model's inputs for a prompt about these pictures, on the model's device.
+
+        pictures, frame_rate: as in `generate`.
+        """
+        shown = _as_shown(pictures, video=frame_rate is not None)
+        require_shapes(shown)
+        require_videos(self.processor, self.family, shown, frame_rate)
+        text = full_prompt(self.processor, self.family, prompt, kinds_of(shown), system)
+        inputs = inputs_of(self.processor, text, **given_to(shown, frame_rate))
         return inputs.to(self.model.device, self.model.dtype)
 
     def answer(
         self,
-        pictures: list[Image.Image],
+        pictures: list[Shown],
         prompt: str,
         inputs: BatchFeature,
         sequences: Int[torch.Tensor, "_ token"],
@@ -197,7 +215,6 @@ class MultimodalModel:
         """
         if sequences.shape[0] != 1:
             raise ValueError(f"expected one generated sequence, got {sequences.shape[0]}")
-        pictures = [upright_rgb(picture) for picture in pictures]
         length = inputs["input_ids"].shape[1]
         generated = without_ending(sequences[0, length:], self.model.generation_config)
         if len(generated) == 0:
@@ -216,21 +233,21 @@ class MultimodalModel:
             unplaced=unplaced,
             system=system,
             thought=thought,
-            frames=pictures if "pixel_values_videos" in inputs else [],
             model=self,
         )
 
-    def seen(self, pictures: list[Image.Image], inputs: BatchFeature) -> list[ImageTokens]:
+    def seen(self, pictures: list[Shown], inputs: BatchFeature) -> list[ImageTokens]:
         """Where the image tokens of a prompt are, and what part of each picture they stand for.
+
+        pictures: as in `generate`.
 
         Raises ValueError if the processor's settings do not fit the number of tokens; `Unplaced` if
         tokens stand for no place of their own, as those of a resampler.
         """
-        return self.family.seen(self.model, self.processor, inputs, pictures)
+        shown = _as_shown(pictures, video="pixel_values_videos" in inputs)
+        return self.family.seen(self.model, self.processor, inputs, shown)
 
-    def placed(
-        self, pictures: list[Image.Image], inputs: BatchFeature
-    ) -> tuple[list[ImageTokens], str]:
+    def placed(self, pictures: list[Shown], inputs: BatchFeature) -> tuple[list[ImageTokens], str]:
         """What `seen` returns, or nothing and the reason why tokens have no place."""
         try:
             return self.seen(pictures, inputs), ""

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 
 WHITE = 255.0  # of 8-bit pictures, which is what processors expect
+FINE = 64  # pixels along which a picture of whole numbers rises from black to white
 SEEN = 0.4  # of the largest difference between white and black; what differs less is padding
 
 Origins = Float[torch.Tensor, "... 3"]  # (picture, y, x), NaN where no picture is shown
@@ -26,30 +28,48 @@ def origins_of(
     and so for y, and for the number of the picture. (0, 0) is the top left corner of a picture, and
     the centre of its first pixel (0.5, 0.5).
 
-    process: gives the inputs for pictures of float values in [0, 255], which are never rounded.
+    Processors that take whole numbers only are given several ramps for each axis, each of which
+    rises along 64 pixels: their sum is a ramp of 1/4 of a pixel's precision.
+
+    process: gives the inputs for pictures of float values in [0, 255], which are never rounded; if
+    it raises for these, for pictures of Pillow.
     sizes: (height, width) of each picture.
 
     Returns the tensors of the inputs that show pictures, by name. Raises ValueError if there are
     none.
     """
 
-    def given(values: Callable[[int, int, int], np.ndarray]) -> Mapping:
-        return process([_grey(values(k, *size), size) for k, size in enumerate(sizes)])
+    def given(values: Callable[[int, int, int], np.ndarray], part: int = 0) -> Mapping:
+        """For this part of the values: of all that is above `part / parts`, up to the next one."""
+        pictures = []
+        for number, size in enumerate(sizes):
+            some = np.clip(values(number, *size) * parts - part, 0, 1)
+            pictures.append(_grey(some, size))
+        return process(
+            pictures if exact else [Image.fromarray(p.round().astype(np.uint8)) for p in pictures]
+        )
 
-    black = given(lambda *_: np.zeros(1))
-    white = given(lambda *_: np.ones(1))
-    ramps = [
-        given(lambda k, *_: np.full(1, (k + 0.5) / len(sizes))),
-        given(lambda _, height, __: (np.arange(height)[:, None] + 0.5) / height),
-        given(lambda _, __, width: (np.arange(width)[None] + 0.5) / width),
+    exact, parts = True, 1
+    try:
+        black, white = (given(lambda *_, level=n: np.full(1, level)) for n in (0.0, 1.0))
+    except (TypeError, ValueError):
+        exact, parts = False, -(-max(max(size) for size in sizes) // FINE)
+        black, white = (given(lambda *_, level=n: np.full(1, level)) for n in (0.0, 1.0))
+    axes = [
+        lambda k, *_: np.full(1, (k + 0.5) / len(sizes)),
+        lambda _, height, __: (np.arange(height)[:, None] + 0.5) / height,
+        lambda _, __, width: (np.arange(width)[None] + 0.5) / width,
     ]
+    ramps = [[given(axis, part) for part in range(parts)] for axis in axes]
     limits = torch.tensor(sizes, dtype=torch.float64)
     found = {}
     for name in shown(black, white):
-        low, *rest = (f[name].double() for f in (black, white, *ramps))
-        contrast = rest[0] - low
+        low = black[name].double()
+        contrast = white[name].double() - low
         contrast[contrast.abs() <= SEEN * contrast.abs().max()] = torch.nan
-        picture, *places = ((f - low) / contrast for f in rest[1:])
+        picture, *places = (
+            sum((f[name].double() - low) / contrast for f in each) / parts for each in ramps
+        )
         number = (picture * len(sizes) - 0.5).round().clamp(0, len(sizes) - 1)
         side = limits[number.nan_to_num().long()]
         found[name] = torch.stack([number, *(p * side[..., n] for n, p in enumerate(places))], -1)

@@ -37,7 +37,11 @@ def _own_value(function, module, query, key, value, attention_mask, **how):
 
 
 def decoder_input(model: torch.nn.Module, inputs: Mapping) -> Float[torch.Tensor, "token width"]:
-    """What the first layer of the decoder is given, one sequence."""
+    """What the first layer of the decoder is given, one sequence; its copies, if there are several
+    as in Gemma 3n, side by side.
+
+    Raises `Unplaced` if its length is not the prompt's.
+    """
     layers = next(m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList))
     given = []
 
@@ -47,7 +51,10 @@ def decoder_input(model: torch.nn.Module, inputs: Mapping) -> Float[torch.Tensor
 
     with layers[0].register_forward_pre_hook(keep, with_kwargs=True), suppress(Reached):
         model(**inputs, use_cache=False)
-    return given[0].flatten(0, -2)
+    *sides, _ = given[0].shape
+    if inputs["input_ids"].shape[1] not in sides:
+        raise Unplaced("the picture has no tokens in the prompt: the decoder sees it another way")
+    return given[0].movedim(sides.index(inputs["input_ids"].shape[1]), 0).flatten(1)
 
 
 def owners_of(
@@ -64,8 +71,11 @@ def owners_of(
     numbers = {name: inputs[name].detach().clone().requires_grad_() for name in names}
     with torch.enable_grad(), looking_at_itself(model):
         given = decoder_input(model, dict(inputs) | numbers)
-    if len(given) != inputs["input_ids"].shape[1] or not given.requires_grad:
-        raise Unplaced("the picture has no tokens in the prompt: the decoder sees it another way")
+    if not given.requires_grad:
+        raise Unplaced(
+            "the picture's numbers feed no token of the prompt: the decoder sees them another way, "
+            "or as words of a codebook"
+        )
     # Random weights: the plain sum of what a LayerNorm returns does not depend on its input.
     weights = torch.randn(given.shape, generator=torch.Generator().manual_seed(0))
     scores = (given.float() * weights.to(given.device)).sum(-1)

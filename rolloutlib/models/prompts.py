@@ -1,6 +1,7 @@
 """Prompts: the text with its image tokens, the room for an answer, and where the answer ends."""
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from math import inf
 
 import torch
@@ -25,16 +26,23 @@ THINKING = (("<think>", "</think>"), ("◁think▷", "◁/think▷"))  # what en
 ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
 
+Shown = Image.Image | list[Image.Image]  # a picture, or the frames of a video
+
+
 class WholePrompt(str):
     """A prompt that is used as it is, with its own image tokens, and not put into a template."""
 
 
 def full_prompt(
-    processor: ProcessorMixin, family: Family, prompt: str, kind: str, count: int, system: str = ""
+    processor: ProcessorMixin,
+    family: Family,
+    prompt: str,
+    kinds: Sequence[str],
+    system: str = "",
 ) -> str:
-    """The text for the processor, with one token for each "image" or "video".
+    """The text for the processor, with one token for each of these, in order, before the question.
 
-    system: what the model is told before the question, if its chat template has a place for it.
+    kinds: "image" or "video".  system: what the model is told before the question, if its chat template has a place for it.
 
     Raises ValueError for a question with special tokens, or with the text that ends a turn: it
     would be read as more than a question; and for a system prompt without a place.
@@ -44,8 +52,9 @@ def full_prompt(
 
     def put(question: str) -> str:
         if processor.chat_template is None:
-            return family.prompt_template.format(prompt=question)
-        content = [{"type": kind}] * count + [{"type": "text", "text": question}]
+            signs = "".join(getattr(processor, f"{kind}_token", None) or "" for kind in kinds)
+            return family.prompt_template.format(shown=signs, prompt=question)
+        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
         told = [{"role": "system", "content": [{"type": "text", "text": system}]}]
         conversation = (told if system else []) + [{"role": "user", "content": content}]
         return processor.apply_chat_template(conversation, add_generation_prompt=True)
@@ -109,7 +118,14 @@ def inputs_of(processor: ProcessorMixin, text: str, **given) -> BatchFeature:
     tokenizer = processor.tokenizer
     if tokenizer.bos_token and text.lstrip().startswith(tokenizer.bos_token):
         given["add_special_tokens"] = False
+    if "mm_token_type_ids" in processor.model_input_names:
+        given["return_mm_token_type_ids"] = True  # models ask for them, processors may not
     inputs = processor(text=text, return_tensors="pt", **given)
+    if "input_ids" not in inputs:
+        raise ValueError(
+            f"expected a processor that makes tokens of a question, got {type(processor).__name__} "
+            f"with {', '.join(inputs)}"
+        )
     inputs.pop("labels", None)  # PaliGemma's processor returns some, for training
     ends = text.rstrip().endswith(tokenizer.eos_token or "")
     if not ends and inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
@@ -118,47 +134,69 @@ def inputs_of(processor: ProcessorMixin, text: str, **given) -> BatchFeature:
     return inputs
 
 
-def video_inputs(
-    processor: ProcessorMixin,
-    family: Family,
-    frames: list[Image.Image],
-    prompt: str,
-    frame_rate: float,
-    system: str = "",
-) -> BatchFeature:
-    """The processor's output for one video with all its frames.  frame_rate: frames per second.
+def pictures_in(shown: Sequence[Shown]) -> list[Image.Image]:
+    """The pictures, and all frames of the videos, in order."""
+    return [one for each in shown for one in (each if isinstance(each, list) else [each])]
 
-    Raises ValueError for a model that takes no video, for frames of different sizes, for fewer than
-    the model looks at together, and for a frame rate that is not above 0.
+
+def kinds_of(shown: Sequence[Shown]) -> list[str]:
+    """What each of these is to a processor: an "image" or a "video"."""
+    return ["video" if isinstance(each, list) else "image" for each in shown]
+
+
+def given_to(shown: Sequence[Shown], frame_rate: float | None = None) -> dict[str, object]:
+    """The processor's arguments for these pictures and videos; of videos it takes all frames."""
+    videos = [each for each in shown if isinstance(each, list)]
+    images = [each for each in shown if not isinstance(each, list)]
+    given = {"images": images} if images else {}
+    if videos:
+        counts = [len(frames) for frames in videos]
+        given |= {
+            "videos": videos,
+            "video_metadata": [
+                VideoMetadata(count, fps=frame_rate, frames_indices=list(range(count)))
+                for count in counts
+            ],
+            "do_sample_frames": False,
+        }
+    return given
+
+
+def require_videos(
+    processor: ProcessorMixin, family: Family, shown: Sequence[Shown], frame_rate: float | None
+) -> None:
+    """Raise a ValueError for a video without a frame rate above 0, for a model that takes none, for
+    frames of different sizes and for fewer than the model looks at together.
     """
-    if not 0 < frame_rate < inf:
+    videos = [each for each in shown if isinstance(each, list)]
+    if not videos:
+        return
+    if frame_rate is None or not 0 < frame_rate < inf:
         raise ValueError(f"frame_rate must be above 0 frames per second, got {frame_rate}")
     if getattr(processor, "video_processor", None) is None:
         raise ValueError(f"expected a model that takes video, got {family.model_type}")
-    sizes = {frame.size for frame in frames}
-    if len(sizes) != 1:
-        raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
-    least = processor.video_processor.temporal_patch_size
-    if len(frames) < least:
-        raise ValueError(f"expected a video of at least {least} frames, got {len(frames)}")
-    numbers = list(range(len(frames)))
-    return inputs_of(
-        processor,
-        full_prompt(processor, family, prompt, "video", 1, system),
-        videos=[frames],
-        video_metadata=[VideoMetadata(len(frames), fps=frame_rate, frames_indices=numbers)],
-        do_sample_frames=False,
-    )
+    least = frames_together(processor)
+    for frames in videos:
+        sizes = {frame.size for frame in frames}
+        if len(sizes) > 1:
+            raise ValueError(f"expected frames of one size, got {sorted(sizes)}")
+        if len(frames) < least:
+            raise ValueError(f"expected a video of at least {least} frames, got {len(frames)}")
 
 
-def require_shapes(pictures: list[Image.Image]) -> None:
+def frames_together(processor: ProcessorMixin) -> int:
+    """How many frames of a video each of its time steps shows, as far as the processor says."""
+    return getattr(processor.video_processor, "temporal_patch_size", None) or 1
+
+
+def require_shapes(shown: Sequence[Shown]) -> None:
     """Raise a ValueError for no picture, and for one far longer than wide.
 
     Processors resize its short side to their own input, so it would take gigabytes.
     """
-    if not pictures:
+    if not shown or [] in shown:
         raise ValueError("expected at least one picture, got none")
-    for picture in pictures:
+    for picture in pictures_in(shown):
         if max(picture.size) > ELONGATED * min(picture.size):
             raise ValueError(
                 f"expected a picture at most {ELONGATED} times as long as wide, "

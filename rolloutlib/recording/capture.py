@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from itertools import dropwhile
+from itertools import dropwhile, groupby
 
 import torch
 from jaxtyping import Float
@@ -59,6 +59,7 @@ class Recording:
         self.model, self.head_fusion = model, head_fusion
         self._names = {id(module): name for name, module in model.named_modules()}
         self._calls: dict[str, list] = {}
+        self._order: list[str] = []  # whose calls these were, first call first
         self._fused: dict[str, FusedLayer] = {}  # first calls, whose queries were freed
         self._kinds: set[tuple] = set()  # of calls that were kept
         self._added: dict[str, list[torch.Tensor]] = {}  # by parts that a layer adds up
@@ -83,6 +84,7 @@ class Recording:
             last = earlier.key[:, :, -1:].clone()  # not a view, which would keep all keys
             calls.append(Continued(earlier.query, last, earlier.mask, earlier.logsumexp))
         calls.append(call)
+        self._order.append(name)
         causal, masked = getattr(call, "causal", False), getattr(call, "mask", None) is not None
         known = len(self._kinds)
         self._kinds.add((type(module), causal, masked))
@@ -108,7 +110,8 @@ class Recording:
         such as resamplers, which can be had by their paths, and parts that did not run.
 
         The calls of a generation with a growing cache are joined into one pass over all its
-        tokens but the last, which the model never received.
+        tokens but the last, which the model never received; and so are the passes of a tower that
+        sees a prompt's pictures, then its videos: blocks of one sequence, or a batch of both.
 
         Raises KeyError if nothing was recorded under that name, ValueError if a layer ran more
         than once in any other way: with a cache of fixed size, or one that beam search
@@ -124,8 +127,9 @@ class Recording:
                 + "; ".join(self.notes)
             )
         crossing = self._stack("cross")
+        passes = self._passes(names) if part in TOWERS else {}
         for name in names:  # each layer's calls are freed as soon as they are joined
-            whole = one_pass(self._calls[name])
+            whole = one_pass(self._calls[name], passes.get(name, ()))
             if name in self._fused:
                 whole = continued(self._fused.pop(name), whole)
             if name in crossing and isinstance(whole, (RecordedLayer, RecordedWeights)):
@@ -148,6 +152,20 @@ class Recording:
             other = {*attending} - {*_most(attending)}
             return [n for n in layers or names if (n in other) == (part == "cross")]
         return layers or names
+
+    def _passes(self, names: list[str]) -> dict[str, list[int]]:
+        """Of layers that ran one after the other several times before the decoder ran, how many
+        calls each made in each pass; empty for any other order.
+        """
+        ran = [(name, len([*calls])) for name, calls in groupby(self._order)]
+        where = [number for number, (name, _) in enumerate(ran) if name in names]
+        decoders = [n for n, (name, _) in enumerate(ran) if self._modality(name) not in TOWERS]
+        in_turn = [ran[number][0] for number in where] == names * (len(where) // len(names))
+        if not in_turn or not any(number > where[-1] for number in decoders):
+            return {}
+        if any(where[0] < number < where[-1] for number in decoders):
+            return {}
+        return {name: [count for each, count in ran if each == name] for name in names}
 
     @property
     def notes(self) -> list[str]:

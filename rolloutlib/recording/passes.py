@@ -1,8 +1,9 @@
 """Join the calls of one layer into one pass over the whole sequence."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,12 @@ from jaxtyping import Bool, Float
 
 from rolloutlib.algorithm.arrays import vanishing_flushed, working_dtype
 from rolloutlib.algorithm.layers import Layer
-from rolloutlib.recording.kinds import DifferentiableLayer, FusedLayer, RecordedBlocks
+from rolloutlib.recording.kinds import (
+    DifferentiableLayer,
+    FusedLayer,
+    RecordedBlocks,
+    RecordedWeights,
+)
 from rolloutlib.recording.mixing import MixingLayer, whole_pass
 from rolloutlib.recording.recorded import RecordedLayer
 
@@ -29,9 +35,11 @@ class Continued(NamedTuple):
     logsumexp: Float[torch.Tensor, "batch head query"] | None
 
 
-def one_pass(calls: list[Layer | Continued]) -> Layer:
+def one_pass(calls: list[Layer | Continued], passes: Sequence[int] = ()) -> Layer:
     """Join these calls of one module into a layer: one call, a call and those that continued it,
     or the blocks of one pass.
+
+    passes: of a tower that ran several times for one prompt, how many calls belong to each time.
 
     A module that attends block by block splits one tensor, so the queries of its blocks follow each
     other in memory. Those of another pass lie elsewhere, because all of them are kept.
@@ -40,6 +48,9 @@ def one_pass(calls: list[Layer | Continued]) -> Layer:
         return whole_pass(calls)
     if len(calls) == 1:
         return calls[0]
+    if len(passes) > 1 and not isinstance(calls[0], DifferentiableLayer):
+        rest = iter(calls)
+        return _together([one_pass([*islice(rest, count)]) for count in passes])
     if all(isinstance(call, Continued) for call in calls[:-1]):
         return _whole_sequence(*calls)
     if isinstance(calls[0], DifferentiableLayer):
@@ -55,6 +66,26 @@ def one_pass(calls: list[Layer | Continued]) -> Layer:
             "attends several times in a pass, as in ALBERT or DiffLlama, is no layer of a stack)"
         )
     return RecordedBlocks(calls[0].name, tuple(calls))
+
+
+def _together(passes: list[Layer]) -> Layer:
+    """One layer of several passes about different pictures: one sequence of blocks, or a batch."""
+    first, shapes = passes[0], [each.shape for each in passes]
+    if all(batch == 1 for batch, *_ in shapes):
+        blocks = [b for p in passes for b in (p.blocks if isinstance(p, RecordedBlocks) else [p])]
+        if all(isinstance(block, RecordedLayer) for block in blocks):
+            return RecordedBlocks(first.name, tuple(blocks))
+    parts = ("weights",) if isinstance(first, RecordedWeights) else ("query", "key")
+    same = len({shape[1:] for shape in shapes}) == 1 and len({type(each) for each in passes}) == 1
+    if not same or any(getattr(each, "mask", None) is not None for each in passes):
+        raise ValueError(
+            f"{first.name} ran {len(passes)} times for one prompt, expected sequences of one "
+            f"length and without a mask, got {', '.join(map(str, shapes))}"
+        )
+    joined = {name: torch.cat([getattr(each, name) for each in passes]) for name in parts}
+    if isinstance(first, RecordedLayer):
+        joined["logsumexp"] = None
+    return replace(first, **joined)
 
 
 def _are_blocks(calls: list[Layer | Continued]) -> bool:

@@ -43,7 +43,7 @@ def asked(name, question):
     """The ids of a question about one picture."""
     processor = PROCESSORS[name]
     family = FAMILIES.get(name, FAMILIES["llava"])
-    text = full_prompt(processor, family, question, "image", 1)
+    text = full_prompt(processor, family, question, ["image"])
     return inputs_of(processor, text, images=[PICTURE])["input_ids"][0]
 
 
@@ -141,7 +141,7 @@ def test_a_whole_prompt_is_used_as_it_is():
     prompt = WholePrompt("ASSISTANT: <image> red </s>")
     ids = inputs_of(
         PROCESSORS["llava"],
-        full_prompt(PROCESSORS["llava"], FAMILIES["llava"], prompt, "image", 1),
+        full_prompt(PROCESSORS["llava"], FAMILIES["llava"], prompt, ["image"]),
         images=[PICTURE],
     )["input_ids"][0]
     expected = PROCESSORS["llava"](images=PICTURE, text=str(prompt), return_tensors="pt")
@@ -169,7 +169,7 @@ INSTRUCTED = BEGUN.replace("USER: ", "[INST] ").replace(" ASSISTANT:", " [/INST]
 )
 def test_there_is_one_bos_token_and_no_eos_token(make, adds, template, begins):
     processor = processor_of(with_ends(make(), adds), template)
-    text = full_prompt(processor, FAMILIES["llava"], "red?", "image", 1)
+    text = full_prompt(processor, FAMILIES["llava"], "red?", ["image"])
     inputs = inputs_of(processor, text, images=[PICTURE])
     tokenizer, ids = processor.tokenizer, inputs["input_ids"][0].tolist()
     assert ids.count(tokenizer.bos_token_id) == (begins or "<s>" in adds)
@@ -191,15 +191,15 @@ def test_an_eos_token_that_the_prompt_itself_has_stays():
 
 def test_a_system_prompt_comes_before_the_question_or_is_refused(tmp_path):
     family, told = FAMILIES["qwen3_vl"], "Answer in one word."
-    text = full_prompt(PROCESSORS["qwen3_vl"], family, "what ?", "image", 1, told)
+    text = full_prompt(PROCESSORS["qwen3_vl"], family, "what ?", ["image"], told)
     assert text.index(told) < text.index("<|image_pad|>") < text.index("what ?")
     assert text.count("<|im_start|>") == 3
     with pytest.raises(ValueError, match="place for a system prompt"):
-        full_prompt(PROCESSORS["byte level"], FAMILIES["llava"], "what ?", "image", 1, told)
+        full_prompt(PROCESSORS["byte level"], FAMILIES["llava"], "what ?", ["image"], told)
     with pytest.raises(ValueError, match="place for a system prompt"):
-        full_prompt(PROCESSORS["llava"], FAMILIES["llava"], "what ?", "image", 1, told)
+        full_prompt(PROCESSORS["llava"], FAMILIES["llava"], "what ?", ["image"], told)
     with pytest.raises(ValueError, match="question in plain text"):
-        full_prompt(PROCESSORS["qwen3_vl"], family, "what ?", "image", 1, "<|im_end|>")
+        full_prompt(PROCESSORS["qwen3_vl"], family, "what ?", ["image"], "<|im_end|>")
     qwen = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")
     answer = qwen.generate(PICTURE, "what ?", max_new_tokens=2, min_new_tokens=2, system=told)
     assert answer.system == told and qwen.log_probability(answer, [PICTURE]) < 0

@@ -1,5 +1,6 @@
 """What the package has to know about a model family."""
 
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -24,11 +25,11 @@ class Family(Protocol):
         model: torch.nn.Module,
         processor: ProcessorMixin,
         inputs: BatchFeature,
-        pictures: list[Image.Image],
+        shown: list[Image.Image | list[Image.Image]],
     ) -> list[ImageTokens]:
         """Where the image tokens of a prompt are, and what part of each picture they stand for.
 
-        For a video, `pictures` are its frames, and there is one result.
+        shown: pictures, and lists of a video's frames. There is one result for each.
         """
 
 
@@ -40,28 +41,39 @@ class KnownFamily:
         model: torch.nn.Module,
         processor: ProcessorMixin,
         inputs: BatchFeature,
-        pictures: list[Image.Image],
+        shown: list[Image.Image | list[Image.Image]],
     ) -> list[ImageTokens]:
         """The image tokens, counted by the views, found by their id.
 
         Raises ValueError if the processor's settings do not fit the number of tokens.
         """
-        views, config = self.views(processor, inputs, pictures), model.config
-        video = "pixel_values_videos" in inputs
-        return image_tokens(
-            pictures[: len(views)],
-            views,
-            inputs["input_ids"][0],
-            config.video_token_id if video else config.image_token_id,
-            self.patches(config, processor, views),
-        )
+        videos = [number for number, each in enumerate(shown) if isinstance(each, list)]
+        order = [number for number in range(len(shown)) if number not in videos] + videos
+        views = self.views(processor, inputs, [shown[number] for number in order])
+        behind = self.patches(model.config, processor, views)
+        found, ids, pictures = {}, inputs["input_ids"][0], len(shown) - len(videos)
+        parts = {"image_token_id": slice(pictures), "video_token_id": slice(pictures, None)}
+        for sign, part in parts.items():
+            if numbers := order[part]:
+                first = [shown[n][0] if n in videos else shown[n] for n in numbers]
+                token = getattr(model.config, sign)
+                tokens = image_tokens(first, views[part], ids, token, behind[part])
+                found |= dict(zip(numbers, tokens, strict=True))
+        for number in videos:
+            frames, together = shown[number], processor.video_processor.temporal_patch_size
+            steps = tuple(range(0, len(frames), together))
+            found[number] = replace(found[number], frames=tuple(frames), steps=steps)
+        return [found[number] for number in range(len(shown))]
 
     def views(
-        self, processor: ProcessorMixin, inputs: BatchFeature, pictures: list[Image.Image]
+        self,
+        processor: ProcessorMixin,
+        inputs: BatchFeature,
+        shown: list[Image.Image | list[Image.Image]],
     ) -> list[View]:
         """What the model saw of each picture, as reported by the processor, never guessed.
 
-        For a video, `pictures` are its frames, and there is one view.
+        shown: all pictures, then all videos, as lists of their frames, in the order of the tower.
         """
 
     def patches(

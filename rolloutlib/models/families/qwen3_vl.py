@@ -27,18 +27,23 @@ class Qwen3VL(KnownFamily):
     signs = ()
 
     def views(
-        self, processor: Qwen3VLProcessor, inputs: BatchFeature, pictures: list[Image.Image]
+        self,
+        processor: Qwen3VLProcessor,
+        inputs: BatchFeature,
+        shown: list[Image.Image | list[Image.Image]],
     ) -> list[View]:
-        """One view for each picture, or one for a video, from the grids that the processor made.
+        """One view for each picture and each video, from the grids that the processor made.
 
         Raises ValueError for a picture smaller than one token, which would have to be enlarged.
         """
-        if "video_grid_thw" in inputs:
-            [grid] = inputs["video_grid_thw"].tolist()
-            return [self._view(processor.video_processor, grid, pictures[0])]
-        grids = inputs["image_grid_thw"][:, 1:].tolist()
-        pairs = zip(grids, pictures, strict=True)
-        return [self._view(processor.image_processor, *pair) for pair in pairs]
+        grids = [grid[1:] for grid in inputs.get("image_grid_thw", torch.empty(0, 3)).tolist()]
+        grids += inputs.get("video_grid_thw", torch.empty(0, 3)).tolist()
+        return [
+            self._view(processor.video_processor, grid, each[0])
+            if isinstance(each, list)
+            else self._view(processor.image_processor, grid, each)
+            for grid, each in zip(grids, shown, strict=True)
+        ]
 
     @staticmethod
     def _view(settings, grid: list[int], picture: Image.Image) -> View:
