@@ -19,9 +19,10 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
+from rolloutlib.files.dumps import KEY
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.overlay import LEVELS, blend, colour, emphasize
-from rolloutlib.video import minmax_rows
+from rolloutlib.video import minmax_rows, select_instance_attention
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
 PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
@@ -277,16 +278,22 @@ def plot_layers(
     return figure
 
 
-def plot_saved(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+def plot_saved(
+    arrays: Mapping[str, np.ndarray], refiner_id: int | None = None, axes: str = ""
+) -> dict[str, Figure]:
     """Draw saved results without computing them again: figures by name.
 
     Matrices `[frame frame]` become "matrices", and "minmax" with each row scaled to [0, 1]. Maps
     `[frame row column]` become a figure each, under their own name: at most 12 frames, evenly
-    spread, on one colour scale.
+    spread, on one colour scale. Of `attention_weights`, a refiner's layer as dumps hold it, the
+    matrix of one instance is drawn: `refiner_id` and `axes` choose it as
+    `select_instance_attention` does.
 
     Raises ValueError for an array that is neither, and for matrices of different sizes.
     """
     figures = {}
+    if KEY in arrays:
+        arrays = {**arrays, KEY: select_instance_attention(arrays[KEY], refiner_id, axes)}
     matrices = {name: a for name, a in arrays.items() if a.ndim == 2 and a.shape[0] == a.shape[1]}
     for name, array in arrays.items():
         if array.ndim == 3:

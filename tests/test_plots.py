@@ -20,6 +20,7 @@ from rolloutlib.plots import (
     plot_overlay,
     plot_paths,
     plot_pictures,
+    plot_saved,
     plot_scores,
     png_of,
 )
@@ -264,3 +265,18 @@ def test_families_have_the_colour_of_their_verdict_and_are_counted():
     assert texts == {"blip": "firebrick", "fuyu": "seagreen", "llava": "seagreen"}
     counted = [text.get_text() for text in figure.legends[0].get_texts()]
     assert counted == ["on pixels: 2", "recorded, pixels not shown: 0", "refused: 1"]
+
+
+def test_a_dump_is_drawn_as_the_matrix_of_its_instance():
+    attention = np.random.default_rng(0).random((2, 4, 3, 3))  # [instance head time time]
+    figures = plot_saved({"attention_weights": attention}, refiner_id=1)
+    assert list(figures) == ["matrices", "minmax"]
+    by_hand = np.mean([attention[1, head] for head in range(4)], axis=0)
+    low, high = by_hand.min(1, keepdims=True), by_hand.max(1, keepdims=True)
+    for figure, wanted in zip(
+        figures.values(), (by_hand, (by_hand - low) / (high - low)), strict=True
+    ):
+        drawn = figure.axes[0].collections[0].get_array()
+        np.testing.assert_allclose(drawn, wanted, atol=1e-12)
+    with pytest.raises(ValueError, match=r"refiner_id in \[0, 1\].*got None"):
+        plot_saved({"attention_weights": attention})
