@@ -329,7 +329,8 @@ def plot_boxes(
     rows, columns = picture.shape[:2]
     figure, axis = plt.subplots(figsize=(7, 7 * rows / columns), layout="constrained")
     axis.imshow(picture, alpha=0.6, extent=(0, columns, rows, 0))
-    points = min(9, 250 / len(boxes) ** 0.5 / 4)
+    room = 7 * 72 * (boxes[:, 2] - boxes[:, 0]).min() / columns  # points across the narrowest box
+    points = min(9, room / (0.7 * max(len(str(label)) for label in labels)))
     for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
         look = {"alpha": 0.4, "facecolor": "orange"} if label in marked else {"fill": False}
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, lw=0.5, ec="k", **look))

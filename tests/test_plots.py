@@ -259,6 +259,22 @@ def test_boxes_lie_on_the_picture_with_their_labels_in_the_middle():
     assert [patch.get_fill() for patch in axis.patches] == [False, True]
 
 
+@pytest.mark.parametrize("across", [2, 13, 24])
+def test_labels_fit_their_boxes_and_can_be_read(across):
+    rows, columns = np.divmod(np.arange(across**2), across)
+    corners, picture = np.stack([columns, rows], 1) * 32.0, Image.new("RGB", (32 * across,) * 2)
+    labels = [100 + number for number in range(across**2)]
+    figure = plot_boxes(picture, np.hstack([corners, corners + 32]), labels)
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    assert axis.texts[0].get_fontsize() >= 8
+    for text, patch in zip(axis.texts[:across], axis.patches[:across], strict=True):
+        label, box = text.get_window_extent(), patch.get_window_extent()
+        assert box.x0 <= label.x0
+        assert label.x1 <= box.x1
+        assert label.height <= box.height
+
+
 def test_families_have_the_colour_of_their_verdict_and_are_counted():
     figure = plot_families({"llava": "on pixels", "blip": "refused", "fuyu": "on pixels"})
     texts = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
