@@ -411,10 +411,13 @@ def plot_metrics(
     x = table[parameter]
     if not pd.api.types.is_numeric_dtype(x):
         x = x.astype(str)
-    width = 3.6 * len(metrics)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(width, 3), squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        last = axis is axes[0, -1]
+    lines = -(-len(metrics) // 4)
+    columns = -(-len(metrics) // lines)  # lines as full as possible
+    size = (min(3.6 * columns, PAGE_WIDTH), 3 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    plt.setp(axes.flat[len(metrics) :], visible=False)
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        last = metric == metrics[-1]
         sns.lineplot(x=x, y=table[metric], **hue, ax=axis, errorbar=None, legend=False)
         sns.scatterplot(x=x, y=table[metric], **hue, ax=axis, legend=last and bool(by))
         axis.set(xlabel=parameter, ylabel="", title=metric)
@@ -451,13 +454,16 @@ def plot_listening(
     axes[0, 0].set(title="sound", ylabel="mel band")
     for axis, (name, array) in zip(axes[1:, 0], arrays.items(), strict=True):
         scaled = array / np.maximum(array.max(1, keepdims=True), np.finfo(float).tiny)
-        axis.imshow(scaled, extent=(0, seconds, len(words), 0), **fill)
+        whole = {"extent": (0, seconds, len(words), 0), "vmin": 0, "vmax": 1}
+        drawn = axis.imshow(scaled, **whole, **fill)
         for row, span in enumerate(spoken):
             if span is not None:
                 axis.add_patch(_outline(span, row))
         axis.set(title=name)
         axis.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=8)
     axes[-1, 0].set(xlabel="seconds")
+    if arrays:
+        figure.colorbar(drawn, ax=axes, label="Share of the word's highest", shrink=0.5)
     return figure
 
 

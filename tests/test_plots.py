@@ -226,8 +226,10 @@ def test_groups_of_scores_choose_the_maps_and_their_order():
 def test_a_sounds_words_lie_on_its_time():
     maps = {"rollout": np.eye(2, 50), "even": np.full((2, 50), 0.02)}
     figure = plot_listening(np.zeros((80, 100)), ["put", "it"], maps, 1.0, [(0.2, 0.5), None])
-    sound, first, second = figure.axes
-    assert [axis.get_title() for axis in figure.axes] == ["sound", "rollout", "even"]
+    sound, first, second, scale = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["sound", "rollout", "even", ""]
+    assert scale.get_ylabel() == "Share of the word's highest"
+    assert second.get_images()[0].get_clim() == (0, 1)
     assert sound.get_images()[0].get_extent() == [0, 1.0, 0, 80]
     np.testing.assert_array_equal(first.get_images()[0].get_array(), np.eye(2, 50))
     assert second.get_images()[0].get_array().max() == 1.0  # each row on its own scale
