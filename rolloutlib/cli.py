@@ -260,10 +260,15 @@ def gallery(outputs: Path, out: Path | None, figures: tuple[Path, Path] | None) 
 @rollout.command()
 @click.argument("saved", type=PATH, nargs=-1, required=True)
 @click.option("--out", type=PATH, metavar="FOLDER", help="default: beside each file")
-def plot(saved: Sequence[Path], out: Path | None) -> int:
+@click.option("--refiner-id", type=int, metavar="N", help="which instance of a layer's dump")
+@click.option(
+    "--axes", default="", help='of a dump, where its shape is unclear: "instance time time"'
+)
+def plot(saved: Sequence[Path], out: Path | None, refiner_id: int | None, axes: str) -> int:
     """Draw saved results (.npz) as PNG files; nothing is computed again.
 
-    SAVED are files of matrices over frames or of maps, such as notebooks 05 and 06 write.
+    SAVED are files of matrices over frames or of maps, such as notebooks 05 and 06 write, or the
+    dumps of a refiner's attention: then the matrix of one instance is drawn for each layer.
     """
     from rolloutlib.files.complete import complete_file
     from rolloutlib.files.dumps import read_arrays
@@ -271,7 +276,7 @@ def plot(saved: Sequence[Path], out: Path | None) -> int:
 
     for path in saved:
         try:
-            figures = plot_saved(read_arrays(path))
+            figures = plot_saved(read_arrays(path), refiner_id, axes)
         except (ValueError, FileNotFoundError) as problem:
             return _complain(problem, 2)
         for name, figure in figures.items():

@@ -19,9 +19,10 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
+from rolloutlib.files.dumps import KEY
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.overlay import LEVELS, blend, colour, emphasize
-from rolloutlib.video import minmax_rows
+from rolloutlib.video import minmax_rows, select_instance_attention
 
 PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
 PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
@@ -284,16 +285,22 @@ def plot_layers(
     return figure
 
 
-def plot_saved(arrays: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+def plot_saved(
+    arrays: Mapping[str, np.ndarray], refiner_id: int | None = None, axes: str = ""
+) -> dict[str, Figure]:
     """Draw saved results without computing them again: figures by name.
 
     Matrices `[frame frame]` become "matrices", and "minmax" with each row scaled to [0, 1]. Maps
     `[frame row column]` become a figure each, under their own name: at most 12 frames, evenly
-    spread, on one colour scale.
+    spread, on one colour scale. Of `attention_weights`, a refiner's layer as dumps hold it, the
+    matrix of one instance is drawn: `refiner_id` and `axes` choose it as
+    `select_instance_attention` does.
 
     Raises ValueError for an array that is neither, and for matrices of different sizes.
     """
     figures = {}
+    if KEY in arrays:
+        arrays = {**arrays, KEY: select_instance_attention(arrays[KEY], refiner_id, axes)}
     matrices = {name: a for name, a in arrays.items() if a.ndim == 2 and a.shape[0] == a.shape[1]}
     for name, array in arrays.items():
         if array.ndim == 3:
@@ -329,7 +336,8 @@ def plot_boxes(
     rows, columns = picture.shape[:2]
     figure, axis = plt.subplots(figsize=(7, 7 * rows / columns), layout="constrained")
     axis.imshow(picture, alpha=0.6, extent=(0, columns, rows, 0))
-    points = min(9, 250 / len(boxes) ** 0.5 / 4)
+    room = 7 * 72 * (boxes[:, 2] - boxes[:, 0]).min() / columns  # points across the narrowest box
+    points = min(9, room / (0.7 * max(len(str(label)) for label in labels)))
     for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
         look = {"alpha": 0.4, "facecolor": "orange"} if label in marked else {"fill": False}
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, lw=0.5, ec="k", **look))
@@ -410,10 +418,13 @@ def plot_metrics(
     x = table[parameter]
     if not pd.api.types.is_numeric_dtype(x):
         x = x.astype(str)
-    width = 3.6 * len(metrics)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(width, 3), squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=True):
-        last = axis is axes[0, -1]
+    lines = -(-len(metrics) // 4)
+    columns = -(-len(metrics) // lines)  # lines as full as possible
+    size = (min(3.6 * columns, PAGE_WIDTH), 3 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    plt.setp(axes.flat[len(metrics) :], visible=False)
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        last = metric == metrics[-1]
         sns.lineplot(x=x, y=table[metric], **hue, ax=axis, errorbar=None, legend=False)
         sns.scatterplot(x=x, y=table[metric], **hue, ax=axis, legend=last and bool(by))
         axis.set(xlabel=parameter, ylabel="", title=metric)
@@ -450,13 +461,16 @@ def plot_listening(
     axes[0, 0].set(title="sound", ylabel="mel band")
     for axis, (name, array) in zip(axes[1:, 0], arrays.items(), strict=True):
         scaled = array / np.maximum(array.max(1, keepdims=True), np.finfo(float).tiny)
-        axis.imshow(scaled, extent=(0, seconds, len(words), 0), **fill)
+        whole = {"extent": (0, seconds, len(words), 0), "vmin": 0, "vmax": 1}
+        drawn = axis.imshow(scaled, **whole, **fill)
         for row, span in enumerate(spoken):
             if span is not None:
                 axis.add_patch(_outline(span, row))
         axis.set(title=name)
         axis.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=8)
     axes[-1, 0].set(xlabel="seconds")
+    if arrays:
+        figure.colorbar(drawn, ax=axes, label="Share of the word's highest", shrink=0.5)
     return figure
 
 

@@ -14,7 +14,7 @@ import pytest
 from small_notebooks import left_in, statuses, write_look, write_notebook
 
 from rolloutlib import cli
-from rolloutlib.files.dumps import write_arrays
+from rolloutlib.files.dumps import write_arrays, write_dump
 from rolloutlib.runs import progress
 from rolloutlib.runs.run import failed_output
 
@@ -127,6 +127,18 @@ def test_saved_results_are_drawn_and_nothing_else_is(tmp_path, capsys):
     assert cli.main(["plot", str(strange)]) == 2
     assert "weights: expected matrices [frame frame] or maps" in capsys.readouterr().err
     assert cli.main(["plot", str(tmp_path / "none.npz")]) == 2
+
+
+def test_dumps_are_drawn_for_one_instance(tmp_path, capsys):
+    layers = [np.random.default_rng(n).random((1, 4, 3, 3)) for n in range(2)]
+    dumps = [str(path) for path in write_dump(tmp_path, layers, video="7", frames=(0, 2))]
+    assert cli.main(["plot", *dumps, "--refiner-id", "1"]) == 2  # heads, or a batch?
+    assert "may be one instance with 4 heads or a batch of 4" in capsys.readouterr().err
+    named = ["--refiner-id", "1", "--axes", "1 instance time time"]
+    assert cli.main(["plot", *dumps, *named, "--out", str(tmp_path / "drawn")]) == 0
+    stems = [f"video_7_frames0-2_refiner_temporal_layer_{n}_attn" for n in range(2)]
+    drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert drawn == {f"{stem}_{kind}.png" for stem in stems for kind in ("matrices", "minmax")}
 
 
 def test_folder_that_cannot_be_written_to_is_a_failed_run(notebook, tmp_path, capsys):

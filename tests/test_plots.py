@@ -20,6 +20,7 @@ from rolloutlib.plots import (
     plot_overlay,
     plot_paths,
     plot_pictures,
+    plot_saved,
     plot_scores,
     png_of,
 )
@@ -225,8 +226,10 @@ def test_groups_of_scores_choose_the_maps_and_their_order():
 def test_a_sounds_words_lie_on_its_time():
     maps = {"rollout": np.eye(2, 50), "even": np.full((2, 50), 0.02)}
     figure = plot_listening(np.zeros((80, 100)), ["put", "it"], maps, 1.0, [(0.2, 0.5), None])
-    sound, first, second = figure.axes
-    assert [axis.get_title() for axis in figure.axes] == ["sound", "rollout", "even"]
+    sound, first, second, scale = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["sound", "rollout", "even", ""]
+    assert scale.get_ylabel() == "Share of the word's highest"
+    assert second.get_images()[0].get_clim() == (0, 1)
     assert sound.get_images()[0].get_extent() == [0, 1.0, 0, 80]
     np.testing.assert_array_equal(first.get_images()[0].get_array(), np.eye(2, 50))
     assert second.get_images()[0].get_array().max() == 1.0  # each row on its own scale
@@ -267,9 +270,40 @@ def test_boxes_lie_on_the_picture_with_their_labels_in_the_middle():
     assert [patch.get_fill() for patch in axis.patches] == [False, True]
 
 
+@pytest.mark.parametrize("across", [2, 13, 24])
+def test_labels_fit_their_boxes_and_can_be_read(across):
+    rows, columns = np.divmod(np.arange(across**2), across)
+    corners, picture = np.stack([columns, rows], 1) * 32.0, Image.new("RGB", (32 * across,) * 2)
+    labels = [100 + number for number in range(across**2)]
+    figure = plot_boxes(picture, np.hstack([corners, corners + 32]), labels)
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    assert axis.texts[0].get_fontsize() >= 8
+    for text, patch in zip(axis.texts[:across], axis.patches[:across], strict=True):
+        label, box = text.get_window_extent(), patch.get_window_extent()
+        assert box.x0 <= label.x0
+        assert label.x1 <= box.x1
+        assert label.height <= box.height
+
+
 def test_families_have_the_colour_of_their_verdict_and_are_counted():
     figure = plot_families({"llava": "on pixels", "blip": "refused", "fuyu": "on pixels"})
     texts = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
     assert texts == {"blip": "firebrick", "fuyu": "seagreen", "llava": "seagreen"}
     counted = [text.get_text() for text in figure.legends[0].get_texts()]
     assert counted == ["on pixels: 2", "recorded, pixels not shown: 0", "refused: 1"]
+
+
+def test_a_dump_is_drawn_as_the_matrix_of_its_instance():
+    attention = np.random.default_rng(0).random((2, 4, 3, 3))  # [instance head time time]
+    figures = plot_saved({"attention_weights": attention}, refiner_id=1)
+    assert list(figures) == ["matrices", "minmax"]
+    by_hand = np.mean([attention[1, head] for head in range(4)], axis=0)
+    low, high = by_hand.min(1, keepdims=True), by_hand.max(1, keepdims=True)
+    for figure, wanted in zip(
+        figures.values(), (by_hand, (by_hand - low) / (high - low)), strict=True
+    ):
+        drawn = figure.axes[0].collections[0].get_array()
+        np.testing.assert_allclose(drawn, wanted, atol=1e-12)
+    with pytest.raises(ValueError, match=r"refiner_id in \[0, 1\].*got None"):
+        plot_saved({"attention_weights": attention})

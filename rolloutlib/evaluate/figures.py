@@ -76,8 +76,8 @@ def plot_checks(
 def plot_extremes(found: Examination, count: int = 3) -> Figure:
     """Draw the worst cases of the shown map above the best, by average precision.
 
-    The outline is the region; colours go from 0 to each map's highest value. Cells must be those
-    of pictures.
+    Titles name the kind of question. The outline is the region; colours go from 0 to each map's
+    highest value. Cells must be those of pictures.
     """
     scores = found.scores
     own = scores[scores["method"].eq(found.shown) & scores["score"].eq("average precision")]
@@ -89,7 +89,8 @@ def plot_extremes(found: Examination, count: int = 3) -> Figure:
         blend(case.picture, colour(emphasize(one.pixels)), opacity=0.4)
         for case, one in zip(cases, maps, strict=True)
     ]
-    titles = [f"{way} {n + 1}" for way in ("worst", "best") for n in range(count)]
+    ranks = [f"{way} {n + 1}" for way in ("worst", "best") for n in range(count)]
+    titles = [f"{rank}: {case.kind}" for rank, case in zip(ranks, cases, strict=True)]
     regions = [case.pixels for case in cases]
     scale = "Share of highest"
     return plot_pictures(painted, titles, columns=count, height=2.4, regions=regions, scale=scale)

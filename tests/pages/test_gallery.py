@@ -12,7 +12,7 @@ from places import ROOT
 from rolloutlib import cli
 from rolloutlib.pages import gallery as site
 from rolloutlib.pages.figures import as_webp
-from rolloutlib.plots import plot_metrics
+from rolloutlib.plots import PAGE_WIDTH, plot_metrics
 from rolloutlib.runs import results
 
 
@@ -229,6 +229,17 @@ def test_second_parameter_gives_a_line_for_each_of_its_values(table):
     figure = plot_metrics(table, ["square"], "number", by="word")
     lines = [line.get_ydata().tolist() for line in figure.axes[0].lines if len(line.get_ydata())]
     assert lines[:2] == [[1, 4], [3, 6]]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(4, 1), (6, 2)])
+def test_many_metrics_share_a_page_width(table, count, rows):
+    metrics = [f"square {n}" for n in range(count)]
+    wide = table.assign(**dict.fromkeys(metrics, table["square"]))
+    figure = plot_metrics(wide, metrics, "number")
+    assert [axis.get_title() for axis in figure.axes if axis.get_visible()] == metrics
+    assert len({axis.get_subplotspec().rowspan.start for axis in figure.axes}) == rows
+    assert figure.get_size_inches()[0] <= PAGE_WIDTH
     plt.close(figure)
 
 
