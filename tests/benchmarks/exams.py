@@ -35,9 +35,9 @@ SIZES = (
 
 def exams() -> Iterator[tuple[str, str, tuple[int, int]]]:
     """Every exam: model, what is asked, and the size of its scenes."""
+    yield from (("Fuyu", PLAIN, size) for size in SIZES)
     for name, (_, size) in MODELS.items():
         yield from ((name, asked, size) for asked in (PLAIN, *HARD, PAIRS))
-    yield from (("Fuyu", PLAIN, size) for size in SIZES)
 
 
 def asked_about(scene: Scene, pairs: bool) -> Sequence[Question]:
@@ -54,14 +54,14 @@ def scenes_of(asked: str, count: int, size: tuple[int, int]) -> list[Scene]:
     return scenes[list(HARD).index(asked) :: len(HARD)]
 
 
-def exam(model: MultimodalModel, asked: str, count: int, size: tuple[int, int]) -> list[bool]:
-    """Which of the answers to one question about each scene are correct."""
+def exam(model: MultimodalModel, asked: str, count: int, size: tuple[int, int]) -> list[float]:
+    """For one question about each scene: 1 if the answer is correct, else 0."""
     rng, right = np.random.default_rng(2000), []
     for scene in scenes_of(asked, count, size):
         if questions := asked_about(scene, asked == PAIRS):
             question = questions[rng.integers(len(questions))]
             answer = model.generate(scene.picture, question.text, max_new_tokens=8)
-            right.append(answer.text == question.answer)
+            right.append(float(answer.text == question.answer))
     return right
 
 
