@@ -7,6 +7,7 @@
 # make benchmark   time and memory against plain code and other packages; outputs/benchmark.md
 #                  (DEVICE=cuda: recorded layers on a GPU)
 # make families    what is recorded of every image-text type; data/results/families.md
+# make exams       how often the small models answer correctly; data/results/answers.csv
 # Each makes .venv first where it is missing or older than what it installs.
 
 PYTHON ?= python3
@@ -43,7 +44,7 @@ ENOUGH_SPACE = df -Pk . | awk 'NR == 2 && (free = $$4 * 1.024e-6) < $(SPACE) { \
   printf "%.1f GB are free here, .venv takes $(SPACE): make room, or say SPACE=…\n", free; \
   exit 1 }' >&2
 
-.PHONY: notebooks test lab app gallery checkpoints benchmark families
+.PHONY: notebooks test lab app gallery checkpoints benchmark families exams
 
 notebooks: $(READY)
 	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT) $(if $(JOBS),--jobs $(JOBS))
@@ -88,6 +89,9 @@ benchmark: $(READY)
 families: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/benchmarks/families.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.families
+
+exams: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.exams
 
 $(READY): pyproject.toml constraints.txt no-deps.txt
 	@echo "Installing into .venv: a few minutes and about $(SPACE) GB"

@@ -14,8 +14,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "randomisation": ["attention_blocks", "randomise", "shuffled_blocks", "shuffled_weights"],
         "scores": (
             "average_precision compare_scores mass_in_region mass_over_area mean_difference "
-            "mean_interval pointing_game region_auc region_shares score_intervals score_on_picture "
-            "token_means"
+            "mean_interval pointing_game recall_of_places region_auc region_shares score_intervals "
+            "score_on_picture token_means"
         ).split(),
         "trust": ["PeakCheck", "VerifiedPeak", "candidate_maps", "check_peak", "verified_peak"],
     },

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -97,17 +98,24 @@ def right_click(answer: Answer, question: object) -> list[int]:
 
 
 def evidence_over_time(
-    layers: Sequence[DifferentiableLayer], logit: Float[torch.Tensor, ""], asked: int
+    layers: Sequence[DifferentiableLayer], logits: Float[torch.Tensor, " answer"], asked: int
 ) -> Evidence:
     """What is known about an answer for one frame: attention over time of the first instance.
 
-    layers: over frames, of a pass with gradients.  logit: of the answer.  asked: its frame.
+    layers: over frames, of a pass with gradients.  logits: of all answers; the highest is given,
+    and the second is the other one.  asked: the frame.
     """
+    first, second = logits.topk(2).values
 
-    def weigh() -> list[WeightedLayer]:
-        return [WeightedLayer(w.name, w.weights[:1]) for w in weigh_by_gradient(layers, logit)]
+    def weigh(target: Float[torch.Tensor, ""]) -> list[WeightedLayer]:
+        return [WeightedLayer(w.name, w.weights[:1]) for w in weigh_by_gradient(layers, target)]
 
-    return Evidence([layer.probabilities()[0] for layer in layers], torch.tensor([asked]), weigh)
+    return Evidence(
+        [layer.probabilities()[0] for layer in layers],
+        torch.tensor([asked]),
+        partial(weigh, first),
+        weigh_against=partial(weigh, first - second),
+    )
 
 
 def answer_without(

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from rolloutlib.recording.gradients import (
     WeightedLayer,
     gradient_rollout,
     gradient_rollout_rows,
+    record_gradients,
     weigh_by_gradient,
 )
 
@@ -33,8 +34,11 @@ class Evidence:
     """What is known about one answer, the same for every method.
 
     attention: of the layers that answer, first layer first.  rows: the queries that answered.
-    weigh: gives all layers weighted by the gradient of the answer, the tower's last. It is called
-    when the first method asks, as a backward pass takes as long as the forward pass.
+    weigh: gives all layers weighted by the gradient of the answer, the tower's last.
+    weigh_against: the same for how far the answer is ahead of another one; None if there is none.
+    neutral: gives the evidence of the same answer to a question that asks for nothing; None if
+    there is no such question. All three are called when the first method asks, as each takes as
+    long as the forward pass.
     image: the picture's tokens; None for a map over the keys themselves, such as frames or words.
     tower: of the layers behind the image tokens; empty if pixels go straight into the decoder.
     """
@@ -44,6 +48,18 @@ class Evidence:
     weigh: Callable[[], Sequence[WeightedLayer]]
     image: ImageTokens | None = None
     tower: Sequence[Float[torch.Tensor, "tower_head output patch"]] = ()
+    weigh_against: Callable[[], Sequence[WeightedLayer]] | None = None
+    neutral: Callable[[], "Evidence"] | None = None
+
+    @cached_property
+    def against(self) -> "Evidence":
+        """The same evidence, weighted by the gradient of the answer's lead over another one."""
+        return replace(self, weigh=self.weigh_against)
+
+    @cached_property
+    def unasked(self) -> "Evidence":
+        """What `neutral` gives, asked for once."""
+        return self.neutral()
 
     @cached_property
     def every_weighted(self) -> Sequence[WeightedLayer]:
@@ -86,6 +102,11 @@ def by_gradient(evidence: Evidence, relevance: Relevance, part: slice) -> Releva
     return gradient_rollout(evidence.tower_weighted[part], relevance[None])[0]
 
 
+def by_lead(evidence: Evidence, relevance: Relevance, part: slice) -> Relevance:
+    """The same, weighted by gradients of the answer's lead over another one."""
+    return by_gradient(evidence.against, relevance, part)
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to make a heatmap: relevance over the sequence, then laid on a grid.
@@ -93,15 +114,18 @@ class Method:
     relevance: of the rows that answered, over all keys.  tower: carries relevance through the
     layers behind the image tokens to the patches; the same for every method, except where a method
     has its own way through layers.  causal: whether it makes sense only for causal attention.
+    needs: the field of the evidence without which there is no such map.
     """
 
     relevance: Callable[[Evidence], Relevance]
     tower: Callable[[Evidence, Relevance, slice], Relevance] = by_rollout
     causal: bool = False
+    needs: str = "attention"
 
     def applies(self, evidence: Evidence) -> bool:
-        """Whether the model's attention is of the kind that the method is made for."""
-        return evidence.causal or not self.causal
+        """Whether the evidence is of the kind that the method is made for."""
+        there = getattr(evidence, self.needs) is not None
+        return there and (evidence.causal or not self.causal)
 
     def heatmap(self, evidence: Evidence, *, to_patches: bool = True) -> Float[np.ndarray, "*grid"]:
         """The map of the answer: the mean over the rows that answered, on `evidence.view`.
@@ -109,8 +133,11 @@ class Method:
         to_patches: go on to the patches behind the image tokens, if there are any; else stop at the
         tokens, on the grid of `evidence.image.view`.
 
-        Raises ValueError if the method is for causal attention and the model's is not.
+        Raises ValueError if the method is for causal attention and the model's is not, and if the
+        evidence lacks what the method needs.
         """
+        if getattr(evidence, self.needs) is None:
+            raise ValueError(f"expected evidence with `{self.needs}`, got None")
         if not self.applies(evidence):
             raise ValueError("expected causal attention, got attention to later tokens")
         relevance, image = self.relevance(evidence), evidence.image
@@ -124,22 +151,45 @@ class Method:
         return maps.mean(0).cpu().numpy()
 
 
+# A question that asks for nothing in particular, in words that the small models know.
+NEUTRAL = "what is there?"
+
+
 def evidence_of(
-    model: MultimodalModel, answer: Answer, tokens: Sequence[int] | None = None
+    model: MultimodalModel,
+    answer: Answer,
+    tokens: Sequence[int] | None = None,
+    *,
+    instead: Sequence[int] | None = None,
+    neutral: str = NEUTRAL,
 ) -> Evidence:
     """Everything that the methods need for an answer about one picture, from one replay pass.
 
     tokens: which of the generated tokens to explain, such as those of a click's coordinates; all
-    by default. The gradient is that of their summed logits.
+    by default. The gradient is that of their summed logits.  instead: the ids of the tokens of
+    another answer, to ask why it was not given; by default the most likely other token for each.
+    The gradient is that of the summed differences of logits.  neutral: a question that asks for
+    nothing in particular, after which the same answer is replayed.
+
+    Raises ValueError for more or fewer ids than tokens.
     """
-    recording, logits = model.record_gradients(answer)
+    with record_gradients(model.model) as recording:
+        logits = model.replay(answer)
     patches, language = answer.image.patches, recording["language"]
     tower = recording["vision"][: patches.layers] if patches else []
     chosen = list(range(len(answer.tokens)) if tokens is None else tokens)
     sequence = patches.sequence if patches else 0
+    given = answer.generated.to(logits.device)[chosen, None]
+    own, others = logits[chosen].gather(-1, given), logits[chosen].scatter(-1, given, -torch.inf)
+    if instead is None:
+        other = others.amax(-1)
+    elif len(instead) == len(chosen):
+        other = logits[chosen, list(instead)]
+    else:
+        raise ValueError(f"expected {len(chosen)} ids of another answer, got {len(instead)}")
 
-    def weigh() -> list[WeightedLayer]:
-        weighted = weigh_by_gradient([*language, *tower], logits[chosen].sum())
+    def weigh(target: Float[torch.Tensor, ""]) -> list[WeightedLayer]:
+        weighted = weigh_by_gradient([*language, *tower], target)
         behind = (
             WeightedLayer(layer.name, layer.weights[sequence : sequence + 1])
             for layer in weighted[len(language) :]
@@ -149,10 +199,21 @@ def evidence_of(
     return Evidence(
         attention=[layer.probabilities()[0] for layer in language],
         rows=answer.rows[chosen],
-        weigh=weigh,
+        weigh=partial(weigh, own.sum()),
+        weigh_against=partial(weigh, own.sum() - other.sum()),
+        neutral=lambda: evidence_of(model, said_to(answer, neutral), tokens),
         image=answer.image,
         tower=[layer.probabilities()[sequence] for layer in tower],
     )
+
+
+def said_to(answer: Answer, prompt: str) -> Answer:
+    """The same generated tokens, as if they had answered another prompt about the picture."""
+    model, pictures = answer.model, [answer.image.picture]
+    inputs = model.prepare(pictures, prompt, system=answer.system)
+    generated = answer.generated.to(inputs["input_ids"].device)
+    sequence = torch.cat([inputs["input_ids"][0], generated])
+    return model.answer(pictures, prompt, inputs, sequence[None], system=answer.system)
 
 
 def rolled(start: float = 0.0, **settings) -> Callable[[Evidence], Relevance]:
@@ -183,6 +244,16 @@ def received(evidence: Evidence) -> Relevance:
 def gradient_weighted(evidence: Evidence) -> Relevance:
     """Rollout of attention weighted by the gradient of the answer."""
     return gradient_rollout_rows(evidence.weighted, evidence.rows)[0]
+
+
+def lead_weighted(evidence: Evidence) -> Relevance:
+    """Rollout of attention weighted by the gradient of the answer's lead over another answer.
+
+    "Why red and not blue?": y = logit(red) - logit(blue) takes the place of the logit (Yin & Neubig
+    2022, "Interpreting Language Models with Contrastive Explanations"). Attention alone can't tell:
+    the row that predicts a word is the same whichever word is taken.
+    """
+    return gradient_weighted(evidence.against)
 
 
 def head(layer: int, number: int) -> Callable[[Evidence], Relevance]:
@@ -255,6 +326,32 @@ def beyond_even(evidence: Evidence, residual: float = 0.5) -> Relevance:
     return beyond(rolled(residual=residual)(evidence), even, positions)
 
 
+def _with_neutral(evidence: Evidence, residual: float) -> tuple[Relevance, Relevance]:
+    """The rollout, and that of the neutral question with its image tokens in the same places."""
+    own, neutral = (rolled(residual=residual)(one) for one in (evidence, evidence.unasked))
+    places, others = (one.image.positions.to(own.device) for one in (evidence, evidence.unasked))
+    return own, torch.zeros_like(own).index_copy(-1, places, neutral[:, others])
+
+
+def beyond_neutral(evidence: Evidence, residual: float = 0.9) -> Relevance:
+    """How far each image token's share of the relevance exceeds its share if nothing is asked.
+
+    max(0, R / ΣR - N / ΣN), sums over the image tokens: R is the rollout of the answer, N that of
+    the same answer and picture after a neutral question.
+    """
+    return beyond(*_with_neutral(evidence, residual), evidence.image.positions)
+
+
+def over_neutral(evidence: Evidence, residual: float = 0.9) -> Relevance:
+    """Rollout divided by that of the same answer after a neutral question.
+
+    R / N is the relative attention of Zhang et al. 2025, "MLLMs Know Where to Look", with rollout
+    in place of single layers.
+    """
+    own, neutral = _with_neutral(evidence, residual)
+    return torch.where(neutral > 0, own / neutral, 0)
+
+
 # Other heads do not dilute what one head attends to, and a layer changes a token only a little.
 STRONGEST = {"head_fusion": "max", "residual": 0.9}
 
@@ -267,6 +364,9 @@ METHODS: dict[str, Method] = {
     "upper layers": Method(rolled(start=0.5)),
     "sinks shared out": Method(without_sinks(rolled())),
     "gradient rollout": Method(gradient_weighted, by_gradient),
+    "gradient of the lead": Method(lead_weighted, by_lead, needs="weigh_against"),
+    "beyond neutral": Method(beyond_neutral, needs="neutral"),
+    "over neutral": Method(over_neutral, needs="neutral"),
     "rows divided": Method(by_rows, causal=True),
     "columns divided": Method(by_columns, causal=True),
     "over even": Method(over_even, causal=True),
@@ -288,5 +388,6 @@ GROUPS = {
         "log-odds over even",
         BEYOND,
     ],
+    "contrast": ["beyond neutral", "over neutral", "gradient of the lead", "gradient rollout"],
     "not composed": ["last layer", "mean of layers", "attention received"],
 }

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Shaped
+from scipy import ndimage
 from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score
 
@@ -36,6 +37,34 @@ def pointing_game(heatmap: Heatmap, region: Region) -> float:
     """
     seen, inside = _seen(heatmap, region)
     return float(inside[seen == seen.max()].mean())
+
+
+def recall_of_places(heatmap: Heatmap, regions: Sequence[Region], *, apart: int = 1) -> float:
+    """The share of several regions that the highest peaks of a map find, in [0, 1].
+
+    For questions that need more than one place. A peak is a cell, or several in a row that tie,
+    higher than all others within `apart` cells in every direction; of these, as many of the highest
+    are taken as there are regions. A region is found by the best of them: 1 if it lies in the
+    region, and its share inside if cells tie. NaN cells, which the model never saw, are ignored.
+
+    Raises ValueError for no region, and for one of another shape than the map.
+
+    >>> heatmap = np.array([[9.0, 8.0, 0.0, 1.0, 0.0, 2.0]])
+    >>> left, right = np.arange(6)[None] < 2, np.arange(6)[None] > 4
+    >>> recall_of_places(heatmap, [left, right]), recall_of_places(heatmap, [left, ~left & ~right])
+    (1.0, 0.5)
+    """
+    if not regions:
+        raise ValueError("expected at least one region, got none")
+    for region in regions:
+        _seen(heatmap, region)
+    filled = np.where(np.isnan(heatmap), -np.inf, heatmap)
+    highest = (filled == ndimage.maximum_filter(filled, 2 * apart + 1)) & ~np.isnan(heatmap)
+    numbers, count = ndimage.label(highest, np.ones((3,) * heatmap.ndim))
+    heights = ndimage.maximum(filled, numbers, range(1, count + 1))
+    peaks = np.argsort(-np.array(heights), kind="stable")[: len(regions)] + 1
+    found = [ndimage.mean(np.asarray(region, float), numbers, peaks) for region in regions]
+    return float(np.max(found, axis=1).mean())
 
 
 def mass_in_region(heatmap: Heatmap, region: Region) -> float:

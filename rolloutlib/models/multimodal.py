@@ -83,13 +83,12 @@ class Answer:
 
         Each knows its tokens. "".join gives the answer as decoded, special tokens included.
         """
-        generated = self.sequence[-len(self.tokens) :].tolist()
-        return read_words(self.model.processor.tokenizer, generated)
+        return read_words(self.model.processor.tokenizer, self.generated.tolist())
 
     @property
     def thinking(self) -> str:
         """What the model wrote between its tags of thinking; "" for a model that has none."""
-        ids = self.sequence[-len(self.tokens) :][: self.thought]
+        ids = self.generated[: self.thought]
         text = self.model.processor.tokenizer.decode(ids, skip_special_tokens=True)
         for tag in chain(*THINKING):
             text = text.replace(tag, "")
@@ -99,6 +98,11 @@ class Answer:
     def frames(self) -> list[Image.Image]:
         """All frames of the prompt's videos whose tokens have a place."""
         return [frame for image in self.images for frame in image.frames]
+
+    @property
+    def generated(self) -> Int[torch.Tensor, " token"]:
+        """The ids of the generated tokens."""
+        return self.sequence[-len(self.tokens) :]
 
     @property
     def rows(self) -> Int[torch.Tensor, " token"]:
@@ -281,11 +285,15 @@ class MultimodalModel:
 
         The same replay pass as in `record`, and the logits of the generated tokens.
         """
-        kept = len(answer.tokens) + 1
         with record_gradients(self.model) as recording:
-            inputs = self._replayed(answer, answer.inputs)
-            logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
-        return recording, self._of_generated(answer, logits)[0]
+            logits = self.replay(answer)
+        return recording, logits.gather(-1, answer.generated.to(logits.device)[:, None])[:, 0]
+
+    def replay(self, answer: Answer) -> Float[torch.Tensor, "generated word"]:
+        """The logits of every word where each generated token was predicted, from one pass."""
+        kept = len(answer.tokens) + 1
+        inputs = self._replayed(answer, answer.inputs)
+        return self.model(**inputs, use_cache=False, logits_to_keep=kept).logits[0, -kept:-1]
 
     @torch.no_grad()
     def log_probability(

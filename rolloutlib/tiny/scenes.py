@@ -44,6 +44,7 @@ FUYU_SIZES = {
     ),
     "unseen": ((405, 450), (450, 510), (500, 430), (430, 390)),
 }
+RADIUS = (0.31, 0.46)  # of a shape, as shares of its cell's shorter side
 SHARPNESS = 4  # shapes are drawn this many times larger and then reduced, for smooth edges
 
 
@@ -114,17 +115,10 @@ def load_photos(folder: str | Path, split: str = "train") -> list[Image.Image]:
     return [load_picture(Path(folder) / name) for name in PHOTOS[split]]
 
 
-def make_scenes(
-    seed: int,
-    count: int,
-    photos: Sequence[Image.Image],
-    *,
-    size: tuple[int, int] = (336, 336),
-    objects: tuple[int, int] = (2, 4),
-) -> list[Scene]:
-    """`count` scenes of `size` (height, width) pixels; the same seed gives the same scenes.
+def make_scenes(seed: int, count: int, photos: Sequence[Image.Image], **settings) -> list[Scene]:
+    """`count` scenes; the same seed gives the same scenes.
 
-    objects: how many shapes a scene has, at least and at most.
+    settings: those of `make_scene`, such as `size=(336, 336)` and `objects=(2, 4)`.
 
     >>> photo = Image.new("RGB", (400, 300))
     >>> [len(scene.objects) for scene in make_scenes(0, 4, [photo], size=(60, 90))]
@@ -135,7 +129,7 @@ def make_scenes(
     if count < 0:
         raise ValueError(f"count must be 0 or more, got {count}")
     rng = np.random.default_rng(seed)
-    return [make_scene(rng, photos, size=size, objects=objects) for _ in range(count)]
+    return [make_scene(rng, photos, **settings) for _ in range(count)]
 
 
 def make_scene(
@@ -144,11 +138,18 @@ def make_scene(
     *,
     size: tuple[int, int] = (336, 336),
     objects: tuple[int, int] = (2, 4),
+    radius: tuple[float, float] = RADIUS,
+    alike: float = 0.5,
+    hidden: float = 0.0,
 ) -> Scene:
     """A scene of shapes with random kind, colour, size and rotation, each in its own cell.
 
-    No two objects share both shape and colour, so "the red star" is always unique. `size`
-    is (height, width) in pixels, each at least 48; `objects` are the fewest and the most shapes.
+    No two objects share both shape and colour, so "the red star" is always unique.
+
+    size: (height, width) in pixels, each at least 48.  objects: the fewest and the most shapes.
+    radius: the smallest and the largest, as shares of a cell's shorter side, up to 0.5.  alike: how
+    often a shape shares its colour or its outline with another one, in [0, 1].  hidden: the share
+    of each shape that is behind a grey strip, in [0, 1); what is hidden is in no mask.
 
     >>> photo = Image.new("RGB", (400, 300))
     >>> scene = make_scene(np.random.default_rng(0), [photo], size=(96, 160))
@@ -158,24 +159,32 @@ def make_scene(
     ('shape', 'what shape is the pink object?', 'star')
 
     Raises ValueError for a size too small to tell shapes apart, for a number of objects that the
-    nine cells cannot hold, or if there are no photos.
+    nine cells cannot hold, for another setting out of its range, or if there are no photos.
     """
     fewest, most = objects
     if not 1 <= fewest <= most <= 9:
         raise ValueError(f"expected 1 to 9 objects, the fewest first, got {objects}")
     if min(size) < 48:
         raise ValueError(f"a scene must be at least 48 pixels high and wide, got {size}")
+    if not 0 < radius[0] <= radius[1] <= 0.5:
+        raise ValueError(f"expected radii in (0, 0.5], the smallest first, got {radius}")
+    if not 0 <= hidden < 1:
+        raise ValueError(f"hidden must be in [0, 1), got {hidden}")
     if not photos:
         raise ValueError("expected at least one photo, got none")
     pixels = random_crop(rng, photos[rng.integers(len(photos))], size)
     things = []
     cells = rng.permutation(9)[: rng.integers(fewest, most + 1)]
-    for cell, (colour, shape) in zip(cells, choose_looks(rng, len(cells)), strict=True):
+    for cell, (colour, shape) in zip(cells, choose_looks(rng, len(cells), alike), strict=True):
         row, column = divmod(int(cell), 3)
-        cover = draw_shape(rng, shape, (row, column), size)
+        cover = draw_shape(rng, shape, (row, column), size, radius)
         paint = np.array(COLOURS[colour]) + rng.integers(-10, 11, 3)
         pixels = pixels * (1 - cover[..., None]) + paint.clip(0, 255) * cover[..., None]
-        things.append(SceneObject(shape, colour, row, column, cover > 0.5))
+        mask = cover > 0.5
+        if hidden:
+            strip = draw_strip(rng, mask, hidden)
+            pixels[strip], mask = rng.integers(90, 170), mask & ~strip
+        things.append(SceneObject(shape, colour, row, column, mask))
     picture = Image.fromarray(np.rint(pixels).astype(np.uint8))
     return Scene(picture, tuple(things), tuple(questions(rng, things)))
 
@@ -193,15 +202,15 @@ def random_crop(
     return crop[:, ::-1] if rng.random() < 0.5 else crop
 
 
-def choose_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-    """`count` different (colour, shape) pairs; about half share one of the two with another pair.
+def choose_looks(rng: np.random.Generator, count: int, alike: float = 0.5) -> list[tuple[str, str]]:
+    """`count` different (colour, shape) pairs; `alike` of them share one of the two with another.
 
     Otherwise "where is the red star?" could be answered from "red" alone.
     """
     looks: list[tuple[str, str]] = []
     while len(looks) < count:
         colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
-        if looks and rng.random() < 0.5:
+        if looks and rng.random() < alike:
             twin = looks[rng.integers(len(looks))]
             colour, shape = (twin[0], shape) if rng.random() < 0.5 else (colour, twin[1])
         if (colour, shape) not in looks:
@@ -210,18 +219,37 @@ def choose_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
 
 
 def draw_shape(
-    rng: np.random.Generator, shape: str, cell: tuple[int, int], size: tuple[int, int]
+    rng: np.random.Generator,
+    shape: str,
+    cell: tuple[int, int],
+    size: tuple[int, int],
+    radius: tuple[float, float] = RADIUS,
 ) -> Float[np.ndarray, "height width"]:
     """How much of each pixel a shape covers, in [0, 1]; it is drawn at random inside its cell."""
     cells = np.array(size[::-1]) / 3
-    radius = min(cells) * rng.uniform(0.31, 0.46)
-    slack = rng.uniform(-1, 1, 2) * (cells / 2 - radius)
+    reach = min(cells) * rng.uniform(*radius)
+    slack = rng.uniform(-1, 1, 2) * (cells / 2 - reach)
     centre = (np.array(cell[::-1]) + 0.5) * cells + slack
     turn = rng.uniform(0, 2 * np.pi)
-    corner = np.floor(centre - radius).astype(int)
+    corner = np.floor(centre - reach).astype(int)
     cover = Image.new("L", size[::-1])
-    cover.paste(draw_cover(shape, radius, turn, centre, corner), tuple(corner))
+    cover.paste(draw_cover(shape, reach, turn, centre, corner), tuple(corner))
     return np.asarray(cover) / 255
+
+
+def draw_strip(
+    rng: np.random.Generator, mask: Bool[np.ndarray, "height width"], share: float
+) -> Bool[np.ndarray, "height width"]:
+    """The pixels of a strip at random across a shape that hides this share of its pixels."""
+    ys, xs = np.nonzero(mask)
+    middle = np.array([[ys.mean()], [xs.mean()]])
+    turn, start = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1 - share)
+    along = np.array([np.sin(turn), np.cos(turn)]) @ ([ys, xs] - middle)
+    every = np.indices(mask.shape).reshape(2, -1) - middle
+    place = np.array([np.sin(turn), np.cos(turn)]) @ every
+    low, high = np.quantile(along, [start, start + share])
+    near = np.hypot(*every) <= np.hypot(*([ys, xs] - middle)).max()
+    return ((low <= place) & (place <= high) & near).reshape(mask.shape)
 
 
 def draw_cover(

@@ -20,6 +20,7 @@ from rolloutlib.evaluate import (
     perturbation_curves,
     pointing_game,
     randomise,
+    recall_of_places,
     region_auc,
     region_shares,
     removal_ranks,
@@ -133,6 +134,37 @@ def test_intervals_keep_the_order_of_maps():
     intervals = score_intervals(table, ["AUC"])["AUC"]
     assert list(intervals) == ["b", "a"]
     assert intervals["a"] == mean_interval(table[table["map"] == "a"]["AUC"])
+
+
+@pytest.mark.parametrize("apart", [1, 2])
+def test_places_are_found_by_the_highest_peaks(apart):
+    """The definition, cell by cell, for maps without ties."""
+    rng = np.random.default_rng(0)
+    recalls = set()
+    for _ in range(30):
+        heatmap = rng.random((7, 9))
+        heatmap[rng.integers(7), rng.integers(9)] = np.nan
+        regions = list(rng.random((3, 7, 9)) < 0.3)
+        peaks = []
+        for row, column in np.ndindex(heatmap.shape):
+            top, left = max(row - apart, 0), max(column - apart, 0)
+            near = heatmap[top : row + apart + 1, left : column + apart + 1]
+            if heatmap[row, column] == np.nanmax(near):
+                peaks.append((heatmap[row, column], row, column))
+        highest = sorted(peaks)[::-1][:3]
+        found = [any(region[row, column] for _, row, column in highest) for region in regions]
+        assert recall_of_places(heatmap, regions, apart=apart) == pytest.approx(np.mean(found))
+        recalls.add(round(np.mean(found), 2))
+    assert len(recalls) > 2
+
+
+def test_one_place_is_the_pointing_game_and_a_constant_map_finds_its_share():
+    rng = np.random.default_rng(1)
+    heatmap, region = rng.random((5, 6)), rng.random((5, 6)) < 0.4
+    assert recall_of_places(heatmap, [region]) == pointing_game(heatmap, region)
+    assert recall_of_places(np.ones((2, 2)), [LEFT, ~LEFT]) == 0.5
+    with pytest.raises(ValueError, match="at least one region, got none"):
+        recall_of_places(heatmap, [])
 
 
 def test_what_was_not_seen_takes_no_part():

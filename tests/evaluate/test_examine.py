@@ -107,7 +107,7 @@ def test_frames_are_cells_and_the_asked_one_takes_no_part():
     attention = torch.full((1, 1, 5, 5), 0.0)
     attention[..., :] = torch.tensor([0.1, 0.2, 0.5, 0.15, 0.05])
     layer = DifferentiableLayer("time", attention.requires_grad_(), 1)
-    evidence = evidence_over_time([layer], layer.attention[0, 0, 2, 1], asked=2)
+    evidence = evidence_over_time([layer], layer.attention[0, 0, 2, :2], asked=2)
     region = np.array([False, True, False, False, True])
     removed = []
     likely = {"log_probability": lambda r: removed.append(r) or np.zeros(len(r))}

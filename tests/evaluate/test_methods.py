@@ -8,8 +8,17 @@ from small_llava import save_small_llava
 from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import heatmaps, load_model, rollout_rows
-from rolloutlib.evaluate.methods import METHODS, Evidence, Method, evidence_of, head, rolled, sinks
-from rolloutlib.recording.gradients import WeightedLayer, weigh_by_gradient
+from rolloutlib.evaluate.methods import (
+    METHODS,
+    NEUTRAL,
+    Evidence,
+    Method,
+    evidence_of,
+    head,
+    rolled,
+    sinks,
+)
+from rolloutlib.recording.gradients import WeightedLayer, record_gradients, weigh_by_gradient
 
 SAVE = {"llava": save_small_llava, "fuyu": save_small_fuyu, "qwen": save_small_qwen3_vl}
 
@@ -39,6 +48,10 @@ def test_a_method_that_does_not_apply_is_refused():
     even = [torch.full((2, 3, 3), 1 / 3)]
     nothing = [WeightedLayer("", torch.zeros(1, 3, 3))]
     frames = Evidence(even, torch.tensor([1]), lambda: nothing)
+    for name in ("gradient of the lead", "beyond neutral"):
+        assert not METHODS[name].applies(frames)
+        with pytest.raises(ValueError, match=f"expected evidence with `{METHODS[name].needs}`"):
+            METHODS[name].heatmap(frames)
     np.testing.assert_allclose(METHODS["last layer"].heatmap(frames), 1 / 3)
     assert frames.view is None
     for name in ("rows divided", "beyond even"):
@@ -87,6 +100,52 @@ def test_the_order_of_tokens_is_taken_out_as_defined(asked):
         on_tokens = relevance[:, answer.image.positions].mean(0).reshape(answer.image.view.grid)
         heatmap = METHODS[name].heatmap(evidence, to_patches=False)
         np.testing.assert_allclose(heatmap, on_tokens, rtol=1e-4, atol=1e-6)
+
+
+def test_contrast_with_a_neutral_question_is_as_defined(asked):
+    """Written out in float64, without the tower: the same tokens after the other question."""
+    model, answer, evidence = asked
+    picture = answer.image.picture
+    inputs = model.prepare([picture], NEUTRAL)
+    sequence = torch.cat([inputs["input_ids"][0], answer.sequence[-len(answer.tokens) :]])
+    neutral = model.answer([picture], NEUTRAL, inputs, sequence[None])
+    shares = []
+    for one in (answer, neutral):
+        size = len(one.sequence)
+        layers = [layer.probabilities()[0].double() for layer in model.record(one)["language"]]
+        mixed = [0.9 * torch.eye(size) + 0.1 * layer.mean(0) for layer in layers]
+        product = torch.eye(size, dtype=torch.float64)
+        for layer in mixed:
+            product = layer @ product
+        shares.append(product[one.rows][:, one.image.positions].numpy())
+    ratio = shares[0] / shares[1]
+    own, other = (rows_to_one(each) for each in shares)
+    for name, expected in {
+        "beyond neutral": (own - other).clip(min=0),
+        "over neutral": ratio,
+    }.items():
+        heatmap = METHODS[name].heatmap(evidence, to_patches=False)
+        on_tokens = expected.mean(0).reshape(answer.image.view.grid)
+        np.testing.assert_allclose(heatmap, on_tokens, rtol=1e-3, atol=1e-7)
+
+
+def test_contrast_with_another_answer_is_weighted_by_the_difference_of_logits(asked):
+    model, answer, _ = asked
+    with record_gradients(model.model) as recording:
+        logits = model.replay(answer)
+    given = answer.generated
+    instead = [(number + 1) % logits.shape[-1] for number in given.tolist()]
+    rest = logits.detach().clone()
+    rest[range(len(given)), given] = -torch.inf
+    own = logits[range(len(given)), given]
+    for ids, other in [(None, rest.argmax(-1)), (instead, torch.tensor(instead))]:
+        lead = (own - logits[range(len(given)), other]).sum()
+        expected = weigh_by_gradient(recording["language"], lead)
+        against = evidence_of(model, answer, instead=ids).against
+        for one, layer in zip(against.weighted, expected, strict=True):
+            torch.testing.assert_close(one.weights, layer.weights)
+    with pytest.raises(ValueError, match="expected 3 ids of another answer, got 1"):
+        evidence_of(model, answer, instead=[1])
 
 
 def test_to_patches_equals_the_product_written_out(asked):
