@@ -142,7 +142,7 @@ class Desk:
             record=True,
             stopping_criteria=[StopWhen(ticket)],
         )
-        tokens = answer.sequence[-len(answer.tokens) :].tolist()
+        tokens = answer.generated.tolist()
         about = {"about": self.about, "dtype": self._dtype, "tokens": tokens}
         ticket.said = "drawing the maps"
         return _shown(explore(answer, **ask.settings), answer.text) | about

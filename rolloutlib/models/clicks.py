@@ -56,7 +56,7 @@ def read_click(answer: Answer) -> Click:
     several points counts. An answer without a point, or with one outside the picture, is not an
     error: `message` says so.
     """
-    generated = answer.sequence[-len(answer.tokens) :].tolist()
+    generated = answer.generated.tolist()
     parts = read_parts(answer.model.processor.tokenizer, generated)
     ends, text = list(accumulate(map(len, parts))), "".join(parts)
     found = next(filter(None, (re.search(way, text) for way in POINTS)), None)

@@ -325,7 +325,7 @@ class MultimodalModel:
         answer: Answer, values: Float[torch.Tensor, "picture token word"]
     ) -> Float[torch.Tensor, "picture generated"]:
         """From values for every word, those of the generated tokens, each one row before it."""
-        generated = answer.sequence[-len(answer.tokens) :].to(values.device)
+        generated = answer.generated.to(values.device)
         before = values[:, -len(generated) - 1 : -1]
         return before.gather(-1, generated.expand(len(values), -1)[..., None])[..., 0]
 
