@@ -8,11 +8,12 @@ from own_truth import box_of
 from PIL import Image
 from places import DATA
 from sklearn.metrics import roc_auc_score
+from small_llava import save_small_llava
 from small_processors import small_loaded
 
 from rolloutlib import heatmaps, load_model
 from rolloutlib.evaluate.methods import BEYOND, METHODS, evidence_of
-from rolloutlib.evaluate.own import drawn, map_of, score_of
+from rolloutlib.evaluate.own import Found, drawn, map_of, score_of
 from rolloutlib.evaluate.trust import check_peak
 from rolloutlib.models.clicks import read_click
 from rolloutlib.overlay import TARGET, to_picture
@@ -46,7 +47,8 @@ def test_the_map_is_the_one_that_the_notebooks_show(llava, found):
 def test_scores_are_those_of_the_pictures_own_pixels(found, question, tmp_path):
     picture, asked = question
     path = tmp_path / "map.webp"
-    scores = score_of(found, {"bbox": box_of(asked.region)}, asked.answer, output_path=path)
+    how = {"trust": False, "output_path": path}
+    scores = score_of(found, {"bbox": box_of(asked.region)}, asked.answer, **how)
     left, top, width, height = box_of(asked.region)
     region = np.zeros(picture.size[::-1], bool)
     region[top : top + height, left : left + width] = True
@@ -58,11 +60,21 @@ def test_scores_are_those_of_the_pictures_own_pixels(found, question, tmp_path):
     assert scores["mass"] == pytest.approx(values[inside].sum() / values.sum(), rel=1e-6)
     assert scores["AUC"] == pytest.approx(roc_auc_score(inside, values), rel=1e-6)
     assert scores["area"] == pytest.approx(inside.mean())
-    check = check_peak(found.answer, found.heatmap)
-    assert (scores["trust"], scores["verdict"]) == (check.probability, check.verdict)
     assert scores["answer"] == asked.answer and scores["right"] is True
     with Image.open(path) as kept:
         assert kept.format == "WEBP" and kept.size == picture.size
+
+
+def test_trust_is_what_a_check_of_the_peak_says(tmp_path):
+    model = load_model(save_small_llava(tmp_path), dtype="float32")
+    picture = Image.effect_noise((96, 64), 99).convert("RGB")
+    answer = model.generate(picture, "what colour is the star ?", min_new_tokens=2)
+    heatmap = heatmaps(model.record(answer), answer).double().mean(0).numpy()
+    found = Found(answer, heatmap, None, 0.0)
+    check = check_peak(found.answer, found.heatmap)
+    scores = score_of(found, {"bbox": [30, 20, 9, 9]})
+    assert scores["trust"] == pytest.approx(check.probability)
+    assert scores["verdict"] == check.verdict and scores["right"] is None
 
 
 def test_what_has_no_meaning_has_no_number(found, question):
