@@ -273,13 +273,15 @@ class RecordedConvolution(MixingLayer):
     """One short gated convolution of one pass, as in LFM2: each channel is a head of its own.
 
     M[i, j] = c_i · t[i - j] · b_j within a window of a few tokens, where t is the channel's kernel
-    (Liquid AI 2025, LFM2).
+    (Liquid AI 2025, LFM2). In a tower, as in LFM3-VL, the window is a square of patches.
     """
 
     name: str
     kernel: Float[torch.Tensor, "channel tap"]  # the last tap is that of the token itself
     opening: Float[torch.Tensor, "batch channel token"]  # b, the gate before
     closing: Float[torch.Tensor, "batch channel token"]  # c, the gate behind
+    # Which token each tap reads, -1 for none; by default the last few, in order.
+    reads: Int[torch.Tensor, "token tap"] | None = None
     before: Float[torch.Tensor, "batch head *_"] | None = None
     after: Float[torch.Tensor, "batch head *_"] | None = None
 
@@ -307,14 +309,24 @@ class RecordedConvolution(MixingLayer):
             part.to(dtype)
             for part in (self.kernel[some], self.opening[item, some], self.closing[item, some])
         )
-        seen = int(rows.max()) + 1
-        matrix = opening.new_zeros(len(heads), len(rows), seen)
-        for back in range(min(kernel.shape[1], seen)):
-            own = (rows >= back).nonzero().flatten()
-            keys = rows[own] - back
-            tap = kernel[:, -1 - back, None]
-            matrix[:, own, keys] = closing[:, rows[own]] * tap * opening[:, keys]
+        reads = self._reads(rows)
+        matrix = opening.new_zeros(len(heads), len(rows), int(max(reads.max(), rows.max())) + 1)
+        for tap, keys in enumerate(reads.T):
+            own = (keys >= 0).nonzero().flatten()
+            gates = closing[:, rows[own]] * opening[:, keys[own]]
+            matrix[:, own, keys[own]] = kernel[:, tap, None] * gates
         return matrix
+
+    def _reads(self, rows: torch.Tensor) -> Int[torch.Tensor, "row tap"]:
+        if self.reads is not None:
+            return self.reads[rows]
+        return rows[:, None] + torch.arange(1 - self.width, 1, device=rows.device)
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see: all before it, or those of its square."""
+        if self.reads is None:
+            return super().visible(rows)
+        return (self.reads[rows] >= 0).sum(1).expand(self.shape[0], -1)
 
 
 @dataclass(frozen=True)
