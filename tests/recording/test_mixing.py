@@ -6,6 +6,7 @@ from functools import partial, wraps
 import pytest
 import torch
 from recordings import record
+from reference import state_matrix
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, Lfm3VlVisionConfig
 from transformers.models.lfm3_vl.modeling_lfm3_vl import Lfm3VlVisionShortConv
@@ -225,33 +226,11 @@ def state(erases, tokens=150, heads=4, *, by_entry=False):
     return RecordedState("s", query, key, decay, write, erases=True, unit=True, scaling=0.4)
 
 
-def matrix_of(layer):
-    """M from the definition: the state, token by token, with the identity as values."""
-    query, key = (x.repeat_interleave(2, 2) for x in (layer.query, layer.key))
-    if layer.unit:
-        query, key = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (query, key))
-    batch, tokens, heads, width = query.shape
-    decay = layer.decay if layer.decay.ndim == 4 else layer.decay[..., None]
-    decay = decay if layer.rates is None else decay * layer.rates
-    kept, rows = torch.zeros(batch, heads, width, tokens).double(), []
-    for i in range(tokens):
-        kept = kept * decay[:, i].exp()[..., None]
-        q, k, write = query[:, i], key[:, i], layer.write[:, i, :, None, None]
-        if layer.erases:
-            found = k[..., None, :] @ kept
-            kept = kept - layer.write[:, i, :, None, None] * k[..., None] * found
-        value = torch.eye(tokens)[i].double()
-        kept = kept + write * k[..., None] * value
-        passed = 0 if layer.skip is None else layer.skip[:, None] * value
-        rows.append((q[..., None, :] @ kept)[..., 0, :] * layer.scaling + passed)
-    return torch.stack(rows, 2)
-
-
 @pytest.mark.parametrize("by_entry", [True, False])
 @pytest.mark.parametrize("erases", [True, False])
 def test_rows_of_a_state_are_those_of_its_definition(erases, by_entry):
     layer = state(erases, by_entry=by_entry)
-    whole, rows = matrix_of(layer), [3, 149, 64, -80]
+    whole, rows = torch.from_numpy(state_matrix(layer)), [3, 149, 64, -80]
     assert (whole < 0).any()
     torch.testing.assert_close(layer.signed(), whole)
     torch.testing.assert_close(layer.signed(rows), whole[:, :, rows])
