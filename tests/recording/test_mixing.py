@@ -288,7 +288,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_heads_are_fused_without_the_matrix_of_each(monkeypatch):
-    monkeypatch.setattr(mixing, "TILE", 20_000)
+    monkeypatch.setattr(mixing, "ROOM", 20_000)
     layer = state(erases=True, tokens=300)
     with Largest() as largest:
         layer.fused(torch.arange(100, 200), "mean")
