@@ -1,4 +1,4 @@
-"""Rollout in float64 NumPy, written from its definition, for the package to be compared with."""
+"""Rollout and matrices in float64 NumPy, written from their definitions, to be compared with."""
 
 import numpy as np
 
@@ -58,3 +58,30 @@ def across(decoder, cross, encoder, **settings):
             step[:queries, : attention.shape[-1]] = transition(attention, **settings)
             product = step @ product
     return product[:queries]
+
+
+def state_matrix(layer):
+    """M of a recorded state, `[batch head query key]`: token by token, the identity as values."""
+
+    def of(*names):
+        return (np.asarray(getattr(layer, name), dtype=np.float64) for name in names)
+
+    query, key, decay, write = of("query", "key", "decay", "write")
+    batch, tokens, heads = write.shape
+    query, key = (x.repeat(heads // x.shape[2], 2) for x in (query, key))
+    if layer.unit:
+        query, key = (x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-6) for x in (query, key))
+    decay = decay.reshape(batch, tokens, heads, -1)
+    decay = decay if layer.rates is None else decay * next(of("rates"))
+    kept = np.zeros((batch, heads, query.shape[-1], tokens))
+    matrix = np.zeros((batch, heads, tokens, tokens))
+    for i in range(tokens):
+        kept *= np.exp(decay[:, i, :, :, None])
+        value = np.broadcast_to(np.eye(tokens)[i], (batch, heads, tokens))
+        if layer.erases:
+            value = value - (key[:, i, :, :, None] * kept).sum(2)
+        kept += write[:, i, :, None, None] * key[:, i, :, :, None] * value[:, :, None]
+        matrix[:, :, i] = (query[:, i, :, :, None] * kept).sum(2) * layer.scaling
+        if layer.skip is not None:
+            matrix[:, :, i, i] += next(of("skip"))
+    return matrix

@@ -363,8 +363,9 @@ def record_attention(
     The first call of each kind is checked: its output must be what the recorded probabilities give.
     Rows of attention sum to 1, or to less where the model has sinks: logits of no key that compete
     with the scores. A part that does not run is left out; `recording.notes` says which.
-    Layers without attention, of which the gated delta rule, Mamba2's scan and short gated
-    convolutions are known, are recorded as the matrices by which they mix their tokens.
+    Layers without attention are recorded as the matrices by which they mix their tokens. Known are
+    the gated delta rule and Kimi's, the scans of Mamba and Mamba2, RG-LRU, lightning attention, and
+    short gated convolutions.
     Recorded tensors are detached, not copied, and stay on their device. A module's own softmax is
     kept as it is, a direct call of SDPA as one of the interface. `nn.MultiheadAttention`
     modules compute their weights explicitly, which may change the last digits of their output;

@@ -16,11 +16,12 @@ from rolloutlib.algorithm.arrays import vanishing_flushed, working_dtype
 from rolloutlib.algorithm.attention import attended, merge_heads, normalize_rows, require_fusion
 from rolloutlib.algorithm.layers import HEIGHT, Layer, fitting, with_keys
 from rolloutlib.recording.kinds import DifferentiableLayer
-from rolloutlib.recording.recorded import TILE, every_or_chosen
+from rolloutlib.recording.recorded import every_or_chosen
 
 CHUNK = 64  # tokens per step backward through a state
 SHORT = 16  # the same where every entry of a key forgets at its own rate
 TALLEST = 512  # query rows per step
+ROOM = TALLEST * 4096  # entries of M computed at once: 8 MB in float32
 
 
 class MixingLayer:
@@ -76,7 +77,7 @@ class MixingLayer:
     def _groups(self, rows: int) -> list[range]:
         """All heads, as many at a time as leave what is computed of them small."""
         heads, tokens = self.size[1:]
-        step = max(TILE // (max(rows, self.width) * tokens), 1)
+        step = max(ROOM // (max(rows, self.breadth) * tokens), 1)
         return [range(heads)[start : start + step] for start in range(0, heads, step)]
 
     def _matrix(
@@ -114,10 +115,16 @@ class RecordedState(MixingLayer):
     """One layer that keeps a state S for each head, in one pass: what determines its matrix M.
 
     S_i = (I - e_i k_i k_iᵀ) a_i S_{i-1} + w_i k_i v_iᵀ and out_i = S_iᵀ q_i + d v_i, where a
-    forgets, e erases, w writes and d passes on. e = w is the gated delta rule (Yang, Kautz &
-    Hatamizadeh 2024, "Gated Delta Networks"); e = 0 is Mamba2, whose q, k, w are called C, B, Δ
-    (Dao & Gu 2024, "Transformers are SSMs"). Ali, Zimerman & Wolf (2024, "The Hidden Attention of
-    Mamba Models") first read such a matrix as attention.
+    forgets, e erases, w writes and d passes on.
+
+    - e = w is the gated delta rule (Yang, Kautz & Hatamizadeh 2024, "Gated Delta Networks"). Where
+      a is a diagonal matrix, it is Kimi's (Kimi Team 2025, "Kimi Linear").
+    - e = 0 is Mamba2, whose q, k, w are called C, B, Δ (Dao & Gu 2024, "Transformers are SSMs"),
+      and Mamba, where each channel is a head and a is diagonal. Ali, Zimerman & Wolf (2024, "The
+      Hidden Attention of Mamba Models") first read its matrix as attention.
+    - With a fixed a, e = 0 and w = 1 it is lightning attention (Qin et al. 2024, "Lightning
+      Attention-2"); with q = k = 1 in each channel it is the RG-LRU, a decay (De et al. 2024,
+      "Griffin").
 
     Queries and keys are shared by consecutive heads, as in grouped-query attention.
     """
@@ -147,6 +154,11 @@ class RecordedState(MixingLayer):
     def width(self) -> int:
         """Of a query or key."""
         return self.query.shape[3]
+
+    @property
+    def breadth(self) -> int:
+        """How many entries each token of a head takes while its chunks are prepared."""
+        return self.width * (4 if self.decay.ndim == 3 and self.rates is None else SHORT)
 
     @property
     def device(self) -> torch.device:
@@ -273,13 +285,15 @@ class RecordedConvolution(MixingLayer):
     """One short gated convolution of one pass, as in LFM2: each channel is a head of its own.
 
     M[i, j] = c_i · t[i - j] · b_j within a window of a few tokens, where t is the channel's kernel
-    (Liquid AI 2025, LFM2).
+    (Liquid AI 2025, LFM2). In a tower, as in LFM3-VL, the window is a square of patches.
     """
 
     name: str
     kernel: Float[torch.Tensor, "channel tap"]  # the last tap is that of the token itself
     opening: Float[torch.Tensor, "batch channel token"]  # b, the gate before
     closing: Float[torch.Tensor, "batch channel token"]  # c, the gate behind
+    # Which token each tap reads, -1 for none; by default the last few, in order.
+    reads: Int[torch.Tensor, "token tap"] | None = None
     before: Float[torch.Tensor, "batch head *_"] | None = None
     after: Float[torch.Tensor, "batch head *_"] | None = None
 
@@ -289,8 +303,8 @@ class RecordedConvolution(MixingLayer):
         return tuple(self.opening.shape)
 
     @property
-    def width(self) -> int:
-        """Of the window."""
+    def breadth(self) -> int:
+        """The size of the window."""
         return self.kernel.shape[1]
 
     @property
@@ -307,14 +321,24 @@ class RecordedConvolution(MixingLayer):
             part.to(dtype)
             for part in (self.kernel[some], self.opening[item, some], self.closing[item, some])
         )
-        seen = int(rows.max()) + 1
-        matrix = opening.new_zeros(len(heads), len(rows), seen)
-        for back in range(min(kernel.shape[1], seen)):
-            own = (rows >= back).nonzero().flatten()
-            keys = rows[own] - back
-            tap = kernel[:, -1 - back, None]
-            matrix[:, own, keys] = closing[:, rows[own]] * tap * opening[:, keys]
+        reads = self._reads(rows)
+        matrix = opening.new_zeros(len(heads), len(rows), int(max(reads.max(), rows.max())) + 1)
+        for tap, keys in enumerate(reads.T):
+            own = (keys >= 0).nonzero().flatten()
+            gates = closing[:, rows[own]] * opening[:, keys[own]]
+            matrix[:, own, keys[own]] = kernel[:, tap, None] * gates
         return matrix
+
+    def _reads(self, rows: torch.Tensor) -> Int[torch.Tensor, "row tap"]:
+        if self.reads is not None:
+            return self.reads[rows]
+        return rows[:, None] + torch.arange(1 - self.breadth, 1, device=rows.device)
+
+    def visible(self, rows: torch.Tensor) -> Int[torch.Tensor, "batch row"]:
+        """How many keys each of these query rows can see: all before it, or those of its square."""
+        if self.reads is None:
+            return super().visible(rows)
+        return (self.reads[rows] >= 0).sum(1).expand(self.shape[0], -1)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ what goes in and what comes out: short convolutions, RG-LRU and lightning attent
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rolloutlib.recording.interface import Note
 from rolloutlib.recording.mixing import (
@@ -187,8 +187,8 @@ def differentiable_rule(note: Note) -> Attend:
     def attend(module, name, stock, arguments):
         if name not in VALUES:
             raise ValueError(
-                f"{type(module).__name__} went on from a cache while recording gradients, expected "
-                "one pass over the whole sequence"
+                f"{type(module).__name__} calls {name}; gradients can be recorded of one pass over "
+                f"the whole sequence, without a cache, by these rules: {', '.join(VALUES)}"
             )
         value = arguments[VALUES[name]]
         batch, tokens, heads, _ = value.shape
@@ -342,13 +342,18 @@ def is_short_convolution(module: torch.nn.Module) -> bool:
     )
 
 
+def is_square_convolution(module: torch.nn.Module) -> bool:
+    """Whether a module is such a convolution over the patches of a picture, as in LFM3-VL."""
+    return isinstance(getattr(module, "spatial_conv", None), torch.nn.Conv2d)
+
+
 def is_gated_recurrence(module: torch.nn.Module) -> bool:
     """Whether a module forgets by channel, as in RecurrentGemma: a block around an RG-LRU."""
     return hasattr(getattr(module, "rg_lru", None), "_rnn_scan")
 
 
 def is_lightning(module: torch.nn.Module) -> bool:
-    """Whether a module is lightning attention, whose heads forget at a fixed rate, as in MiniMax."""
+    """Whether a module is lightning attention, as in MiniMax: each head forgets at a fixed rate."""
     return hasattr(module, "slope_rate") and hasattr(module, "qkv_proj")
 
 
@@ -392,6 +397,54 @@ def _note_convolution(module: torch.nn.Module, note: Note, hooks: ExitStack) -> 
     hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
     hooks.callback(module.in_proj.register_forward_hook(gates).remove)
     hooks.callback(module.out_proj.register_forward_pre_hook(mixed).remove)
+
+
+def _note_square_convolution(module: torch.nn.Module, note: Note, hooks: ExitStack) -> None:
+    """A convolution of pictures one beside the other, whose patches come in blocks to be merged."""
+    kept = {}
+
+    def begin(module, args, kwargs):
+        call = inspect.signature(module.forward).bind(*args, **kwargs)
+        kept["grids"] = call.arguments["grid_thw"]
+
+    def gates(into, args, output):
+        kept["gates"] = output.detach().mT[None].chunk(3, 1)
+
+    def mixed(out, args):
+        (opening, closing, value), weight = kept["gates"], module.spatial_conv.weight.detach()
+        reads = _patches_around(kept["grids"], module.spatial_merge_size, weight.shape[2:])
+        make = partial(
+            RecordedConvolution,
+            kernel=weight.flatten(1),
+            opening=opening,
+            closing=closing,
+            reads=reads.to(value.device),
+        )
+        output = args[0].detach()[None, :, :, None]
+        note_mixed(note, module, Mixed(make, value.mT[..., None], output))
+
+    hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    hooks.callback(module.in_proj.register_forward_hook(gates).remove)
+    hooks.callback(module.out_proj.register_forward_pre_hook(mixed).remove)
+
+
+def _patches_around(
+    grids: Iterable[tuple[int, int, int]], merge: int, window: tuple[int, int]
+) -> Int[torch.Tensor, "patch tap"]:
+    """Which patch each tap of a square window round a patch reads, -1 outside of the picture."""
+    every, first = [], 0
+    for times, rows, columns in grids:
+        count = times * rows * columns
+        blocks = torch.arange(first, first + count).view(
+            times, rows // merge, columns // merge, merge, merge
+        )
+        places = blocks.transpose(2, 3).reshape(times, rows, columns)
+        above, left = (size // 2 for size in window)
+        around = torch.nn.functional.pad(places, (left, left, above, above), value=-1)
+        around = around.unfold(1, window[0], 1).unfold(2, window[1], 1)
+        every.append(around.reshape(count, -1)[places.flatten().argsort()])
+        first += count
+    return torch.cat(every)
 
 
 LEAST = -30.0  # log of what is left when all is forgotten: less would cost others their digits
@@ -473,6 +526,7 @@ def _note_lightning(module: torch.nn.Module, note: Note, hooks: ExitStack) -> No
 # Modules that mix by a rule in their own code, and what notes their calls.
 OWN_RULES: dict[Callable[[torch.nn.Module], bool], Callable] = {
     is_short_convolution: _note_convolution,
+    is_square_convolution: _note_square_convolution,
     is_gated_recurrence: _note_gated_recurrence,
     is_lightning: _note_lightning,
 }

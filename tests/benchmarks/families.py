@@ -25,8 +25,9 @@ from rolloutlib import record_attention
 from rolloutlib.recording.capture import PARTS
 
 LIMIT = 1e-5  # of outputs with and without a recording, and of attention
-# Classes whose softmax is not over the tokens of a sequence: experts, words, or tiles are chosen.
-CHOOSING = ("Router", "Gate", "Ovis2VisionModel", "MoE", "Moe")
+# Classes whose softmax mixes no tokens: experts, words, tiles or keys are chosen, or the streams of
+# one token are mixed.
+CHOOSING = ("Router", "Gate", "Ovis2VisionModel", "MoE", "Moe", "Indexer", "HyperConnection")
 
 
 class Softmaxes(TorchDispatchMode):

@@ -8,7 +8,7 @@ from itertools import product as combinations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from reference import products
+from reference import products, state_matrix
 
 from benchmarks import contenders
 from rolloutlib import attention_received, carry_back, rollout, rollout_rows
@@ -413,6 +413,57 @@ def _received(patches: int) -> tuple[Workload, list[Call]]:
     return workload, recorded
 
 
+def without_attention(small: bool) -> Workload:
+    """All rows of |M| of a layer of Qwen3.5's shape, against that layer's own forward pass."""
+    from transformers import Qwen3_5TextConfig
+    from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
+
+    from rolloutlib.recording.mixing import RecordedState
+    from rolloutlib.recording.rules import recording_rule, rules_noted
+
+    sizes = {"hidden_size": 64, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    config = Qwen3_5TextConfig(**sizes if small else {})
+    torch.manual_seed(0)
+    module, made = Qwen3_5GatedDeltaNet(config, 0).eval(), []
+    torch.nn.init.uniform_(module.A_log, -5, -1)  # heads that remember a few tokens, or hundreds
+
+    @torch.no_grad()
+    def recorded(size: int) -> RecordedState:
+        with rules_noted(module, recording_rule(lambda _, make: made.append(make("delta")))):
+            module(torch.randn(1, size, config.hidden_size))
+        return made.pop()
+
+    layer, few = recorded(60 if small else 4096), recorded(60 if small else 300)
+    tokens = layer.shape[1]
+    given = torch.randn(1, tokens, config.hidden_size)
+    relevance = torch.rand(1, 16, tokens)
+
+    def float64_received_by_few():
+        shares = np.abs(state_matrix(few))
+        return (shares / shares.sum(-1, keepdims=True)).mean(1).sum(1)[0]
+
+    return Workload(
+        f"rows of |M|, layer of Qwen3.5: {layer.size[1]} heads x {layer.width}, S={tokens}",
+        {
+            "layer": torch.no_grad()(lambda: module(given)),
+            OURS: lambda: attention_received([layer])[0].mean(),
+            "signs kept": lambda: layer.carried(relevance)[0].sum(),
+            "shorter": lambda: attention_received([few])[0],
+        },
+        # Float64 rows of the long one would take minutes: those of a shorter one are compared.
+        {OURS: lambda: np.ones(()), "shorter": float64_received_by_few},
+        [
+            Ratio("all rows ÷ the layer's own forward", OURS, "layer", 3, larger=False),
+            Ratio("MB of extra memory", OURS, "MB", 100, larger=False, memory=True),
+            Ratio("16 rows, signs kept ÷ forward", "signs kept", "layer", 3, larger=False),
+            Ratio("MB, signs kept", "signs kept", "MB", 100, larger=False, memory=True),
+        ],
+        work=4.0 * layer.size[1] * layer.width * tokens**2 / 2,
+        rounds=1,
+        tolerance=1e-4,
+    )
+
+
 def causal_product(small: bool) -> Workload:
     size = 300 if small else 2300
     layers = [layer.tril() for layer in softmax_layers(2, size, size)]
@@ -619,6 +670,7 @@ WORKLOADS = {
         for threads in (1, 2)
     },
     "long": long_sequence,
+    "without attention": without_attention,
     HEADS: every_head,
     "answer of Qwen3-VL": lambda small: real_answer(small, "qwen3_vl"),
     LARGE: lambda small: real_answer(small, "llava_7b"),

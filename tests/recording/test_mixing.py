@@ -1,13 +1,15 @@
 """Layers without attention: the matrix that each mixes its tokens by."""
 
 import sys
-from functools import wraps
+from functools import partial, wraps
 
 import pytest
 import torch
 from recordings import record
+from reference import state_matrix
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, Lfm3VlVisionConfig
+from transformers.models.lfm3_vl.modeling_lfm3_vl import Lfm3VlVisionShortConv
 
 from rolloutlib import attention_received, carry_back, record_attention, rollout, rollout_rows
 from rolloutlib.recording import mixing, rules
@@ -28,6 +30,23 @@ STATES = {
     "bamba": {"attn_layer_indices": [1], **MAMBA},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba"], **MAMBA},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2},
+    "jamba": {
+        "attn_layer_period": 4,
+        "attn_layer_offset": 2,
+        "mamba_d_state": 6,
+        "mamba_dt_rank": 4,
+        "num_experts": 1,
+    },
+    "kimi_linear": {"linear_num_heads": 4, "linear_head_dim": 8, "pad_token_id": 0},
+    "bailing_hybrid": {"linear_num_heads": 4, "linear_head_dim": 8, "pad_token_id": 0},
+}
+for kind in ("kimi_linear", "bailing_hybrid"):
+    STATES[kind] |= {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+    STATES[kind] |= {"n_group": 1, "topk_group": 1, "num_key_value_heads": 4, **EXPERTS}
+    STATES[kind] |= {"n_routed_experts": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+OWN = {
+    "recurrent_gemma": {"lru_width": 32, "pad_token_id": 0},
+    "minimax": {"block_size": 16, "num_local_experts": 2},
 }
 CONVOLUTIONS = {
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
@@ -40,7 +59,7 @@ TOKENS = torch.randint(3, 90, (2, 80), generator=torch.manual_seed(0))
 def small(kind, make=AutoModel):
     """A random model of this kind, whose states remember more than a few tokens."""
     torch.manual_seed(0)
-    settings = TEXT | (STATES | CONVOLUTIONS | {"falcon_h1": BESIDE})[kind]
+    settings = TEXT | (STATES | CONVOLUTIONS | OWN | {"falcon_h1": BESIDE})[kind]
     model = make.from_config(CONFIG_MAPPING[kind](**settings)).eval()
     for name, weight in model.named_parameters():
         if name.endswith("A_log"):
@@ -59,7 +78,11 @@ def watched_rules(model, monkeypatch):
         def watch(**arguments):
             result = stock(**arguments)
             value = arguments["value" if "delta" in stock.__name__ else "hidden_states"]
-            seen.append((value, result[0] if isinstance(result, tuple) else result))
+            mixed = result[0] if isinstance(result, tuple) else result
+            if stock.__name__ == "mamba_selective_scan":  # over channels, and with the gate behind
+                mixed = stock(**arguments | {"z": None}).mT[..., None]
+                value = value.mT[..., None]
+            seen.append((value, mixed))
             return result
 
         return watch
@@ -108,40 +131,106 @@ def test_a_convolutions_matrix_times_its_values_is_its_output(kind):
         torch.testing.assert_close(gathered, mixed, atol=1e-5 * scale, rtol=0)
 
 
-def state(erases, tokens=150, heads=4):
+def watched_own(model):
+    """The values and the output of every mixing that a layer computes itself."""
+    seen = []
+
+    def recurrent(unit, args, output):
+        seen.append((args[0][..., None], output[..., None]))
+
+    def projected(module, into, args, output):
+        parts = module.act_fn(output).unflatten(-1, (module.num_attention_heads, -1))
+        seen.append([parts.chunk(3, -1)[2]])
+
+    def mixed(norm, args):
+        seen[-1].append(args[0].view_as(seen[-1][0]))
+
+    for module in model.modules():
+        if rules.is_lightning(module):
+            module.qkv_proj.register_forward_hook(partial(projected, module))
+            module.norm.register_forward_pre_hook(mixed)
+        elif rules.is_gated_recurrence(module):
+            module.rg_lru.register_forward_hook(recurrent)
+    return seen
+
+
+@pytest.mark.parametrize(("kind", "states"), [("recurrent_gemma", 3), ("minimax", 2)])
+@torch.no_grad()
+def test_a_layer_that_mixes_in_its_own_code_has_a_matrix(kind, states):
+    model = small(kind)
+    expected = model(TOKENS, use_cache=False).last_hidden_state
+    seen = watched_own(model)
+    recording, output = record(model, {"input_ids": TOKENS, "use_cache": False})
+    torch.testing.assert_close(output.last_hidden_state, expected, atol=0, rtol=0)
+    layers = [x for x in recording["language"] if isinstance(x, RecordedState)]
+    assert len(layers) == len(seen) == states
+    for layer, (value, mixed) in zip(layers, seen, strict=True):
+        gathered = torch.einsum("bhqk,bkhw->bqhw", layer.signed(), value)
+        scale = mixed.abs().amax().item()
+        torch.testing.assert_close(gathered, mixed, atol=1e-5 * scale, rtol=0)
+    sums = rollout(recording["language"]).sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+    assert not any("_rnn_scan" in vars(module) for module in model.modules())
+
+
+@torch.no_grad()
+def test_a_recurrence_starts_anew_at_position_0():
+    model = small("recurrent_gemma")
+    packed = torch.cat([torch.arange(50), torch.arange(30)])[None].expand(2, -1)
+    seen = watched_own(model)
+    inputs = {"input_ids": TOKENS, "position_ids": packed, "use_cache": False}
+    recording, _ = record(model, inputs)
+    layer, (value, mixed) = recording["language"][0], seen[0]
+    matrix = layer.signed()
+    assert matrix[:, :, 50:, :50].abs().max() < 1e-9 < matrix[:, :, 50:, 50:].abs().max()
+    gathered = torch.einsum("bhqk,bkhw->bqhw", matrix, value)
+    torch.testing.assert_close(gathered, mixed, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_convolution_over_patches_mixes_those_around_in_their_own_picture():
+    torch.manual_seed(0)
+    config = Lfm3VlVisionConfig(hidden_size=8, spatial_merge_size=2, conv_kernel_size=3)
+    module, seen, made = Lfm3VlVisionShortConv(config, 0).double(), [], []
+    module.in_proj.register_forward_hook(lambda _, args, out: seen.append(out[:, 16:]))
+    module.out_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    note = lambda _, make: not made.append(make("conv"))  # noqa: E731
+    with rules.own_rules_noted(module, note):
+        module(torch.randn(24 + 16, 8).double(), [(1, 4, 6), (2, 2, 4)])
+    [layer], (value, mixed) = made, seen
+    matrix = layer.signed()
+    torch.testing.assert_close(torch.einsum("cqk,kc->qc", matrix[0], value), mixed)
+    pictures = torch.tensor([0] * 24 + [1] * 8 + [2] * 8)
+    assert not matrix[:, :, pictures[:, None] != pictures].any()
+    mixes = (matrix != 0).any(1)[0].sum(1)
+    assert mixes.tolist() == layer.visible(torch.arange(40))[0].tolist()
+    assert sorted(mixes[:24].tolist()) == [4] * 4 + [6] * 12 + [9] * 8
+    rows = torch.tensor([3, 30])
+    shares = (matrix.abs() / matrix.abs().sum(-1, keepdim=True)).mean(1)[:, rows]
+    fused = layer.fused(rows, "mean")
+    torch.testing.assert_close(fused, shares[:, :, : fused.shape[2]])
+    assert not shares[:, :, fused.shape[2] :].any()
+
+
+def state(erases, tokens=150, heads=4, *, by_entry=False):
     """A state over more than two chunks, in float64."""
     torch.manual_seed(1)
     query, key = (torch.randn(2, tokens, heads // 2, 6).double() for _ in range(2))
     decay, write = -torch.rand(2, tokens, heads).double() / 9, torch.rand(2, tokens, heads).double()
+    if by_entry and erases:
+        decay = decay[..., None] * torch.rand(2, tokens, heads, 6).double()
     if not erases:
-        return RecordedState("s", query, key, decay, write, skip=torch.rand(heads).double())
+        rates = torch.rand(heads, 6).double() if by_entry else None
+        skip = torch.rand(heads).double()
+        return RecordedState("s", query, key, decay, write, skip=skip, rates=rates)
     return RecordedState("s", query, key, decay, write, erases=True, unit=True, scaling=0.4)
 
 
-def matrix_of(layer):
-    """M from the definition: the state, token by token, with the identity as values."""
-    query, key = (x.repeat_interleave(2, 2) for x in (layer.query, layer.key))
-    if layer.unit:
-        query, key = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (query, key))
-    batch, tokens, heads, width = query.shape
-    kept, rows = torch.zeros(batch, heads, width, tokens).double(), []
-    for i in range(tokens):
-        kept = kept * layer.decay[:, i].exp()[..., None, None]
-        q, k, write = query[:, i], key[:, i], layer.write[:, i, :, None, None]
-        if layer.erases:
-            found = k[..., None, :] @ kept
-            kept = kept - layer.write[:, i, :, None, None] * k[..., None] * found
-        value = torch.eye(tokens)[i].double()
-        kept = kept + write * k[..., None] * value
-        passed = 0 if layer.skip is None else layer.skip[:, None] * value
-        rows.append((q[..., None, :] @ kept)[..., 0, :] * layer.scaling + passed)
-    return torch.stack(rows, 2)
-
-
+@pytest.mark.parametrize("by_entry", [True, False])
 @pytest.mark.parametrize("erases", [True, False])
-def test_rows_of_a_state_are_those_of_its_definition(erases):
-    layer = state(erases)
-    whole, rows = matrix_of(layer), [3, 149, 64, -80]
+def test_rows_of_a_state_are_those_of_its_definition(erases, by_entry):
+    layer = state(erases, by_entry=by_entry)
+    whole, rows = torch.from_numpy(state_matrix(layer)), [3, 149, 64, -80]
     assert (whole < 0).any()
     torch.testing.assert_close(layer.signed(), whole)
     torch.testing.assert_close(layer.signed(rows), whole[:, :, rows])
@@ -199,14 +288,16 @@ class Largest(TorchDispatchMode):
 
 
 def test_heads_are_fused_without_the_matrix_of_each(monkeypatch):
-    monkeypatch.setattr(mixing, "TILE", 20_000)
+    monkeypatch.setattr(mixing, "ROOM", 20_000)
     layer = state(erases=True, tokens=300)
     with Largest() as largest:
         layer.fused(torch.arange(100, 200), "mean")
     assert largest.entries == 2 * 100 * 200  # the result; all heads would be four times as much
 
 
-@pytest.mark.parametrize("kind", ["qwen3_5_text", "nemotron_h", "lfm2"])
+@pytest.mark.parametrize(
+    "kind", ["qwen3_5_text", "nemotron_h", "lfm2", "jamba", "kimi_linear", *OWN]
+)
 @torch.no_grad()
 def test_a_generation_is_joined_into_one_pass(kind):
     model = small(kind, AutoModelForCausalLM)
@@ -244,7 +335,7 @@ def test_a_recording_inside_another_notes_the_same():
         torch.testing.assert_close(one.probabilities([-1]), other.probabilities([-1]))
 
 
-@pytest.mark.parametrize("kind", ["qwen3_next", "bamba"])
+@pytest.mark.parametrize("kind", ["qwen3_next", "bamba", "kimi_linear"])
 def test_gradients_flow_through_the_matrix(kind):
     model = small(kind)
     with torch.no_grad():
@@ -258,6 +349,14 @@ def test_gradients_flow_through_the_matrix(kind):
         torch.testing.assert_close(layer.probabilities(), own.probabilities(), atol=1e-5, rtol=1e-3)
     gradients = torch.autograd.grad(output[:, -1].sum(), [layer.attention for layer in layers])
     assert all(gradient.abs().amax() > 0 for gradient in gradients)
+
+
+def test_a_rule_whose_gradients_are_not_recorded_is_named():
+    with (
+        pytest.raises(ValueError, match="JambaMambaMixer calls mamba_selective_scan; gradients"),
+        record_gradients(model := small("jamba")),
+    ):
+        model(TOKENS, use_cache=False)
 
 
 @torch.no_grad()
