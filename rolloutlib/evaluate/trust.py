@@ -20,7 +20,7 @@ from rolloutlib.evaluate.perturbation import local_mean
 from rolloutlib.grid import times
 from rolloutlib.models import Answer, heatmaps
 from rolloutlib.models.tower import SHIPPED
-from rolloutlib.overlay import is_flat, to_picture
+from rolloutlib.overlay import FLAT, is_flat, to_picture
 
 SIZES = (0.01, 0.02, 0.05)  # of the squares that are removed, as shares of what the model saw
 WAYS = 2  # of replacing a square: by blur and by the local mean
@@ -204,7 +204,8 @@ def on_pixels(
 
 
 def peaks_of(pixels: Pixels, count: int, apart: float = 1.0) -> list[Point]:
-    """The highest places of a map, at least `apart` pixels from each other, highest first.
+    """The highest places of a map, at least `apart` pixels from each other, highest first; of
+    pixels that tie, the one nearest their middle.
 
     >>> peaks_of(np.array([[0.5, 0.9, 0.0, 0.7]]), 3, apart=2)
     [(1, 0), (3, 0)]
@@ -212,8 +213,9 @@ def peaks_of(pixels: Pixels, count: int, apart: float = 1.0) -> list[Point]:
     left, found = np.nan_to_num(pixels), []
     ys, xs = np.indices(left.shape, sparse=True)
     while len(found) < count and left.max() > 0:
-        y, x = np.unravel_index(left.argmax(), left.shape)
-        found.append((int(x), int(y)))
+        tied = np.argwhere(left >= left.max() * (1 - FLAT))  # a patch without blur
+        y, x = tied[np.hypot(*(tied - tied.mean(0)).T).argmin()].tolist()
+        found.append((x, y))
         left = np.where(np.hypot(ys - y, xs - x) < apart, 0, left)
     return found
 
