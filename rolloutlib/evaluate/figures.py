@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from rolloutlib.algorithm.arrays import Array
 from rolloutlib.evaluate.cases import REGION
@@ -47,7 +48,7 @@ def plot_deletion(found: Mapping[str, Examination]) -> Figure:
     return figure
 
 
-def plot_checks(
+def plot_trust(
     answers: Sequence[Answer],
     maps: Sequence[Float[Array, "rows columns"]],
     checks: Sequence[PeakCheck],
@@ -114,4 +115,48 @@ def plot_randomised(
         panel.set_xticks(range(len(blocks)), blocks[::-1], rotation=45, ha="right")
         panel.set(title=score)
         panel.legend(fontsize=8)
+    return figure
+
+
+def plot_check(picture: Image.Image, check: PeakCheck) -> Figure:
+    """Draw which squares of a picture were removed, and what that cost the answer.
+
+    Solid squares are around the peak, dashed ones around control places. Bars are drops of the
+    answer's log-probability, averaged over ways to replace a square, and over control places.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.4), layout="constrained")
+    left.imshow(picture)
+    left.set_axis_off()
+    squares = {"the peak": [check.boxes], "control places": check.control_boxes}
+    drops = {"the peak": check.drops, "control places": check.controls.mean(0)}
+    for number, (name, places) in enumerate(squares.items()):
+        look = {"edgecolor": f"C{1 - number}", "linestyle": ("-", "--")[number], "linewidth": 2}
+        for box in (box for boxes in places for box in boxes):
+            size = box[2] - box[0], box[3] - box[1]
+            left.add_patch(Rectangle(box[:2], *size, fill=False, **look))
+        at = np.arange(len(check.boxes)) + 0.4 * number
+        right.bar(at, drops[name].mean(1), width=0.4, label=name, color=look["edgecolor"])
+    shares = [(b[2] - b[0]) * (b[3] - b[1]) / np.prod(picture.size) for b in check.boxes]
+    right.set_xticks(np.arange(len(shares)) + 0.2, [f"{share:.0%}" for share in shares])
+    right.set(xlabel="share of the picture removed", ylabel="drop of log-probability")
+    right.set_title(check.sentence)
+    right.legend()
+    return figure
+
+
+def plot_reliability(bins: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
+    """Draw how often peaks were right against the probability that they were given.
+
+    bins: model, probability (the mean of a bin), share (of right peaks), n.  labels: of the models,
+    in order. The dashed line is perfect calibration; larger dots stand for more answers.
+    """
+    figure, axis = plt.subplots(figsize=(5.5, 4.2), layout="constrained")
+    axis.plot([0, 1], [0, 1], "--", color="grey")
+    for name, label in labels.items():
+        part = bins[bins["model"] == name]
+        [line] = axis.plot(part["probability"], part["share"], label=label)
+        dots = {"s": 4 * np.sqrt(part["n"]) + 8, "color": line.get_color()}
+        axis.scatter(part["probability"], part["share"], **dots)
+    axis.set(xlabel="probability of the check", ylabel="share of peaks in the region")
+    axis.legend()
     return figure

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import zip_longest
 from math import dist, sqrt
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image, ImageFilter
 from scipy.ndimage import uniform_filter
 from scipy.special import expit
@@ -20,21 +20,24 @@ from rolloutlib.evaluate.perturbation import local_mean
 from rolloutlib.grid import times
 from rolloutlib.models import Answer, heatmaps
 from rolloutlib.models.tower import SHIPPED
-from rolloutlib.overlay import is_flat, to_picture
+from rolloutlib.overlay import FLAT, is_flat, to_picture
 
-SIZES = (0.01, 0.02, 0.05)  # of the squares that are removed, as shares of what the model saw
-WAYS = 2  # of replacing a square: by blur and by the local mean
+SIZES = (0.01, 0.05)  # of the squares that are removed, as shares of what the model saw
 BATCH = 16  # pictures in one batch, at most
-CANDIDATES = 6  # peaks that `verified_peak` compares, at most
-ENOUGH = 0.5  # of the costliest peak's drop: the shipped one is kept
+RIVALS = 4  # peaks that `verified_peak` compares with the shipped one, at most
+PLAIN = 0.5  # share of the contrast around: with less, there is little to see at a peak
+ENOUGH = 3.0  # log-odds: a peak that costs the answer as much is kept
 SURE = 0.8  # the probability from which an answer is said to depend on a place
 REACH = 0.5  # of the local mean
 BLUR_TOKENS = 0.5  # of the maps, as they are shown
+POINT = 5  # pixels: the side of what is seen at a point
+LEAST = 1e-7  # of 1 - probability: float32 tells no less
 
 Point = tuple[int, int]  # x, y
 Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two excluded
 Pixels = Float[np.ndarray, "height width"]  # NaN where the model saw nothing
 Maps = Mapping[str, Float[Array, "rows columns"]]
+Progress = Callable[[int, int], None]
 
 
 def nothing(done: int, pictures: int) -> None:
@@ -49,17 +52,22 @@ class PeakCheck:
     point: the peak, x and y in pixels.  boxes: the squares around it that were removed, smallest
     first: left, top, right, bottom in pixels.  drops: how far the answer's log-probability fell,
     for each square and each way to replace it: by blur, by the local mean.
-    control_boxes, controls: the same for places of similar contrast that the map thinks little of.
+    control_boxes, controls: the same for squares of the same size and of similar contrast, of which
+    the map thinks little; each size has a place of its own.
     log_probability: of the answer with the whole picture.
+    contrast: how far what is seen at the point is from its surroundings, as a share of the highest
+    contrast in the largest square, in [0, 1].  mass: of the map, by `mass_around`.
     """
 
     probability: float
     point: Point
     boxes: tuple[Box, ...]
-    drops: Float[np.ndarray, "size way"] = field(compare=False)
-    control_boxes: tuple[tuple[Box, ...], ...]
-    controls: Float[np.ndarray, "place size way"] = field(compare=False)
+    drops: Float[np.ndarray, "size 2"] = field(compare=False)
+    control_boxes: tuple[Box, ...]
+    controls: Float[np.ndarray, "size 2"] = field(compare=False)
     log_probability: float
+    contrast: float
+    mass: float
 
     @property
     def box(self) -> Box:
@@ -76,18 +84,20 @@ class PeakCheck:
     @property
     def sentence(self) -> str:
         """The verdict and the probability in plain words."""
-        subject = "" if self.verdict == "can't tell" else "the answer "
-        place = " on this place" if subject else ""
-        return f"{subject}{self.verdict}{place}: {self.probability:.2f}"
+        if self.verdict == "can't tell":
+            return f"can't tell: {self.probability:.2f}"
+        return f"the answer {self.verdict} on this place: {self.probability:.2f}"
 
 
 @dataclass(frozen=True)
 class VerifiedPeak:
-    """The peak that was kept, after those of several maps were removed.
+    """The peak that was kept among those of several maps.
 
-    name: of the map it came from.  point: x and y in pixels.  heatmap: that map.
-    check: what its removal did.  points, drops: all peaks that were compared, by map, and how far
-    the answer's log-probability fell without each.
+    name: of the map it came from.  heatmap: that map.  check: what removing its highest place did.
+    point: x and y in pixels: that place; or where there is little to see, the one in the smallest
+    square that `sharpened` finds.
+    points, drops: all peaks that were compared, by map, the shipped one first, and how far the
+    answer's log-odds fell without the largest square around each.
     """
 
     name: str
@@ -105,7 +115,7 @@ def check_peak(
     sizes: Sequence[float] = SIZES,
     seed: int = 0,
     blur_tokens: float = BLUR_TOKENS,
-    on_progress: Callable[[int, int], object] = nothing,
+    on_progress: Progress = nothing,
 ) -> PeakCheck:
     """Does the answer depend on the highest place of this map?
 
@@ -114,16 +124,19 @@ def check_peak(
     thinks little of. All pictures, 16 at most, are one batch.
 
     heatmap: on the grid of `answer.image.patch_view` or `answer.image.view`.  sizes: of the
-    squares, as shares of what the model saw of the picture.  seed: of the choice of control places.
-    blur_tokens: of the map, as in `overlay`.  on_progress: is told how many pictures are done, and
-    of how many.
+    squares, as shares of what the model saw of the picture; up to three, the smallest first.
+    seed: of the choice of control places.  blur_tokens: of the map, as in `overlay`.
+    on_progress: is told how many pictures are done, and of how many.
 
     Raises ValueError for a heatmap on neither grid or without a highest place, for an answer about
-    a video or several pictures, and for sizes out of range.
+    several pictures, and for sizes out of range.
     """
-    pixels = on_pixels(answer, heatmap, blur_tokens)
-    removal = _Removal(answer.image.picture, ~np.isnan(pixels), sizes)
-    return _check(answer, pixels, removal, peaks_of(pixels, 1)[0], seed, on_progress)
+    scene = _Scene(answer, on_pixels(answer, heatmap, blur_tokens), sizes, seed)
+    removed = scene.removed(scene.peak)
+    on_progress(0, len(removed) + 1)
+    whole, *rest = scene.likely([scene.picture, *removed])
+    on_progress(len(removed) + 1, len(removed) + 1)
+    return scene.check(scene.peak, whole, np.array(rest))
 
 
 def verified_peak(
@@ -133,37 +146,56 @@ def verified_peak(
     shipped: str = BEYOND,
     sizes: Sequence[float] = SIZES,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] = nothing,
+    on_progress: Progress = nothing,
 ) -> VerifiedPeak:
     """Which of the peaks of several maps does the answer depend on?
 
-    The highest places of each map are removed, each by itself. The shipped map's peak is kept where
-    its removal costs at least `ENOUGH` of what the costliest does, else that one. Then the kept
-    peak is checked as `check_peak` does. In all, that takes 20 pictures at most, in two batches.
+    First the shipped map's peak is checked as by `check_peak`, and kept if its largest square costs
+    the answer enough: 3 in log-odds. Else other peaks are removed, up to four, each by itself; the
+    one whose removal costs most is kept if that is enough, and checked; if none costs enough, the
+    shipped one. With the usual two sizes that takes 9, 13 or 20
+    pictures, in three batches at most.
 
     maps: by name, such as `candidate_maps`; each on the grid of `answer.image.patch_view` or
     `answer.image.view`.  shipped: the name of the map that is shown.
     sizes, seed, on_progress: as in `check_peak`.
 
-    Raises KeyError if the shipped map is not among the maps, and what `check_peak` raises.
+    Raises ValueError if the shipped map is not among the maps, and what `check_peak` raises.
     """
     if shipped not in maps:
-        raise KeyError(f"expected a map called {shipped!r}, got {list(maps)}")
-    pixels = {name: on_pixels(answer, heatmap) for name, heatmap in maps.items()}
-    removal = _Removal(answer.image.picture, ~np.isnan(pixels[shipped]), sizes)
-    peaks = candidates(pixels, shipped, removal.sides[-1] / 2)
-    pictures = [removal.picture, *(removal.without(point)[-WAYS] for _, point in peaks)]
-    of = len(pictures) + removal.pictures
+        raise ValueError(f"expected a map called {shipped!r}, got {', '.join(maps)}")
+    scenes = {
+        name: _Scene(answer, on_pixels(answer, heatmap), sizes, seed)
+        for name, heatmap in maps.items()
+    }
+    scene = scenes[shipped]
+    removed = scene.removed(scene.peak)
+    of = 2 * len(removed) + RIVALS
     on_progress(0, of)
-    whole, *others = _log_probabilities(answer, pictures)
-    drops = whole - np.array(others)
-    name, point = peaks[kept(drops)]
-
-    def later(done: int, _: int) -> None:
-        on_progress(len(pictures) + done, of)
-
-    check = _check(answer, pixels[name], removal, point, seed, later)
-    return VerifiedPeak(name, point, check, maps[name], tuple(peaks), drops)
+    whole, *rest = scene.likely([scene.picture, *removed])
+    check = scene.check(scene.peak, whole, np.array(rest))
+    peaks, drops = [(shipped, scene.peak)], [log_odds(whole) - log_odds(rest[scene.last])]
+    if drops[0] < ENOUGH:
+        every = {name: each.pixels for name, each in scenes.items()}
+        peaks += rivals(every, shipped, scene.sides[-1] / 2)
+    if len(peaks) > 1:
+        on_progress(len(removed) + 1, of)
+        others = scene.likely([scene.without(point)[-1] for _, point in peaks[1:]])
+        drops += list(log_odds(whole) - log_odds(others))
+    best = int(np.argmax(drops)) if max(drops) >= ENOUGH else 0
+    name, point = peaks[best]
+    if best:
+        scene = scenes[name]
+        removed = scene.removed(point)
+        del removed[scene.last]
+        on_progress(of - len(removed), of)
+        rest = np.insert(scene.likely(removed), scene.last, others[best - 1])
+        check = scene.check(point, whole, rest)
+    on_progress(of, of)
+    final = check.point
+    if check.contrast < PLAIN:
+        final = sharpened(scene.pixels, scene.contrast, check.boxes[0])
+    return VerifiedPeak(name, final, check, maps[name], tuple(peaks), np.array(drops))
 
 
 def candidate_maps(
@@ -186,6 +218,17 @@ def candidate_maps(
     return {name: as_numpy(each.mean(0)) for name, each in maps.items()}
 
 
+def glance(answer: Answer, maps: Maps, *, shipped: str = BEYOND) -> float:
+    """The probability that the shipped map's peak lies in the region the answer depends on, from
+    the maps alone, without a pass: calibrated like `check_peak`, but less sharp.
+
+    It looks at the mass around the peak, the entropy of the map, and how many of the other maps
+    have their peak there too (`signals`).
+    """
+    pixels = {name: on_pixels(answer, heatmap) for name, heatmap in maps.items()}
+    return calibrated("glance", signals(pixels, shipped))
+
+
 def on_pixels(
     answer: Answer, heatmap: Float[Array, "rows columns"], blur_tokens: float = BLUR_TOKENS
 ) -> Pixels:
@@ -193,18 +236,20 @@ def on_pixels(
 
     Raises ValueError for a heatmap on neither of the picture's grids, and for a flat one.
     """
-    views = {view.grid: view for view in (answer.image.patch_view, answer.image.view)}
-    if tuple(heatmap.shape) not in views:
+    views = {view.grid: view for view in (answer.image.view, answer.image.patch_view)}
+    shape = tuple(heatmap.shape)
+    if shape not in views:
         grids = " or ".join(map(times, views))
-        raise ValueError(f"expected a heatmap on the grid {grids}, got {times(heatmap.shape)}")
-    pixels = to_picture(heatmap, views[tuple(heatmap.shape)], blur_tokens=blur_tokens)
+        raise ValueError(f"expected a heatmap on the grid {grids}, got {times(shape)}")
+    pixels = to_picture(heatmap, views[shape], blur_tokens=blur_tokens)
     if is_flat(np.nanmin(pixels), np.nanmax(pixels)):
         raise ValueError("expected a heatmap with a highest place, got the same value everywhere")
     return pixels
 
 
 def peaks_of(pixels: Pixels, count: int, apart: float = 1.0) -> list[Point]:
-    """The highest places of a map, at least `apart` pixels from each other, highest first.
+    """The highest places of a map, at least `apart` pixels from each other, highest first; of
+    pixels that tie, the one nearest their middle.
 
     >>> peaks_of(np.array([[0.5, 0.9, 0.0, 0.7]]), 3, apart=2)
     [(1, 0), (3, 0)]
@@ -212,15 +257,16 @@ def peaks_of(pixels: Pixels, count: int, apart: float = 1.0) -> list[Point]:
     left, found = np.nan_to_num(pixels), []
     ys, xs = np.indices(left.shape, sparse=True)
     while len(found) < count and left.max() > 0:
-        y, x = np.unravel_index(left.argmax(), left.shape)
-        found.append((int(x), int(y)))
+        tied = np.argwhere(left >= left.max() * (1 - FLAT))  # a patch without blur
+        y, x = tied[np.hypot(*(tied - tied.mean(0)).T).argmin()].tolist()
+        found.append((x, y))
         left = np.where(np.hypot(ys - y, xs - x) < apart, 0, left)
     return found
 
 
-def candidates(pixels: Mapping[str, Pixels], shipped: str, apart: float) -> list[tuple[str, Point]]:
-    """Peaks of several maps, the shipped map's highest first: then the highest of every map, then
-    the second of every map, and so on. Those within `apart` pixels of an earlier one are left out.
+def rivals(pixels: Mapping[str, Pixels], shipped: str, apart: float) -> list[tuple[str, Point]]:
+    """Peaks beside the shipped map's highest: the highest of every other map, then the second of
+    every map, and so on. Those within `apart` pixels of an earlier one are left out.
     """
     order = sorted(pixels, key=lambda name: name != shipped)
     ranks = zip_longest(*(peaks_of(pixels[name], 3, apart) for name in order))
@@ -228,148 +274,210 @@ def candidates(pixels: Mapping[str, Pixels], shipped: str, apart: float) -> list
     for name, point in ((n, p) for rank in ranks for n, p in zip(order, rank, strict=True) if p):
         if all(dist(point, other) >= apart for _, other in found):
             found.append((name, point))
-    return found[:CANDIDATES]
+    return found[1 : RIVALS + 1]
 
 
-def kept(drops: Float[np.ndarray, " peak"]) -> int:
-    """Which peak is kept: the first where its removal costs enough, else the costliest.
+def sharpened(pixels: Pixels, contrast: Pixels, box: Box) -> Point:
+    """Where in a box the map times the picture's contrast is highest.
 
-    >>> kept(np.array([0.5, 0.7])), kept(np.array([0.1, 0.7]))
-    (0, 1)
+    A patch that an answer was read from may reach beyond what it shows; at a place that looks like
+    its surroundings there is nothing to read.
+
+    >>> ones = np.ones((1, 4))
+    >>> sharpened(ones, np.array([[3.0, 1.0, 2.0, 1.0]]), (1, 0, 4, 1))
+    (2, 0)
     """
-    return 0 if drops[0] >= ENOUGH * drops.max() else int(drops.argmax())
+    left, top, right, bottom = box
+    part = np.nan_to_num(pixels * contrast)[top:bottom, left:right]
+    y, x = np.unravel_index(part.argmax(), part.shape)
+    return left + int(x), top + int(y)
+
+
+def log_odds(
+    log_probability: Float[np.ndarray, "*any"] | float,
+) -> Float[np.ndarray, "*any"] | float:
+    """log(p / (1 - p)): unlike log p, it also tells sure from surer.
+
+    >>> log_odds(np.log(0.5))
+    0.0
+    """
+    likely = np.minimum(log_probability, np.log1p(-LEAST))
+    return likely - np.log(-np.expm1(likely))
 
 
 def features(
-    drops: Float[np.ndarray, "size way"],
-    controls: Float[np.ndarray, "place size way"],
+    drops: Float[np.ndarray, "size 2"],
+    controls: Float[np.ndarray, "size 2"],
     log_probability: float,
+    contrast: float,
+    mass: float,
 ) -> dict[str, float]:
-    """What the probability of a check is made of."""
-    peak, beside = (np.log1p(np.maximum(each, 0)) for each in (drops, controls))
-    return {
-        "drop": float(peak.mean()),
-        "drop of the smallest square": float(peak[0].mean()),
-        "drop beyond the controls": float(peak.mean() - beside.mean()),
-        "log-probability": float(log_probability),
+    """What the probability of a check is made of: how far the answer's log-odds fall without the
+    smallest and the largest square, in asinh and less the same of the controls; how much there is
+    to see at the peak, and how much of the map lies around it (`PeakCheck`).
+    """
+    before = log_odds(log_probability)
+    fall, beside = (
+        np.arcsinh(before - log_odds(log_probability - each)).mean(1) for each in (drops, controls)
+    )
+    beyond = fall - beside
+    return {"small": float(beyond[0]), "large": float(beyond[-1])} | {
+        "contrast": contrast,
+        "mass": mass,
     }
 
 
+def signals(pixels: Mapping[str, Pixels], shipped: str) -> dict[str, float]:
+    """What can be told about a map's peak without a pass.
+
+    mass: the share of the map in the largest square around its peak.  entropy: of the map, as a
+    share of that of an even one.  agreement: the share of other maps whose peak lies in the square.
+    """
+    shown = np.nan_to_num(pixels[shipped].astype(float))
+    [(x, y)] = peaks_of(shown, 1)
+    seen = (~np.isnan(pixels[shipped])).sum()
+    reach = sqrt(SIZES[-1] * seen) / 2
+    others = [peaks_of(each, 1)[0] for name, each in pixels.items() if name != shipped]
+    near = [abs(a - x) <= reach and abs(b - y) <= reach for a, b in others]
+    shares = shown / shown.sum()
+    some = shares[shares > 0]
+    return {
+        "mass": mass_around(pixels[shipped], (x, y)),
+        "entropy": float(-(some * np.log(some)).sum() / np.log(seen)),
+        "agreement": float(np.mean(near)) if near else 0.0,
+    }
+
+
+def mass_around(pixels: Pixels, point: Point) -> float:
+    """The share of a map in the square around a point that is 5 % of what the model saw."""
+    reach = sqrt(SIZES[-1] * (~np.isnan(pixels)).sum()) / 2
+    rows, columns = (slice(max(int(at - reach), 0), int(at + reach) + 1) for at in point[::-1])
+    whole = np.nan_to_num(pixels.astype(float))
+    return float(whole[rows, columns].sum() / whole.sum())
+
+
 @cache
-def calibration() -> dict[str, float]:
-    """The weights of the features, fitted on scenes apart: `data/README.md` says how."""
+def calibration() -> dict[str, dict[str, float]]:
+    """The weights of features: fitted on scenes apart, as `data/README.md` says."""
     return json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def calibrated(values: Mapping[str, float]) -> float:
-    """The probability of these features: logistic, σ(b + w · x)."""
-    known = calibration()
-    return float(expit(known["intercept"] + sum(known[name] * x for name, x in values.items())))
+def calibrated(what: str, values: Mapping[str, float]) -> float:
+    """The probability of these features x: σ(b + w · x).  what: "check" or "glance"."""
+    weights = calibration()[what]
+    return float(expit(weights["intercept"] + sum(weights[k] * x for k, x in values.items())))
 
 
-class _Removal:
-    """A picture whose squares can be replaced by something that shows nothing."""
+class _Scene:
+    """The picture of an answer, a map on its pixels, and squares that can be replaced."""
 
-    def __init__(self, picture: Image.Image, seen: Bool[np.ndarray, "h w"], sizes: Sequence[float]):
-        most = (BATCH - 1) // (2 * WAYS)
+    def __init__(self, answer: Answer, pixels: Pixels, sizes: Sequence[float], seed: int):
+        most = (BATCH - 1) // 4
         if not (0 < len(sizes) <= most and all(0 < size <= 0.1 for size in sizes)):
             wanted = f"1 to {most} sizes, each above 0 and 0.1 at most"
             raise ValueError(f"expected {wanted}, got {tuple(sizes)}")
-        mean = local_mean(picture, REACH)
-        flat = Image.fromarray(np.rint(mean).astype(np.uint8))
-        lengths = (max(round(sqrt(size * seen.sum())), 1) for size in sorted(sizes))
-        self.picture, self.seen = picture, seen
-        self.places = (BATCH - 1) // (len(sizes) * WAYS) - 1  # of control
-        self.pictures = 1 + (1 + self.places) * len(sizes) * WAYS
-        self.sides = [min(length, *picture.size) for length in lengths]
-        self.substitutes = [
-            (picture.filter(ImageFilter.GaussianBlur(side / 2)), flat) for side in self.sides
-        ]
-        self.contrast = np.abs(np.asarray(picture, dtype=float) - mean).mean(-1)
+        self.answer, self.pixels, self.seed = answer, pixels, seed
+        self.picture: Image.Image = answer.image.picture
+        self.seen = ~np.isnan(pixels)
+        [self.peak] = peaks_of(pixels, 1)
+        lengths = (max(round(sqrt(size * self.seen.sum())), 1) for size in sorted(sizes))
+        self.sides = [min(length, *self.picture.size) for length in lengths]
+        self.last = 2 * len(sizes) - 1  # the largest square, replaced by the local mean
 
-    def boxes(self, point: Point) -> tuple[Box, ...]:
-        """The squares around a point, moved where they would leave the picture."""
-        return tuple(self._box(point, side) for side in self.sides)
+    @cached_property
+    def mean(self) -> Float[np.ndarray, "height width 3"]:
+        return local_mean(self.picture, REACH)
 
-    def _box(self, point: Point, side: int) -> Box:
+    @cached_property
+    def contrast(self) -> Pixels:
+        """How far what is seen at each point is from its surroundings."""
+        off = np.abs(np.asarray(self.picture, dtype=float) - self.mean).mean(-1)
+        return uniform_filter(off, POINT, mode="nearest")
+
+    @cached_property
+    def substitutes(self) -> list[tuple[Image.Image, Image.Image]]:
+        """For each side: the picture's blur, and its local mean."""
+        flat = Image.fromarray(np.rint(self.mean).astype(np.uint8))
+        return [(self.picture.filter(ImageFilter.GaussianBlur(s)), flat) for s in self.sides]
+
+    def box(self, point: Point, side: int) -> Box:
+        """The square around a point, moved where it would leave the picture."""
         ends = zip(point, self.picture.size, strict=True)
         left, top = (min(max(at - side // 2, 0), length - side) for at, length in ends)
         return left, top, left + side, top + side
 
-    def without(self, point: Point) -> list[Image.Image]:
-        """The picture without each of the squares around a point, replaced in each way."""
-        return [
-            self._pasted(substitute, box)
-            for box, ways in zip(self.boxes(point), self.substitutes, strict=True)
-            for substitute in ways
-        ]
+    def boxes(self, point: Point) -> tuple[Box, ...]:
+        """The squares of all sizes around a point."""
+        return tuple(self.box(point, side) for side in self.sides)
 
-    def _pasted(self, substitute: Image.Image, box: Box) -> Image.Image:
-        changed = self.picture.copy()
-        changed.paste(substitute.crop(box), box)
-        return changed
-
-    def controls(self, pixels: Pixels, point: Point, seed: int) -> list[Point]:
-        """Places whose largest square has a contrast like that around the point, and little heat.
-
-        They lie in the half of the picture where the map is lowest, and overlap neither each other
-        nor the point's square.
-        """
-        side, count = self.sides[-1], self.places
-        layers = (self.contrast, np.nan_to_num(pixels), self.seen.astype(float))
-        contrast, heat, seen = (uniform_filter(layer, side, mode="nearest") for layer in layers)
-        step = max(side // 4, 1)
-        starts = np.random.default_rng(seed).integers(0, step, 2) + side // 2
-        ys, xs = (
-            np.arange(start, max(length - side // 2, start + 1), step)
-            for start, length in zip(starts, pixels.shape, strict=True)
-        )
-        places = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
-        left, top, *_ = self._box(point, side)
-        x, y = left + side // 2, top + side // 2
-        seen_whole = seen[places[:, 1], places[:, 0]] > 0.999
-        places = places[seen_whole & (np.abs(places - (x, y)).max(1) >= side)]
-        heats = heat[places[:, 1], places[:, 0]]
-        places = places[heats <= np.median(heats)]
-        unlike = np.abs(contrast[places[:, 1], places[:, 0]] - contrast[y, x])
-        places, found = places[np.argsort(unlike, kind="stable")], []
-        while len(places) and len(found) < count:
-            found.append(tuple(places[0].tolist()))
-            places = places[np.abs(places - places[0]).max(1) >= side]
-        if not found:
-            size = times(self.picture.size)
-            raise ValueError(f"expected room beside the peak for a control, got a {size} picture")
+    def replaced(self, boxes: Sequence[Box]) -> list[Image.Image]:
+        """The picture without a box of each size, in each way."""
+        found = []
+        for box, ways in zip(boxes, self.substitutes, strict=True):
+            for substitute in ways:
+                found.append(self.picture.copy())
+                found[-1].paste(substitute.crop(box), box)
         return found
 
+    def without(self, point: Point) -> list[Image.Image]:
+        """The picture without the squares around a point."""
+        return self.replaced(self.boxes(point))
 
-def _log_probabilities(
-    answer: Answer, pictures: list[Image.Image]
-) -> Float[np.ndarray, " picture"]:
-    return answer.model.log_probability(answer, pictures).double().cpu().numpy()
+    def removed(self, point: Point) -> list[Image.Image]:
+        """All pictures that a check of a point needs beside the whole one."""
+        return self.without(point) + self.replaced(self.control_boxes(point))
 
+    def likely(self, pictures: list[Image.Image]) -> Float[np.ndarray, " picture"]:
+        """The answer's log-probability with each of these pictures."""
+        found = self.answer.model.log_probability(self.answer, pictures)
+        return found.double().cpu().numpy()
 
-def _check(
-    answer: Answer,
-    pixels: Pixels,
-    removal: _Removal,
-    point: Point,
-    seed: int,
-    on_progress: Callable[[int, int], None],
-) -> PeakCheck:
-    """Remove one point of a map, and its controls."""
-    controls = removal.controls(pixels, point, seed)
-    pictures = [removal.picture, *(p for at in (point, *controls) for p in removal.without(at))]
-    on_progress(0, len(pictures))
-    whole, *others = _log_probabilities(answer, pictures)
-    on_progress(len(pictures), len(pictures))
-    drops, *beside = (whole - np.array(others)).reshape(-1, len(removal.sides), WAYS)
-    values = features(drops, np.array(beside), whole)
-    return PeakCheck(
-        probability=calibrated(values),
-        point=point,
-        boxes=removal.boxes(point),
-        drops=drops,
-        control_boxes=tuple(map(removal.boxes, controls)),
-        controls=np.array(beside),
-        log_probability=float(whole),
-    )
+    def control_boxes(self, point: Point) -> tuple[Box, ...]:
+        """For each size, a square whose contrast is that around the point, without much heat.
+
+        It lies in the half of the picture where the map is lowest, and not on the largest square
+        around the point.
+        """
+        rng, found = np.random.default_rng(self.seed), []
+        left, top, right, bottom = self.box(point, self.sides[-1])
+        for side, own in zip(self.sides, self.boxes(point), strict=True):
+            layers = (self.contrast, np.nan_to_num(self.pixels), self.seen.astype(float))
+            contrast, heat, seen = (uniform_filter(each, side, mode="nearest") for each in layers)
+            step = max(side // 4, 1)
+            rows, columns = (
+                np.arange(int(rng.integers(step)), length - side + 1, step) + side // 2
+                for length in self.pixels.shape
+            )
+            y, x = (each.ravel() for each in np.meshgrid(rows, columns, indexing="ij"))
+            far = (x + side // 2 < left) | (x - side // 2 > right)
+            far |= (y + side // 2 < top) | (y - side // 2 > bottom)
+            free = far & (seen[y, x] > 0.999)
+            if not free.any():
+                size = times(self.picture.size)
+                raise ValueError(f"expected room for a control beside the peak, got {size} pixels")
+            y, x = y[free], x[free]
+            low = heat[y, x] <= np.median(heat[y, x])
+            y, x = y[low], x[low]
+            middle = (own[1] + own[3]) // 2, (own[0] + own[2]) // 2
+            nearest = np.abs(contrast[y, x] - contrast[middle]).argmin()
+            found.append(self.box((int(x[nearest]), int(y[nearest])), side))
+        return tuple(found)
+
+    def check(self, point: Point, whole: float, likely: Float[np.ndarray, " picture"]) -> PeakCheck:
+        """What was found, from the answer's log-probabilities with all that was removed."""
+        drops, controls = (whole - likely).reshape(2, len(self.sides), 2)
+        left, top, right, bottom = self.box(point, self.sides[-1])
+        around = self.contrast[top:bottom, left:right].max()
+        share = float(self.contrast[point[1], point[0]] / max(around, 1e-9))
+        mass = mass_around(self.pixels, point)
+        return PeakCheck(
+            probability=calibrated("check", features(drops, controls, whole, share, mass)),
+            point=point,
+            boxes=self.boxes(point),
+            drops=drops,
+            control_boxes=self.control_boxes(point),
+            controls=controls,
+            log_probability=float(whole),
+            contrast=share,
+            mass=mass,
+        )

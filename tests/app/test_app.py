@@ -265,10 +265,12 @@ LOOK = {"selected": [4], "combine": "max", "blur": 1.0}
 
 
 def test_the_place_is_checked_as_the_explorer_does(port, desk, checkpoints):
-    [*_, said] = asked(port, checkpoints[0], png())
-    [*before, last] = asked(port, checkpoints[0], png(), "/check", tokens=said["tokens"], look=LOOK)
+    content = (ROOT / "data" / "examples" / "scene1.jpg").read_bytes()
+    [*_, said] = asked(port, checkpoints[0], content)
+    how = {"tokens": said["tokens"], "look": LOOK}
+    [*before, last] = asked(port, checkpoints[0], content, "/check", **how)
     assert all({"said", "before"} == set(line) for line in before)
-    model, picture = desk._loaded[1], Image.open(io.BytesIO(png()))
+    model, picture = desk._loaded[1], Image.open(io.BytesIO(content))
     answer = model.generate(picture, QUESTION, max_new_tokens=2)
     assert answer.sequence[-2:].tolist() == said["tokens"]
     explorer = explore(answer, head_fusion="max", **LOOK)

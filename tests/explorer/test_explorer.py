@@ -489,7 +489,7 @@ def test_the_place_of_the_map_shown_is_checked_and_forgotten_with_the_map(explor
     expected = check_peak(answer, heatmap, blur_tokens=1.0)
     assert (found.point, found.sentence) == (expected.point, expected.sentence)
     pixels = to_picture(heatmap, answer.image.patch_view, blur_tokens=1.0)
-    assert pixels[found.point[::-1]] == np.nanmax(pixels)
+    assert pixels[found.point[::-1]] >= np.nanmax(pixels) * (1 - 1e-4)
     of = {"selected": [last], "combine": "mean", "blur": 1.0}
     assert [one["of"] for one in heard] == [of] * len(heard)
     assert "The model has seen 0 of " in heard[1]["said"] and heard[-1]["verdict"] == found.verdict
