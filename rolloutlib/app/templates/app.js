@@ -115,7 +115,10 @@ function present(entry) {
 
 function remember(entry) {
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: `${entry.question} — ${entry.answer} (${entry.about.split(":")[0]})` });
-  button.addEventListener("click", () => present(entry));
+  button.addEventListener("click", () => {
+    for (const name of ["model", "adapter", "device", "question"]) part(name).value = entry[name];
+    present(entry);
+  });
   const item = document.createElement("li");
   item.append(button);
   part("history").prepend(item);
