@@ -52,7 +52,7 @@ def full_prompt(
 
     def put(question: str) -> str:
         if processor.chat_template is None:
-            signs = "".join(getattr(processor, f"{kind}_token", None) or "" for kind in kinds)
+            signs = "".join(str(getattr(processor, f"{kind}_token", None) or "") for kind in kinds)
             return family.prompt_template.format(shown=signs, prompt=question)
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
         told = [{"role": "system", "content": [{"type": "text", "text": system}]}]
