@@ -102,7 +102,7 @@ def reserved(processor: ProcessorMixin, family: Family, question: str) -> list[s
     tokenizer = processor.tokenizer
     named = (getattr(processor, name, None) for name in ("image_token", "video_token"))
     signs = [*named, *family.signs]
-    signs = list(filter(None, signs))
+    signs = [str(sign) for sign in signs if sign]
     known = special_ids(tokenizer) | set(tokenizer.convert_tokens_to_ids(signs))
     if (tokenizer.unk_token or question) not in question:
         known -= {tokenizer.unk_token_id}  # what the tokenizer doesn't know is text, too
