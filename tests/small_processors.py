@@ -59,7 +59,8 @@ OWN_SETTINGS = {
     "paligemma": {"image_seq_length": 16},
     "step3p7": {"patch_size": 32, "max_image_size": 96},
 }
-SIXTEEN = {"num_image_tokens": 16}
+SIXTEEN, FOUR = {"num_image_tokens": 16}, {"image_seq_len": 4}
+LONG, QUERIES = {"image_seq_length": 16}, {"num_query_tokens": 4}
 CLIP = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 MERGED = {"patch_size": 8, "spatial_merge_size": 2}
 # What processors cannot read off their image processors.
@@ -68,19 +69,18 @@ FORMS = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), MERGED),
     **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), SIXTEEN),
     "aya_vision": {"patch_size": 8, "img_size": 32, "downsample_factor": 2},
-    **dict.fromkeys(("gemma3", "t5gemma2"), {"image_seq_length": 16}),
+    **dict.fromkeys(("gemma3", "ovis2", "t5gemma2"), LONG),
     "chameleon": {"image_seq_length": 256},
-    **dict.fromkeys(("instructblip", "kosmos-2"), {"num_query_tokens": 4}),
+    **dict.fromkeys(("instructblip", "kosmos-2"), QUERIES),
     "deepseek_ocr2": {"patch_size": 8, "downsample_ratio": 2},
     "granite_docling": {"image_seq_len": 1},
     "llama4": {"patch_size": 8},
-    "ovis2": {"image_seq_length": 16},
     "perception_lm": {"patch_size": 8, "pooling_ratio": 1},
     "qianfan_ocr": {"image_seq_length": 4},
     "video_llava": CLIP | {"patch_size": 8},
     "granite4_vision": MERGED
     | {"vision_feature_select_strategy": "full", "downsample_rate": "1/2"},
-    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), {"image_seq_len": 4}),
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), FOUR),
     "internvl": {"image_seq_length": 4},
     "llava_onevision": SIXTEEN | {"vision_feature_select_strategy": "full"},
 }
