@@ -51,6 +51,7 @@ OWN_SETTINGS = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), PATCH),
     "cohere2_vision": {"patch_size": 2},
     "lfm2_vl": {"min_image_tokens": 4, "max_image_tokens": 4, "max_num_patches": 16},
+    "emu3": {"min_pixels": 32 * 32, "max_pixels": 64 * 64},
     "florence2": {"image_seq_length": 17},
     "gemma4": {"max_soft_tokens": 70},
     "llava": {"do_pad": True},
