@@ -42,7 +42,8 @@ def full_prompt(
 ) -> str:
     """The text for the processor, with one token for each of these, in order, before the question.
 
-            signs = (str(getattr(processor, f"{kind}_token", None) or "") for kind in kinds)
+    kinds: "image" or "video".  system: what the model is told before the question, if its chat
+    template has a place for it.
 
     Raises ValueError for a question with special tokens, or with the text that ends a turn: it
     would be read as more than a question; and for a system prompt without a place.
@@ -52,7 +53,7 @@ def full_prompt(
 
     def put(question: str) -> str:
         if processor.chat_template is None:
-            signs = "".join(str(getattr(processor, f"{kind}_token", None) or "") for kind in kinds)
+            signs = (str(getattr(processor, f"{kind}_token", None) or "") for kind in kinds)
             return family.prompt_template.format(shown="".join(signs), prompt=question)
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
         told = [{"role": "system", "content": [{"type": "text", "text": system}]}]
