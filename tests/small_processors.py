@@ -15,13 +15,14 @@ from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPI
 from rolloutlib.models.asked import Asked
 from rolloutlib.models.multimodal import MultimodalModel
 
-# Types with a place for every image token; all others are refused by name.
+# Types with a place for every image token; all others are refused by name. SmolVLM has one, too,
+# but its processor needs num2words, which `make families` installs.
 ON_PIXELS = (
     *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
     *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3", "gemma4", "gemma4_unified"),
     *("glm46v", "glm4v", "glm_ocr", "glmga", "granite_docling", "hunyuan_vl", "minicpm_ocr"),
     *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "muse_glimmer", "muse_spark", "ovis2"),
-    *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "smolvlm"),
+    *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
     *("granite4_vision", "hyperclovax_vision_v2", "idefics3", "internvl", "janus", "kimi_k25"),
     *("lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision"),
     *("mistral3", "mistral_large4", "paddleocr_vl", "paligemma", "qwen2_5_vl", "qwen2_vl"),
