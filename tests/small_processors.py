@@ -15,13 +15,14 @@ from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPI
 from rolloutlib.models.asked import Asked
 from rolloutlib.models.multimodal import MultimodalModel
 
-# Types with a place for every image token; all others are refused by name.
+# Types with a place for every image token; all others are refused by name. SmolVLM has one, too,
+# but its processor needs num2words, which `make families` installs.
 ON_PIXELS = (
     *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
     *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3", "gemma4", "gemma4_unified"),
     *("glm46v", "glm4v", "glm_ocr", "glmga", "granite_docling", "hunyuan_vl", "minicpm_ocr"),
     *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "muse_glimmer", "muse_spark", "ovis2"),
-    *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "smolvlm"),
+    *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
     *("granite4_vision", "hyperclovax_vision_v2", "idefics3", "internvl", "janus", "kimi_k25"),
     *("lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision"),
     *("mistral3", "mistral_large4", "paddleocr_vl", "paligemma", "qwen2_5_vl", "qwen2_vl"),
@@ -51,6 +52,7 @@ OWN_SETTINGS = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), PATCH),
     "cohere2_vision": {"patch_size": 2},
     "lfm2_vl": {"min_image_tokens": 4, "max_image_tokens": 4, "max_num_patches": 16},
+    "emu3": {"min_pixels": 32 * 32, "max_pixels": 64 * 64},
     "florence2": {"image_seq_length": 17},
     "gemma4": {"max_soft_tokens": 70},
     "llava": {"do_pad": True},
@@ -59,7 +61,8 @@ OWN_SETTINGS = {
     "paligemma": {"image_seq_length": 16},
     "step3p7": {"patch_size": 32, "max_image_size": 96},
 }
-SIXTEEN = {"num_image_tokens": 16}
+SIXTEEN, FOUR = {"num_image_tokens": 16}, {"image_seq_len": 4}
+LONG, QUERIES = {"image_seq_length": 16}, {"num_query_tokens": 4}
 CLIP = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 MERGED = {"patch_size": 8, "spatial_merge_size": 2}
 # What processors cannot read off their image processors.
@@ -68,19 +71,18 @@ FORMS = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), MERGED),
     **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), SIXTEEN),
     "aya_vision": {"patch_size": 8, "img_size": 32, "downsample_factor": 2},
-    **dict.fromkeys(("gemma3", "t5gemma2"), {"image_seq_length": 16}),
+    **dict.fromkeys(("gemma3", "ovis2", "t5gemma2"), LONG),
     "chameleon": {"image_seq_length": 256},
-    **dict.fromkeys(("instructblip", "kosmos-2"), {"num_query_tokens": 4}),
+    **dict.fromkeys(("instructblip", "kosmos-2"), QUERIES),
     "deepseek_ocr2": {"patch_size": 8, "downsample_ratio": 2},
     "granite_docling": {"image_seq_len": 1},
     "llama4": {"patch_size": 8},
-    "ovis2": {"image_seq_length": 16},
     "perception_lm": {"patch_size": 8, "pooling_ratio": 1},
     "qianfan_ocr": {"image_seq_length": 4},
     "video_llava": CLIP | {"patch_size": 8},
     "granite4_vision": MERGED
     | {"vision_feature_select_strategy": "full", "downsample_rate": "1/2"},
-    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), {"image_seq_len": 4}),
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), FOUR),
     "internvl": {"image_seq_length": 4},
     "llava_onevision": SIXTEEN | {"vision_feature_select_strategy": "full"},
 }
@@ -155,6 +157,7 @@ def small_tokenizer(sign, named=True):
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([video, *special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -107,8 +108,8 @@ class Asked:
             boxes, side = boxes_of(pieces, np.array(sizes))
             found += zip(pieces.positions, boxes, pieces.pictures, [side] * len(boxes), strict=True)
         lengths = [len(each) if isinstance(each, list) else 1 for each in shown]
-        ends = np.cumsum(lengths)
-        return [_from(found, *part) for part in zip(ends - lengths, ends, strict=True)]
+        ends = list(accumulate(lengths))
+        return [_from(found, end - n, end) for end, n in zip(ends, lengths, strict=True)]
 
 
 def _from(found: list[tuple], first: int, end: int) -> Placed:

@@ -157,8 +157,14 @@ class MultimodalModel:
         Raises ValueError for a question with special tokens, if the prompt has no room for its
         image tokens or the context none for the answer, if the model generates nothing or an image
         token, for no picture, for one that is too large or too elongated, for frames of different
-        sizes, for a video if the model takes none and for one without a frame rate.
+        sizes, for a video if the model takes none and for one without a frame rate; and for a
+        model that reads the prompt by an encoder.
         """
+        if self.model.config.is_encoder_decoder:
+            raise ValueError(
+                "expected a model whose answer continues its prompt, got an encoder and a decoder, "
+                f"{self.family.model_type}: record_attention and rollout_across show its attention"
+            )
         pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
         pictures = _as_shown(pictures, video=frame_rate is not None)
         inputs = self.prepare(pictures, prompt, frame_rate=frame_rate, system=system)

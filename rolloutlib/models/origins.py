@@ -49,12 +49,15 @@ def origins_of(
             pictures if exact else [Image.fromarray(p.round().astype(np.uint8)) for p in pictures]
         )
 
+    def even(level: float) -> Mapping:
+        return given(lambda *_: np.full(1, level))
+
     exact, parts = True, 1
     try:
-        black, white = (given(lambda *_, level=n: np.full(1, level)) for n in (0.0, 1.0))
+        even(0.5)
     except (TypeError, ValueError):
         exact, parts = False, -(-max(max(size) for size in sizes) // FINE)
-        black, white = (given(lambda *_, level=n: np.full(1, level)) for n in (0.0, 1.0))
+    black, white = even(0.0), even(1.0)
     axes = [
         lambda k, *_: np.full(1, (k + 0.5) / len(sizes)),
         lambda _, height, __: (np.arange(height)[:, None] + 0.5) / height,

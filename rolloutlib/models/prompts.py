@@ -42,7 +42,8 @@ def full_prompt(
 ) -> str:
     """The text for the processor, with one token for each of these, in order, before the question.
 
-    kinds: "image" or "video".  system: what the model is told before the question, if its chat template has a place for it.
+    kinds: "image" or "video".  system: what the model is told before the question, if its chat
+    template has a place for it.
 
     Raises ValueError for a question with special tokens, or with the text that ends a turn: it
     would be read as more than a question; and for a system prompt without a place.
@@ -52,8 +53,8 @@ def full_prompt(
 
     def put(question: str) -> str:
         if processor.chat_template is None:
-            signs = "".join(getattr(processor, f"{kind}_token", None) or "" for kind in kinds)
-            return family.prompt_template.format(shown=signs, prompt=question)
+            signs = (str(getattr(processor, f"{kind}_token", None) or "") for kind in kinds)
+            return family.prompt_template.format(shown="".join(signs), prompt=question)
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
         told = [{"role": "system", "content": [{"type": "text", "text": system}]}]
         conversation = (told if system else []) + [{"role": "user", "content": content}]
@@ -102,7 +103,7 @@ def reserved(processor: ProcessorMixin, family: Family, question: str) -> list[s
     tokenizer = processor.tokenizer
     named = (getattr(processor, name, None) for name in ("image_token", "video_token"))
     signs = [*named, *family.signs]
-    signs = list(filter(None, signs))
+    signs = [str(sign) for sign in signs if sign]
     known = special_ids(tokenizer) | set(tokenizer.convert_tokens_to_ids(signs))
     if (tokenizer.unk_token or question) not in question:
         known -= {tokenizer.unk_token_id}  # what the tokenizer doesn't know is text, too

@@ -6,7 +6,7 @@ Probabilities are recomputed on request. `nn.MultiheadAttention` has no such int
 it for the weights of each head. Of modules with a softmax of their own, its result is kept.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -127,7 +127,7 @@ class Recording:
                 + "; ".join(self.notes)
             )
         crossing = self._stack("cross")
-        passes = self._passes(names) if part in TOWERS else {}
+        passes = self._passes()
         for name in names:  # each layer's calls are freed as soon as they are joined
             whole = one_pass(self._calls[name], passes.get(name, ()))
             if name in self._fused:
@@ -153,19 +153,24 @@ class Recording:
             return [n for n in layers or names if (n in other) == (part == "cross")]
         return layers or names
 
-    def _passes(self, names: list[str]) -> dict[str, list[int]]:
-        """Of layers that ran one after the other several times before the decoder ran, how many
-        calls each made in each pass; empty for any other order.
+    def _passes(self) -> dict[str, list[int]]:
+        """Of towers whose layers ran one after the other, several times before the decoder ran, how
+        many calls each layer made in each pass.
         """
         ran = [(name, len([*calls])) for name, calls in groupby(self._order)]
-        where = [number for number, (name, _) in enumerate(ran) if name in names]
         decoders = [n for n, (name, _) in enumerate(ran) if self._modality(name) not in TOWERS]
-        in_turn = [ran[number][0] for number in where] == names * (len(where) // len(names))
-        if not in_turn or not any(number > where[-1] for number in decoders):
-            return {}
-        if any(where[0] < number < where[-1] for number in decoders):
-            return {}
-        return {name: [count for each, count in ran if each == name] for name in names}
+        stacks = defaultdict(list)
+        for name in self._calls:
+            if self._modality(name) in TOWERS:
+                stacks[stack_of(name)].append(name)
+        found = {}
+        for names in stacks.values():
+            where = [number for number, (name, _) in enumerate(ran) if name in names]
+            in_turn = [ran[n][0] for n in where] == names * (len(where) // len(names))
+            later = [number for number in decoders if number > where[0]]
+            if in_turn and later and later[0] > where[-1]:
+                found |= {name: [ran[n][1] for n in where if ran[n][0] == name] for name in names}
+        return found
 
     @property
     def notes(self) -> list[str]:

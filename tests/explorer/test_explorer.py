@@ -195,7 +195,7 @@ def test_steps_of_a_video_are_pictures_in_time(tmp_path, to_patches):
     answer = qwen.generate(frames, "what", max_new_tokens=2, min_new_tokens=2, frame_rate=2.0)
     explorer = explore(answer, **(PLAIN | {"to_patches": to_patches}))
     sent = explorer.maps.pictures
-    assert [picture["label"] for picture in sent] == ["frames 0–1", "frames 2–3", "frames 4–4"]
+    assert [picture["label"] for picture in sent] == ["frames 0–1", "frames 2–3", "frame 4"]
     grid = [6, 8] if to_patches else [3, 4]  # two frames per step, the last one twice
     assert [picture["grid"] for picture in sent] == [grid] * 3
     shown = [Image.open(io.BytesIO(picture["data"])).getpixel((5, 5))[0] for picture in sent]

@@ -104,6 +104,18 @@ def test_ramps_tell_where_numbers_of_a_known_processor_come_from():
         )
 
 
+def test_whole_numbers_tell_to_a_quarter_of_a_pixel_where_they_come_from():
+    def process(pictures):
+        if not all(isinstance(picture, Image.Image) for picture in pictures):
+            raise TypeError("expected a picture of Pillow")
+        return {"pixel_values": torch.tensor(np.stack(pictures)[:, 3:]) / 1.0}
+
+    places = origins_of(process, [(90, 300)])["pixel_values"][0, :, :, 0]
+    rows, columns = np.mgrid[3.5:90, 0.5:300]
+    np.testing.assert_allclose(places[..., 1], rows, atol=0.25)
+    np.testing.assert_allclose(places[..., 2], columns, atol=0.25)
+
+
 def test_a_picture_that_leaves_no_trace_is_named():
     with pytest.raises(ValueError, match="same for black and white"):
         origins_of(lambda _: {"input_ids": torch.ones(2)}, [(6, 7)])
@@ -142,6 +154,46 @@ def test_tokens_that_share_numbers_have_no_place_but_their_attention(tmp_path):
     with record_attention(model.model.get_decoder()) as recording:
         model.model(**answer.inputs)
     assert rollout_rows(recording["language"], [-1]).sum() == pytest.approx(1, abs=1e-5)
+
+
+FRAMES = [noise(96, 64).rotate(90 * turn).resize((96, 64)) for turn in range(5)]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "internvl", "llava_onevision"])
+def test_of_a_picture_beside_a_video_only_the_step_of_a_changed_frame_moves(kind):
+    model, picture = small_loaded(kind), noise(48, 64)
+    how = {"frame_rate": 2.0}
+    before = model.prepare([picture, FRAMES], "what is this ?", **how)
+    still, video = model.seen([picture, FRAMES], before)
+    assert still.frames == () and len(video.frames) == 5
+    steps = (0, 2, 4) if kind == "qwen2_5_vl" else (0, 1, 2, 3, 4)
+    assert video.steps == steps and video.view.grid[0] == len(steps)
+    changed = [*FRAMES[:2], Image.eval(FRAMES[2], lambda value: 255 - value), *FRAMES[3:]]
+    after = model.prepare([picture, changed], "what is this ?", **how)
+    with torch.no_grad(), looking_at_itself(model.model):
+        moved = (decoder_input(model.model, before) != decoder_input(model.model, after)).any(-1)
+    of_step = video.positions.reshape(len(steps), -1)[steps.index(2)]
+    assert moved.nonzero().flatten().tolist() == sorted(of_step.tolist())
+
+
+def test_a_video_is_asked_as_the_familys_own_file_says(tmp_path):
+    own = load_model(save_small_qwen3_vl(tmp_path), dtype="float32")
+    general = replace(own, family=Asked("qwen3_vl", ""))
+    shown = [noise(96, 64), FRAMES, noise(64, 96)]
+    inputs = own.prepare(shown, "?", frame_rate=2.0)
+    for one, other in zip(own.seen(shown, inputs), general.seen(shown, inputs), strict=True):
+        assert torch.equal(one.positions, other.positions)
+        assert one.view.grid == other.view.grid and one.steps == other.steps
+        np.testing.assert_allclose(one.boxes(), other.boxes(), atol=0.75)
+
+
+def test_an_encoder_and_a_decoder_are_named():
+    model = small_loaded("t5gemma2")
+    inputs = model.prepare([noise(96, 64)], "what is this ?")
+    with pytest.raises(Unplaced, match="read by an encoder"):
+        model.seen([noise(96, 64)], inputs)
+    with pytest.raises(ValueError, match="whose answer continues its prompt, got an encoder"):
+        model.generate(noise(96, 64), "what is this ?")
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "idefics3", "llava_onevision"])

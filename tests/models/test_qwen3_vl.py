@@ -183,11 +183,16 @@ def inputs_of(qwen, pictures, kind):
         return qwen.prepare(pictures[:1], "click")
     if kind == "two pictures":
         return qwen.prepare(pictures, "compare")
+    if kind == "picture, video, picture":
+        shown = [pictures[0], [pictures[1].rotate(turn) for turn in range(3)], pictures[1]]
+        return qwen.prepare(shown, "compare", frame_rate=2.0)
     return qwen.prepare([pictures[0].rotate(turn) for turn in range(5)], "what", frame_rate=2.0)
 
 
 @pytest.mark.parametrize("adapter", ADAPTER)
-@pytest.mark.parametrize("kind", ["one picture", "two pictures", "video"])
+@pytest.mark.parametrize(
+    "kind", ["one picture", "two pictures", "video", "picture, video, picture"]
+)
 def test_recorded_attention_equals_what_the_model_computes(qwen, pictures, eager, kind, adapter):
     inputs = inputs_of(qwen, pictures, kind)
     with ADAPTER[adapter](qwen):
