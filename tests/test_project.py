@@ -328,6 +328,18 @@ def test_code_cells_are_short(notebook):
     assert statistics.median(lengths) <= 6
 
 
+def test_exercises_check_themselves_except_where_a_model_has_to_be_trained(path, notebook):
+    place = [cell for cell in notebook.cells if "## On your own" in cell.source][-1]
+    after = notebook.cells[notebook.cells.index(place) :]
+    checks = [
+        cell.source
+        for cell in after
+        if cell.cell_type == "code" and re.search(r"^\w+ = None\b", cell.source, re.M)
+    ]
+    assert bool(checks) == (path.parent.name != "training")
+    assert all("assert " in check for check in checks)
+
+
 def test_notebook_installs_nothing_and_finds_the_package_by_itself(notebook):
     source = "\n".join(cell.source for cell in code_cells(notebook))
     assert not re.search(r"^\s*[!%]|sys\.path|filterwarnings|google\.colab", source, re.M)
