@@ -71,7 +71,8 @@ def picture_cases(
     rng = np.random.default_rng(seed)
     for picture, questions in asked:
         question = rng.choice(np.array([q for q in questions if q.region.any()], object))
-        answer = model.generate(picture, question.text, max_new_tokens=16)
+        how = {"max_new_tokens": 16, "min_new_tokens": 1}  # an empty answer is wrong, no error
+        answer = model.generate(picture, question.text, **how)
         if tokens := right_tokens(answer, question):
             view = answer.image.patch_view
             yield Case(

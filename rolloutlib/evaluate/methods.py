@@ -388,6 +388,7 @@ GROUPS = {
         "log-odds over even",
         BEYOND,
     ],
-    "contrast": ["beyond neutral", "over neutral", "gradient of the lead", "gradient rollout"],
+    "contrast": ["beyond neutral", "over neutral"],
+    "gradient": ["gradient of the lead", "gradient rollout"],
     "not composed": ["last layer", "mean of layers", "attention received"],
 }

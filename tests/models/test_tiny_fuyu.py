@@ -1,9 +1,14 @@
 """The small Fuyu answers and points as its training says, on a fixed sample of many sizes."""
 
+import re
+
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from places import DATA
+from benchmarks.exams import PAIRS, PLAIN, exam
+from places import DATA, ROOT
 from safetensors.torch import load_file
 
 from rolloutlib import load_model, rollout_rows
@@ -35,6 +40,27 @@ def test_tiny_fuyu_answers_exactly(fuyu, group, count, least):
         for scene, question in asked(group, count)
     ]
     assert np.mean(right) >= least
+
+
+def test_notebook_03_says_at_which_sizes_it_answers():
+    """The range and the numbers of its first cell are those of the committed table."""
+    said = nbformat.read(ROOT / "notebooks/03_fuyu.ipynb", as_version=4).cells[0].source
+    table = pd.read_csv(DATA / "results/answers.csv")
+    table = table[table["model"].eq("Fuyu") & table["asked"].eq(PLAIN)]
+    sides = table[["height", "width"]]
+    [(low, high, least)] = re.findall(r"sides of (\d+) to (\d+) pixels.* at least (0\.\d+)", said)
+    inside = ((sides >= int(low)) & (sides <= int(high))).all(axis=1)
+    assert inside.sum() >= 4 and table["right"][inside].min() >= float(least)
+    by_size = table.set_index(["height", "width"])["right"]
+    examples = re.findall(r"(0\.\d\d) at (\d+) x (\d+)", said)
+    assert len(examples) >= 3
+    for right, height, width in examples:
+        assert float(right) == pytest.approx(by_size[int(height), int(width)].mean(), abs=0.0051)
+
+
+def test_an_exam_is_an_answer_for_each_scene(fuyu):
+    assert exam(fuyu, PLAIN, 2, (420, 420)) == [1, 1]
+    assert set(exam(fuyu, PAIRS, 2, (420, 420))) <= {0, 1}
 
 
 @pytest.mark.parametrize("group", ["seen", "unseen"])
