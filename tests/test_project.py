@@ -144,7 +144,7 @@ def imports(node, extra=""):
             yield from ((alias.name.partition(".")[0], extra) for alias in node.names)
         case ast.ImportFrom():
             yield node.module.partition(".")[0], extra
-        case ast.With(items=[ast.withitem(context_expr=ast.Call(ast.Name("needs"), [named]))]):
+        case ast.With(items=[ast.withitem(ast.Call(ast.Name("needs"), [named])), *_]):
             extra = named.value
     for child in ast.iter_child_nodes(node):
         yield from imports(child, extra)
