@@ -81,6 +81,7 @@ class MapView(anywidget.AnyWidget):
     shared = traitlets.Bool().tag(sync=True)  # one colour scale for all words and pictures
     tokens = traitlets.List().tag(sync=True)  # for each word, what its tokens read
     special = traitlets.List(traitlets.Int()).tag(sync=True)  # words that are special tokens
+    name = traitlets.Unicode().tag(sync=True)  # of what is shown, beside others
     group = traitlets.Unicode().tag(sync=True)  # explorers of one group point together
     note = traitlets.Unicode().tag(sync=True)  # where shares of the whole mean nothing: why
     busy = traitlets.Bool().tag(sync=True)

@@ -12,7 +12,7 @@ import { hear, savers } from "./saving.js";
 import { player } from "./sound.js";
 import { chip, chosen, describe, fold, shadeByPatch, shadeByWords, toolbars } from "./words.js";
 
-const UNTOLD = { display: "fading", split: 0.5, tokens: [], special: [], note: "" }; // by older notebooks
+const UNTOLD = { display: "fading", name: "", split: 0.5, tokens: [], special: [], note: "" }; // by older notebooks
 
 export default { render };
 
