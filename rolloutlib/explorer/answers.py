@@ -166,15 +166,13 @@ def compare(answers: Mapping[str, Answer | Explorer], **settings) -> ipywidgets.
         try:
             shown[f"{one} minus {other}"] = shown[one].minus(shown[other])
         except ValueError as problem:
-            shown["difference"] = ipywidgets.HTML(html.escape(f"There is none: {problem}"))
-    group, columns = secrets.token_hex(8), []
+            shown[""] = ipywidgets.HTML(html.escape(f"There is no difference: {problem}"))
+    group = secrets.token_hex(8)
     for name, widget in shown.items():
+        widget.layout = ipywidgets.Layout(flex="1 1 20em", min_width="0")
         if isinstance(widget, Explorer):
-            widget.maps.group = group
-        title = ipywidgets.HTML(f"<h3>{html.escape(name)}</h3>")
-        half = ipywidgets.Layout(flex="1 1 20em", min_width="0")
-        columns.append(ipywidgets.VBox([title, widget], layout=half))
-    return ipywidgets.Box(columns, layout=ipywidgets.Layout(flex_flow="row wrap"))
+            widget.maps.name, widget.maps.group = name, group
+    return ipywidgets.Box([*shown.values()], layout=ipywidgets.Layout(flex_flow="row wrap"))
 
 
 def _relevance(

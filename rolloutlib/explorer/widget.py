@@ -82,6 +82,7 @@ class MapView(anywidget.AnyWidget):
     weights = traitlets.List(traitlets.Int()).tag(sync=True)  # of words in a mean: their tokens
     tokens = traitlets.List().tag(sync=True)  # for each word, what its tokens read
     special = traitlets.List(traitlets.Int()).tag(sync=True)  # words that are special tokens
+    name = traitlets.Unicode().tag(sync=True)  # of what is shown, beside others
     group = traitlets.Unicode().tag(sync=True)  # explorers of one group point together
     made = traitlets.Unicode().tag(sync=True)  # the settings of the rollout, in words
     note = traitlets.Unicode().tag(sync=True)  # where shares of the whole mean nothing: why

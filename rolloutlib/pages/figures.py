@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 
+from rolloutlib.extras import needs
 from rolloutlib.files.pictures import read_picture
 
 WAV = {"audio/wav", "audio/x-wav", "audio/wave"}
@@ -45,8 +46,8 @@ def as_flac(address: str) -> str:
     if kind not in WAV:
         return address
     try:
-        import soundfile
-
+        with needs("sound"):
+            import soundfile
         source, file = io.BytesIO(base64.b64decode(content)), io.BytesIO()
         if soundfile.info(source).subtype != "PCM_16":
             return address

@@ -263,8 +263,9 @@ def test_a_difference_says_and_shows_what_is_more_and_what_is_less(show, violati
     both = one.minus(
         Explorer([PICTURE], [VIEW], [*WORDS[:4], "right"], {"": {"": other}}, prompt=3)
     )
-    both.maps.blur, both.maps.group = 0.0, "g"
+    both.maps.blur, both.maps.group, both.maps.name = 0.0, "g", "one minus <b>other"
     page = show(ipywidgets.Box([one, both]))
+    assert page.locator("figcaption").all_inner_texts() == ["one minus <b>other"]
     page.locator(".rx-chip").nth(4).hover()  # and so the word beside it
     change = ON_PICTURE[4] - ON_PICTURE[0]
     shares = change / np.abs(change).max()

@@ -18,7 +18,8 @@ export function stage(view, panel, index) {
   const split = make("input", { type: "range", min: 0, max: 1, step: 0.01, class: "rx-split", "aria-label": "where the map begins, from the left" });
   split.addEventListener("input", () => view.set("split", Number(split.value)));
   const scale = { low: make("span", {}), bar: make("canvas", { width: 256, height: 1, "aria-hidden": "true" }), high: make("span", {}), said: make("span", { class: "rx-said" }) };
-  const caption = panel.name ? [make("figcaption", {}, panel.name)] : [];
+  const name = [view.get("name"), panel.name].filter(Boolean).join(": ");
+  const caption = name ? [make("figcaption", {}, name)] : [];
   const figure = make("figure", {}, ...caption, plain, frame, split, make("div", { class: "rx-scale" }, ...Object.values(scale)));
   return { figure, frame, image, plain, over, split, layers, cursor, scale };
 }

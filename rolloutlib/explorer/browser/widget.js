@@ -13,7 +13,7 @@ import { player } from "./sound.js";
 import { checker, drawTrust, enable, hearTrust } from "./trust.js";
 import { chip, chosen, describe, fold, shadeByPatch, shadeByWords, toolbars } from "./words.js";
 
-const UNTOLD = { display: "fading", split: 0.5, tokens: [], special: [], weights: [], note: "", made: "", checks: "", trust: {} }; // by older notebooks
+const UNTOLD = { display: "fading", name: "", split: 0.5, tokens: [], special: [], weights: [], note: "", made: "", checks: "", trust: {} }; // by older notebooks
 
 export default { render };
 
