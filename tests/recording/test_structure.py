@@ -24,18 +24,12 @@ def small(kind, **settings):
     return AutoModel.from_config(CONFIG_MAPPING[kind](**settings)).eval()
 
 
-BLOCKS = ["mamba", "mamba", "hybrid"] * 2
-SHARED = {  # attention of all hybrid layers is one module, whose output goes into a state
-    "zamba": {"layers_block_type": BLOCKS, "mamba_d_state": 8},
-    "zamba2": {"layer_types": BLOCKS, "mamba_headdim": 8, "n_mamba_heads": 8, "num_mem_blocks": 1},
-}
-
-
-@pytest.mark.parametrize("kind", SHARED)
 @torch.no_grad()
-def test_layers_that_mix_by_another_rule_are_named(kind):
+def test_layers_that_mix_by_another_rule_are_named():
+    """Zamba's hybrid layers share one attention module, whose output goes into a state."""
+    blocks = {"layers_block_type": ["mamba", "mamba", "hybrid"] * 2, "mamba_d_state": 8}
     sizes = {"num_hidden_layers": 6, "num_key_value_heads": 4, "attention_head_dim": 16}
-    model, layers = small(kind, **TEXT | sizes | SHARED[kind]), "layers.2, layers.5"
+    model, layers = small("zamba", **TEXT | sizes | blocks), "layers.2, layers.5"
     with pytest.raises(RuntimeError, match=r"by attention alone, .* got .* others") as error:
         record(model, TOKENS)
     named = [piece.split(" (")[0] for piece in str(error.value).split("stack: ")[1].split(", ")]
