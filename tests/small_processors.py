@@ -60,6 +60,7 @@ OWN_SETTINGS = {
     "ovis2": TILED,
     "paligemma": {"image_seq_length": 16},
     "step3p7": {"patch_size": 32, "max_image_size": 96},
+    "video_llava": {"size": {"shortest_edge": 32}, "crop_size": SQUARE},
 }
 SIXTEEN, FOUR = {"num_image_tokens": 16}, {"image_seq_len": 4}
 LONG, QUERIES = {"image_seq_length": 16}, {"num_query_tokens": 4}
