@@ -120,7 +120,7 @@ def inputs(lines: pd.DataFrame) -> dict[str, pd.DataFrame]:
         lines.filter(regex=f"^{name} ").to_numpy().reshape(len(lines), -1, 2)
         for name in ("drops", "controls")
     )
-    others = lines[["log_probability", "contrast", "mass"]].to_numpy()
+    others = lines[["log_probability", "contrast"]].to_numpy()
     every = zip(drops, controls, *others.T, strict=True)
     checked = pd.DataFrame([trust.features(*one) for one in every])
     return {"check": checked, "glance": lines[["mass", "entropy", "agreement"]]}
