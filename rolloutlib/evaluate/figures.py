@@ -104,6 +104,8 @@ def plot_check(picture: Image.Image, check: PeakCheck) -> Figure:
     shares = [(b[2] - b[0]) * (b[3] - b[1]) / np.prod(picture.size) for b in check.boxes]
     right.set_xticks(np.arange(len(shares)) + 0.2, [f"{share:.0%}" for share in shares])
     right.set(xlabel="share of the picture removed", ylabel="drop of log-probability")
+    low, high = right.get_ylim()
+    right.set_ylim(min(low, 0), max(high, 1))  # smaller drops are nothing to see
     right.set_title(check.sentence)
     right.legend()
     return figure
