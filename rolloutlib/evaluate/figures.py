@@ -122,16 +122,16 @@ def plot_check(picture: Image.Image, check: PeakCheck) -> Figure:
     """Draw which squares of a picture were removed, and what that cost the answer.
 
     Solid squares are around the peak, dashed ones around control places. Bars are drops of the
-    answer's log-probability, averaged over ways to replace a square, and over control places.
+    answer's log-probability, averaged over the two ways to replace a square.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.4), layout="constrained")
     left.imshow(picture)
     left.set_axis_off()
-    squares = {"the peak": [check.boxes], "control places": check.control_boxes}
-    drops = {"the peak": check.drops, "control places": check.controls.mean(0)}
-    for number, (name, places) in enumerate(squares.items()):
+    squares = {"the peak": check.boxes, "control places": check.control_boxes}
+    drops = {"the peak": check.drops, "control places": check.controls}
+    for number, (name, boxes) in enumerate(squares.items()):
         look = {"edgecolor": f"C{1 - number}", "linestyle": ("-", "--")[number], "linewidth": 2}
-        for box in (box for boxes in places for box in boxes):
+        for box in boxes:
             size = box[2] - box[0], box[3] - box[1]
             left.add_patch(Rectangle(box[:2], *size, fill=False, **look))
         at = np.arange(len(check.boxes)) + 0.4 * number
@@ -139,6 +139,8 @@ def plot_check(picture: Image.Image, check: PeakCheck) -> Figure:
     shares = [(b[2] - b[0]) * (b[3] - b[1]) / np.prod(picture.size) for b in check.boxes]
     right.set_xticks(np.arange(len(shares)) + 0.2, [f"{share:.0%}" for share in shares])
     right.set(xlabel="share of the picture removed", ylabel="drop of log-probability")
+    low, high = right.get_ylim()
+    right.set_ylim(min(low, 0), max(high, 1))  # smaller drops are nothing to see
     right.set_title(check.sentence)
     right.legend()
     return figure

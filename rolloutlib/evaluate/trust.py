@@ -56,7 +56,7 @@ class PeakCheck:
     the map thinks little; each size has a place of its own.
     log_probability: of the answer with the whole picture.
     contrast: how far what is seen at the point is from its surroundings, as a share of the highest
-    contrast in the largest square, in [0, 1].  mass: of the map, by `mass_around`.
+    contrast in the largest square, in [0, 1].
     """
 
     probability: float
@@ -67,7 +67,6 @@ class PeakCheck:
     controls: Float[np.ndarray, "size 2"] = field(compare=False)
     log_probability: float
     contrast: float
-    mass: float
 
     @property
     def box(self) -> Box:
@@ -298,7 +297,7 @@ def log_odds(
 ) -> Float[np.ndarray, "*any"] | float:
     """log(p / (1 - p)): unlike log p, it also tells sure from surer.
 
-    >>> log_odds(np.log(0.5))
+    >>> float(log_odds(np.log(0.5)))
     0.0
     """
     likely = np.minimum(log_probability, np.log1p(-LEAST))
@@ -310,21 +309,17 @@ def features(
     controls: Float[np.ndarray, "size 2"],
     log_probability: float,
     contrast: float,
-    mass: float,
 ) -> dict[str, float]:
     """What the probability of a check is made of: how far the answer's log-odds fall without the
-    smallest and the largest square, in asinh and less the same of the controls; how much there is
-    to see at the peak, and how much of the map lies around it (`PeakCheck`).
+    smallest and the largest square, in asinh and less the same of the controls; and how much there
+    is to see at the peak (`PeakCheck.contrast`).
     """
     before = log_odds(log_probability)
     fall, beside = (
         np.arcsinh(before - log_odds(log_probability - each)).mean(1) for each in (drops, controls)
     )
     beyond = fall - beside
-    return {"small": float(beyond[0]), "large": float(beyond[-1])} | {
-        "contrast": contrast,
-        "mass": mass,
-    }
+    return {"small": float(beyond[0]), "large": float(beyond[-1]), "contrast": contrast}
 
 
 def signals(pixels: Mapping[str, Pixels], shipped: str) -> dict[str, float]:
@@ -469,9 +464,8 @@ class _Scene:
         left, top, right, bottom = self.box(point, self.sides[-1])
         around = self.contrast[top:bottom, left:right].max()
         share = float(self.contrast[point[1], point[0]] / max(around, 1e-9))
-        mass = mass_around(self.pixels, point)
         return PeakCheck(
-            probability=calibrated("check", features(drops, controls, whole, share, mass)),
+            probability=calibrated("check", features(drops, controls, whole, share)),
             point=point,
             boxes=self.boxes(point),
             drops=drops,
@@ -479,5 +473,4 @@ class _Scene:
             controls=controls,
             log_probability=float(whole),
             contrast=share,
-            mass=mass,
         )

@@ -120,7 +120,7 @@ def inputs(lines: pd.DataFrame) -> dict[str, pd.DataFrame]:
         lines.filter(regex=f"^{name} ").to_numpy().reshape(len(lines), -1, 2)
         for name in ("drops", "controls")
     )
-    others = lines[["log_probability", "contrast", "mass"]].to_numpy()
+    others = lines[["log_probability", "contrast"]].to_numpy()
     every = zip(drops, controls, *others.T, strict=True)
     checked = pd.DataFrame([trust.features(*one) for one in every])
     return {"check": checked, "glance": lines[["mass", "entropy", "agreement"]]}
@@ -167,7 +167,10 @@ def scored(name: str, lines: pd.DataFrame, training: pd.DataFrame) -> Iterator[t
     likely = chances["check"]
     others = training[training["model"] != name]
     apart = fit(inputs(others)["check"], others["hit"]).predict_proba(values["check"].to_numpy())
+    both = [pd.concat(inputs(some), axis=1) for some in (training, lines.reset_index(drop=True))]
+    joint = fit(both[0], training["hit"]).predict_proba(both[1].to_numpy())
     ways = {"auc": likely, "auc, fitted on other models": apart[:, 1]}
+    ways["auc, with what no pass is needed for"] = joint[:, 1]
     for score, chance in (ways | {"auc, without a pass": chances["glance"]}).items():
         if 0 < hits.sum() < len(hits):
             yield score, *auc(hits, chance), len(hits)

@@ -76,7 +76,7 @@ def test_squares_are_replaced_by_blur_and_by_the_local_mean(said):
     whole, *without = said.model.log_probability(said, [picture, *expected]).double().numpy()
     drops = np.concatenate([check.drops, check.controls]).ravel()
     np.testing.assert_allclose(drops, whole - np.array(without), atol=1e-6)
-    values = features(check.drops, check.controls, whole, check.contrast, check.mass)
+    values = features(check.drops, check.controls, whole, check.contrast)
     assert check.probability == pytest.approx(calibrated("check", values))
     assert check.box == check.boxes[-1] and check.log_probability == pytest.approx(whole)
 
@@ -104,11 +104,11 @@ def test_features_are_what_they_are_defined_as():
     def fall(drop):
         return np.arcsinh(odds(before) - odds(before - drop))
 
-    found = features(drops, controls, before, 0.3, 0.4)
+    found = features(drops, controls, before, 0.3)
     for name, number in {"small": 0, "large": 1}.items():
         both = [np.mean([fall(d) for d in each[number]]) for each in (drops, controls)]
         assert found[name] == pytest.approx(both[0] - both[1], rel=1e-12)
-    assert (found["contrast"], found["mass"]) == (0.3, 0.4)
+    assert found["contrast"] == 0.3
     assert set(found) | {"intercept"} == set(calibration()["check"])
     assert calibration()["check"]["small"] > 0 and calibration()["check"]["large"] > 0
 
@@ -127,7 +127,7 @@ def test_log_odds_of_certainty_are_finite():
 )
 def test_a_check_says_so_in_words(probability, sentence):
     some, box = np.zeros((1, 2)), (0, 0, 2, 2)
-    check = PeakCheck(probability, (1, 1), (box,), some, (box,), some, -0.1, 0.5, 0.5)
+    check = PeakCheck(probability, (1, 1), (box,), some, (box,), some, -0.1, 0.5)
     assert check.sentence == sentence and sentence.replace("the answer ", "").startswith(
         check.verdict
     )
@@ -140,7 +140,7 @@ def test_a_needed_place_is_told_from_another(asked):
     elsewhere = one_high(region.shape, *np.unravel_index(region.argmin(), region.shape))
     other = check_peak(answer, elsewhere)
     assert needed.verdict == "depends" and needed.drops[-1].mean() > 1
-    assert other.probability < 0.5 < needed.probability
+    assert np.abs(other.drops).max() < 0.01 and other.verdict != "depends"
 
 
 def test_a_wrong_peak_is_replaced_and_a_right_one_kept(asked):
@@ -171,12 +171,11 @@ def test_signals_without_a_pass():
     pixels = np.full((20, 20), 0.5)
     pixels[4, 5] = 50.0
     maps = {"shown": pixels, "same": pixels, "other": np.roll(pixels, 9, 0)}
-    assert 2 < np.sqrt(0.05 * 400) / 2 < 3  # the square reaches so far
     found = signals(maps, "shown")
     shares = pixels.ravel() / pixels.sum()
     assert found["entropy"] == pytest.approx(-(shares * np.log(shares)).sum() / np.log(400))
     assert found["agreement"] == 0.5
-    assert found["mass"] == pytest.approx(pixels[2:7, 3:8].sum() / pixels.sum())
+    assert found["mass"] == pytest.approx(pixels[1:7, 2:8].sum() / pixels.sum())
 
 
 def test_rivals_are_apart_and_the_best_come_first():
