@@ -289,7 +289,9 @@ def sharpened(pixels: Pixels, contrast: Pixels, box: Box) -> Point:
     return left + int(x), top + int(y)
 
 
-def log_odds(log_probability: Float[np.ndarray, "*any"] | float) -> Float[np.ndarray, "*any"]:
+def log_odds(
+    log_probability: Float[np.ndarray, "*any"] | float,
+) -> Float[np.ndarray, "*any"] | float:
     """log(p / (1 - p)): unlike log p, it also tells sure from surer.
 
     >>> log_odds(np.log(0.5))
