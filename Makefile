@@ -7,6 +7,7 @@
 # make benchmark   time and memory against plain code and other packages; outputs/benchmark.md
 #                  (DEVICE=cuda: recorded layers on a GPU)
 # make families    what is recorded of every image-text type; data/results/families.md
+# make trust       how well a check tells right peaks of maps from wrong ones; data/results/trust.csv
 # Each makes .venv first where it is missing or older than what it installs.
 
 PYTHON ?= python3
@@ -26,6 +27,8 @@ MODEL_ID ?= data/checkpoints/tiny-llava
 ADAPTER_ID ?=
 DTYPE ?= auto
 DEVICE_MAP ?= cpu
+# More options of `make trust`, such as --models tiny-llava.
+ANSWERS ?=
 # Where the benchmark runs: cpu or cuda.
 DEVICE ?= cpu
 
@@ -39,7 +42,7 @@ ENOUGH_SPACE = df -Pk . | awk 'NR == 2 && (free = $$4 * 1.024e-6) < $(SPACE) { \
   printf "%.1f GB are free here, .venv takes $(SPACE): make room, or say SPACE=…\n", free; \
   exit 1 }' >&2
 
-.PHONY: notebooks test lab app gallery checkpoints benchmark families
+.PHONY: notebooks test lab app gallery checkpoints benchmark families trust
 
 notebooks: $(READY)
 	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT) $(if $(JOBS),--jobs $(JOBS))
@@ -84,6 +87,9 @@ benchmark: $(READY)
 families: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/benchmarks/families.txt
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.families
+
+trust: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.trust $(ANSWERS)
 
 $(READY): pyproject.toml constraints.txt no-deps.txt
 	@echo "Installing into .venv: a few minutes and about $(SPACE) GB"

@@ -19,6 +19,7 @@ MODULES = [
     "rolloutlib.algorithm.layers",
     "rolloutlib.evaluate",
     "rolloutlib.evaluate.methods",
+    "rolloutlib.evaluate.trust",
     "rolloutlib.explorer",
     "rolloutlib.app.server",
     "rolloutlib.files",

@@ -25,6 +25,7 @@ from rolloutlib.overlay import FLAT, is_flat, to_picture
 SIZES = (0.01, 0.05)  # of the squares that are removed, as shares of what the model saw
 BATCH = 16  # pictures in one batch, at most
 RIVALS = 4  # peaks that `verified_peak` compares with the shipped one, at most
+PLAIN = 0.5  # share of the contrast around: with less, there is little to see at a peak
 ENOUGH = 3.0  # log-odds: a peak that costs the answer as much is kept
 SURE = 0.8  # the probability from which an answer is said to depend on a place
 REACH = 0.5  # of the local mean
@@ -92,8 +93,8 @@ class VerifiedPeak:
     """The peak that was kept among those of several maps.
 
     name: of the map it came from.  heatmap: that map.  check: what removing its highest place did.
-    point: x and y in pixels: where in the peak's smallest square the map is high and there is
-    something to see, as `sharpened` finds it.
+    point: x and y in pixels: that place; or where there is little to see, the one in the smallest
+    square that `sharpened` finds.
     points, drops: all peaks that were compared, by map, the shipped one first, and how far the
     answer's log-odds fell without the largest square around each.
     """
@@ -190,7 +191,9 @@ def verified_peak(
         rest = np.insert(scene.likely(removed), scene.last, others[best - 1])
         check = scene.check(point, whole, rest)
     on_progress(of, of)
-    final = sharpened(scene.pixels, scene.contrast, check.boxes[0])
+    final = check.point
+    if check.contrast < PLAIN:
+        final = sharpened(scene.pixels, scene.contrast, check.boxes[0])
     return VerifiedPeak(name, final, check, maps[name], tuple(peaks), np.array(drops))
 
 
@@ -294,7 +297,7 @@ def log_odds(
 ) -> Float[np.ndarray, "*any"] | float:
     """log(p / (1 - p)): unlike log p, it also tells sure from surer.
 
-    >>> log_odds(np.log(0.5))
+    >>> float(log_odds(np.log(0.5)))
     0.0
     """
     likely = np.minimum(log_probability, np.log1p(-LEAST))
@@ -308,8 +311,8 @@ def features(
     contrast: float,
 ) -> dict[str, float]:
     """What the probability of a check is made of: how far the answer's log-odds fall without the
-    smallest and the largest square, both less than without the controls, in asinh; and how much
-    there is to see at the peak, as a share of the highest contrast in the largest square.
+    smallest and the largest square, in asinh and less the same of the controls; and how much there
+    is to see at the peak (`PeakCheck.contrast`).
     """
     before = log_odds(log_probability)
     fall, beside = (
@@ -327,18 +330,25 @@ def signals(pixels: Mapping[str, Pixels], shipped: str) -> dict[str, float]:
     """
     shown = np.nan_to_num(pixels[shipped].astype(float))
     [(x, y)] = peaks_of(shown, 1)
-    reach = sqrt(SIZES[-1] * (~np.isnan(pixels[shipped])).sum()) / 2
+    seen = (~np.isnan(pixels[shipped])).sum()
+    reach = sqrt(SIZES[-1] * seen) / 2
     others = [peaks_of(each, 1)[0] for name, each in pixels.items() if name != shipped]
     near = [abs(a - x) <= reach and abs(b - y) <= reach for a, b in others]
-    rows, columns = (slice(max(int(at - reach), 0), int(at + reach) + 1) for at in (y, x))
     shares = shown / shown.sum()
     some = shares[shares > 0]
-    entropy = -(some * np.log(some)).sum() / np.log((~np.isnan(pixels[shipped])).sum())
     return {
-        "mass": float(shares[rows, columns].sum()),
-        "entropy": float(entropy),
+        "mass": mass_around(pixels[shipped], (x, y)),
+        "entropy": float(-(some * np.log(some)).sum() / np.log(seen)),
         "agreement": float(np.mean(near)) if near else 0.0,
     }
+
+
+def mass_around(pixels: Pixels, point: Point) -> float:
+    """The share of a map in the square around a point that is 5 % of what the model saw."""
+    reach = sqrt(SIZES[-1] * (~np.isnan(pixels)).sum()) / 2
+    rows, columns = (slice(max(int(at - reach), 0), int(at + reach) + 1) for at in point[::-1])
+    whole = np.nan_to_num(pixels.astype(float))
+    return float(whole[rows, columns].sum() / whole.sum())
 
 
 @cache
@@ -455,7 +465,7 @@ class _Scene:
         around = self.contrast[top:bottom, left:right].max()
         share = float(self.contrast[point[1], point[0]] / max(around, 1e-9))
         return PeakCheck(
-            probability=calibrated("check", features(drops, controls, float(whole), share)),
+            probability=calibrated("check", features(drops, controls, whole, share)),
             point=point,
             boxes=self.boxes(point),
             drops=drops,

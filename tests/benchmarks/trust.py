@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from places import DATA, ROOT
+from places import DATA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -27,8 +27,7 @@ from rolloutlib.files.complete import complete_file, write_text
 from rolloutlib.tiny.scenes import load_photos, make_scenes
 from rolloutlib.tiny.screens import SIZES, make_screens
 
-SEEDS = {"train": 2026, "test": 1128}
-PART = 20  # pictures
+SPLITS = {"train": (2026, 20), "test": (1128, 10)}  # seed, and how many pictures are a part
 MISSES = 5  # a kind of question with fewer wrong peaks, or fewer right ones, has no AUC of its own
 
 
@@ -64,9 +63,9 @@ SUBJECTS = {
 
 def answers(model, subject: Subject, split: str, part: int) -> Iterator[tuple]:
     """Right answers: the question, the answer, and which of its tokens to explain."""
-    seed = [SEEDS[split], part]
+    seed, count = [SPLITS[split][0], part], SPLITS[split][1]
     rng = np.random.default_rng(seed)
-    for picture, questions in subject.asked(split, seed, PART):
+    for picture, questions in subject.asked(split, seed, count):
         question = rng.choice(np.array([q for q in questions if q.region.any()], object))
         answer = model.generate(picture, question.text, max_new_tokens=16, record=True)
         if tokens := subject.right(answer, question):
@@ -85,6 +84,7 @@ def line(question, answer, tokens) -> dict:
         return bool(question.region[point[1], point[0]])
 
     found = {"kind": question.kind, "hit": hit(check.point), "verified": hit(kept.point)}
+    found |= {"kept": hit(kept.check.point), "kept contrast": kept.check.contrast}
     found |= {"map": kept.name, "log_probability": check.log_probability}
     found |= {"contrast": check.contrast, "rivals": len(kept.points) - 1}
     for name in ("drops", "controls"):
@@ -96,8 +96,7 @@ def line(question, answer, tokens) -> dict:
 def record(name: str, split: str, wanted: int, folder: Path) -> pd.DataFrame:
     """A line for each right answer, at least as many as wanted, from parts that are whole."""
     model, lines, part = None, pd.DataFrame(), 0
-    while len(lines) < wanted:
-        path = folder / f"{name}-{split}-{part}.csv"
+    while (path := folder / f"{name}-{split}-{part}.csv").exists() or len(lines) < wanted:
         if not path.exists():
             model = model or load(name)
             found = [line(*one) for one in answers(model, SUBJECTS[name], split, part)]
@@ -115,18 +114,117 @@ def load(name: str):
     return load_model(folders[0], adapter_id=str(folders[1]), dtype="float32")
 
 
+def inputs(lines: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What the probabilities are made of: a line for each answer."""
+    drops, controls = (
+        lines.filter(regex=f"^{name} ").to_numpy().reshape(len(lines), -1, 2)
+        for name in ("drops", "controls")
+    )
+    others = lines[["log_probability", "contrast"]].to_numpy()
+    every = zip(drops, controls, *others.T, strict=True)
+    checked = pd.DataFrame([trust.features(*one) for one in every])
+    return {"check": checked, "glance": lines[["mass", "entropy", "agreement"]]}
+
+
+def fit(values: pd.DataFrame, hits: pd.Series) -> LogisticRegression:
+    """The weights with which these features tell right peaks from wrong ones."""
+    return LogisticRegression().fit(values.to_numpy(), hits)
+
+
+def calibrate(lines: pd.DataFrame) -> None:
+    """Fit the weights on training scenes and write them."""
+    weights = {}
+    for what, values in inputs(lines).items():
+        found = fit(values, lines["hit"])
+        numbers = [*found.intercept_, *found.coef_[0]]
+        names = ["intercept", *values]
+        weights[what] = {k: round(float(v), 4) for k, v in zip(names, numbers, strict=True)}
+    path = Path(trust.__file__).with_suffix(".json")
+    write_text(path, json.dumps(weights, indent=1) + "\n")
+    trust.calibration.cache_clear()
+
+
+def auc(hits, scores, resamples: int = 1000) -> tuple[float, float, float]:
+    """The AUC and its 95 % bootstrap interval; hits and misses are resampled apart."""
+    hits, scores = np.asarray(hits), np.asarray(scores)
+    rng, groups = np.random.default_rng(0), [scores[hits], scores[~hits]]
+
+    def drawn(pair):
+        truth = np.repeat([True, False], [len(each) for each in pair])
+        return roc_auc_score(truth, np.concatenate(pair))
+
+    draws = [drawn([rng.choice(g, len(g)) for g in groups]) for _ in range(resamples)]
+    return drawn(groups), *np.quantile(draws, [0.025, 0.975])
+
+
+def scored(name: str, lines: pd.DataFrame, training: pd.DataFrame) -> Iterator[tuple]:
+    """Score, value, low, high and n of one model."""
+    hits, values = lines["hit"].astype(bool), inputs(lines)
+    chances = {
+        what: np.array([trust.calibrated(what, one) for one in part.to_dict("records")])
+        for what, part in values.items()
+    }
+    likely = chances["check"]
+    others = training[training["model"] != name]
+    apart = fit(inputs(others)["check"], others["hit"]).predict_proba(values["check"].to_numpy())
+    ways = {"auc": likely, "auc, fitted on other models": apart[:, 1]}
+    for score, chance in (ways | {"auc, without a pass": chances["glance"]}).items():
+        if 0 < hits.sum() < len(hits):
+            yield score, *auc(hits, chance), len(hits)
+    kinds = {
+        kind: auc(hits[part.index], likely[part.index])
+        for kind, part in lines.groupby("kind")
+        if MISSES <= hits[part.index].sum() <= len(part) - MISSES
+    }
+    if kinds:
+        worst = min(kinds, key=lambda kind: kinds[kind][0])
+        yield "auc_worst_kind", *kinds[worst], int((lines["kind"] == worst).sum())
+    yield "brier", *mean_interval((likely - hits) ** 2), len(hits)
+    told = {"depends": likely >= trust.SURE, "does not depend": likely <= 1 - trust.SURE}
+    for verdict, where in told.items():
+        yield f"share told: {verdict}", *mean_interval(where.astype(float)), len(hits)
+        if where.sum() > 1:
+            yield f"right peaks: {verdict}", *mean_interval(hits[where].astype(float)), where.sum()
+    for score, column in {"pointing": "hit", "verified_pointing": "verified"}.items():
+        yield score, *mean_interval(lines[column].astype(float)), len(lines)
+        for kind, part in lines.groupby("kind"):
+            if len(part) > 1:
+                yield f"{score}: {kind}", *mean_interval(part[column].astype(float)), len(part)
+
+
+def reliability(lines: pd.DataFrame, edges=(0, 0.2, 0.4, 0.6, 0.8, 1)) -> pd.DataFrame:
+    """For each bin of probabilities: their mean, the share of right peaks, and how many."""
+    chances = [trust.calibrated("check", x) for x in inputs(lines)["check"].to_dict("records")]
+    table = pd.DataFrame({"probability": chances, "share": lines["hit"].astype(float), "n": 1})
+    bins = pd.cut(table["probability"], edges, include_lowest=True, labels=False)
+    how = {"probability": "mean", "share": "mean", "n": "sum"}
+    return table.groupby(bins).agg(how).reset_index(drop=True)
+
+
 def main() -> None:
-    """Record; then fit the weights, then score, whatever is recorded."""
+    """Record, fit the weights, and score."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("outputs/trust"))
+    parser.add_argument("--out", type=Path, default=DATA / "results")
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--train", type=int, default=150, help="answers of each model to fit on")
     parser.add_argument("--test", type=int, default=500, help="answers of each model to score")
     options = parser.parse_args()
-    every = {"train": options.train, "test": options.test}
-    for split, wanted in every.items():
-        for name in options.models:
-            record(name, split, wanted, options.folder)
+    training, testing = (
+        [record(name, split, wanted, options.folder) for name in options.models]
+        for split, wanted in (("train", options.train), ("test", options.test))
+    )
+    whole = pd.concat(training, ignore_index=True)
+    calibrate(whole)
+    tables, bins = [], []
+    for name, lines in zip(options.models, testing, strict=True):
+        columns = ["score", "value", "low", "high", "n"]
+        tables.append(pd.DataFrame(scored(name, lines, whole), columns=columns))
+        tables[-1].insert(0, "model", name)
+        bins.append(reliability(lines).assign(model=name))
+    for path, parts in {"trust.csv": tables, "reliability.csv": bins}.items():
+        with complete_file(options.out / path) as part:
+            pd.concat(parts).round(4).to_csv(part, index=False)
 
 
 if __name__ == "__main__":
