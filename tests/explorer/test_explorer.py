@@ -22,6 +22,7 @@ from small_qwen3_vl import save_small_qwen3_vl
 
 from rolloutlib import explore, load_model, rollout_rows, through_tower
 from rolloutlib.evaluate import check_peak
+from rolloutlib.evaluate.figures import FRAMES, plot_trust
 from rolloutlib.evaluate.methods import BEYOND, METHODS, evidence_of
 from rolloutlib.explorer.answers import compare, explore_clip, words_of
 from rolloutlib.explorer.browser import STYLE
@@ -496,6 +497,19 @@ def test_the_place_of_the_map_shown_is_checked_and_forgotten_with_the_map(explor
     np.testing.assert_allclose(corners, found.box)
     explorer._controls["residual"].value = 0.3
     assert explorer.maps.trust == {}
+
+
+def test_a_figure_frames_the_place_and_says_what_was_found(answer):
+    heatmap = explore(answer).shown_map("")[0]
+    found = check_peak(answer, heatmap)
+    [axis] = plot_trust([answer], [heatmap], [found]).axes
+    assert axis.get_title() == f"{answer.prompt} {answer.text}\n{found.sentence}"
+    left, top, right, bottom = found.box
+    expected = (left - 0.5, top - 0.5, right - left, bottom - top)
+    assert [frame.get_bbox().bounds for frame in axis.patches] == [expected] * 2
+    colour, line = FRAMES[found.verdict]
+    assert f"--found: {colour};" in STYLE
+    assert axis.patches[1].get_linestyle() == line
 
 
 def test_verdicts_are_legible_on_their_colours():
