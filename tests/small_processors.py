@@ -16,10 +16,11 @@ from rolloutlib.models.asked import Asked
 from rolloutlib.models.multimodal import MultimodalModel
 
 # Types with a place for every image token; all others are refused by name. SmolVLM has one, too,
-# but its processor needs num2words, which `make families` installs. Gemma 4 is not proved yet.
+# but its processor needs num2words, which `make families` installs.
 ON_PIXELS = (
     *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
     *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3"),
+    *("gemma4", "gemma4_unified"),
     *("glm46v", "glm4v", "glm_ocr", "glmga", "granite_docling", "hunyuan_vl", "minicpm_ocr"),
     *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "muse_glimmer", "muse_spark", "ovis2"),
     *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),

@@ -13,7 +13,7 @@ from rolloutlib.grid import ImageTokens, View
 SAME = 0.1  # of the usual distance: coordinates that differ less are one row or column
 EVEN = 0.3  # of a step: rows or columns whose distances differ less are evenly spaced
 ALIKE = 0.02  # of a step: steps that differ less are the same
-SLIVER = 0.03  # of a cell: what overlaps it less does not reach into it
+SLIVER = 0.1  # of a cell: what overlaps it less does not reach into it
 FILLED = 0.9  # of a rectangle: tokens whose numbers fill less of it show no rectangle
 OFF = 1.0  # pixel of the picture, beside half a step: what resampling at its edges may move
 

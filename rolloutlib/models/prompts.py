@@ -145,8 +145,10 @@ def kinds_of(shown: Sequence[Shown]) -> list[str]:
     return ["video" if isinstance(each, list) else "image" for each in shown]
 
 
-def given_to(shown: Sequence[Shown], frame_rate: float | None = None) -> dict[str, object]:
-    """The processor's arguments for these pictures and videos; of videos it takes all frames."""
+def given_to(shown: Sequence[object], frame_rate: float | None = None) -> dict[str, object]:
+    """The processor's arguments for pictures, of whatever kind it takes, and for videos, which are
+    lists of them; of videos it takes all frames.
+    """
     videos = [each for each in shown if isinstance(each, list)]
     images = [each for each in shown if not isinstance(each, list)]
     given = {"images": images} if images else {}

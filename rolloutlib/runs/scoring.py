@@ -34,7 +34,7 @@ def score(
 
     The table has a line for each item in their order, and is written as `scores.parquet` and
     `scores.csv`. Its columns: item, category, picture, question, expected, run (its folder in
-    `items`), those of `rolloutlib.evaluate.own.score_of`, seconds, and error.
+    `items`), those of `rolloutlib.evaluate.known.score_of`, seconds, and error.
 
     Raises `Refused`, before an item is asked about, if the model cannot be loaded or its image
     tokens have no place on the picture.

@@ -116,6 +116,26 @@ def test_whole_numbers_tell_to_a_quarter_of_a_pixel_where_they_come_from():
     np.testing.assert_allclose(places[..., 2], columns, atol=0.25)
 
 
+@pytest.mark.parametrize("kind", ["gemma4", "internvl"])
+def test_whole_numbers_give_the_tokens_the_same_cells(kind, monkeypatch):
+    model, picture = small_loaded(kind), noise(96, 64)
+    inputs = model.prepare([picture], "what is this ?")
+    [exact] = model.seen([picture], inputs)
+
+    def rounded(process, sizes):
+        def whole(pictures):
+            if not all(isinstance(picture, Image.Image) for picture in pictures):
+                raise TypeError("expected a picture of Pillow")
+            return process(pictures)
+
+        return origins_of(whole, sizes)
+
+    monkeypatch.setattr("rolloutlib.models.asked.origins_of", rounded)
+    [coarse] = small_loaded(kind).seen([picture], inputs)
+    assert torch.equal(coarse.positions, exact.positions) and coarse.view.grid == exact.view.grid
+    assert 0 < abs(coarse.boxes() - exact.boxes()).max() < 0.75
+
+
 def test_a_picture_that_leaves_no_trace_is_named():
     with pytest.raises(ValueError, match="same for black and white"):
         origins_of(lambda _: {"input_ids": torch.ones(2)}, [(6, 7)])

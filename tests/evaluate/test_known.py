@@ -12,8 +12,8 @@ from small_llava import save_small_llava
 from small_processors import small_loaded
 
 from rolloutlib import heatmaps, load_model
+from rolloutlib.evaluate.known import Found, drawn, map_of, score_of
 from rolloutlib.evaluate.methods import BEYOND, METHODS, evidence_of
-from rolloutlib.evaluate.own import Found, drawn, map_of, score_of
 from rolloutlib.evaluate.trust import check_peak
 from rolloutlib.models.clicks import read_click
 from rolloutlib.overlay import TARGET, to_picture
