@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 
 WHITE = 255.0  # of 8-bit pictures, which is what processors expect
-FINE = 64  # pixels along which a picture of whole numbers rises from black to white
+FINE = 16  # pixels along which a picture of whole numbers rises from black to white
 SEEN = 0.4  # of the largest difference between white and black; what differs less is padding
 
 Origins = Float[torch.Tensor, "... 3"]  # (picture, y, x), NaN where no picture is shown
@@ -29,7 +29,7 @@ def origins_of(
     the centre of its first pixel (0.5, 0.5).
 
     Processors that take whole numbers only are given several ramps for each axis, each of which
-    rises along 64 pixels: their sum is a ramp of 1/4 of a pixel's precision.
+    rises along 16 pixels: their sum is a ramp of 1/16 of a pixel's precision.
 
     process: gives the inputs for pictures of float values in [0, 255], which are never rounded; if
     it raises for these, for pictures of Pillow.

@@ -104,7 +104,7 @@ def test_ramps_tell_where_numbers_of_a_known_processor_come_from():
         )
 
 
-def test_whole_numbers_tell_to_a_quarter_of_a_pixel_where_they_come_from():
+def test_whole_numbers_tell_to_a_sixteenth_of_a_pixel_where_they_come_from():
     def process(pictures):
         if not all(isinstance(picture, Image.Image) for picture in pictures):
             raise TypeError("expected a picture of Pillow")
@@ -112,8 +112,8 @@ def test_whole_numbers_tell_to_a_quarter_of_a_pixel_where_they_come_from():
 
     places = origins_of(process, [(90, 300)])["pixel_values"][0, :, :, 0]
     rows, columns = np.mgrid[3.5:90, 0.5:300]
-    np.testing.assert_allclose(places[..., 1], rows, atol=0.25)
-    np.testing.assert_allclose(places[..., 2], columns, atol=0.25)
+    np.testing.assert_allclose(places[..., 1], rows, atol=1 / 16)
+    np.testing.assert_allclose(places[..., 2], columns, atol=1 / 16)
 
 
 @pytest.mark.parametrize("kind", ["gemma4", "internvl"])
