@@ -72,6 +72,23 @@ def answers(model, subject: Subject, split: str, part: int) -> Iterator[tuple]:
             yield question, answer, tokens
 
 
+def checked(question, check) -> dict:
+    """What a check found, and whether its place is in the region."""
+    x, y = check.point
+    found = {"kind": question.kind, "hit": bool(question.region[y, x])}
+    found |= {"log_probability": check.log_probability, "contrast": check.contrast}
+    for name in ("drops", "controls"):
+        found |= {f"{name} {n}": value for n, value in enumerate(getattr(check, name).ravel())}
+    return found
+
+
+def place(question, answer, tokens) -> dict:
+    """What was found about a map that knows nothing: a random token of the picture."""
+    random = np.zeros(answer.image.view.grid)
+    random.flat[np.random.default_rng(answer.sequence.tolist()).integers(random.size)] = 1
+    return checked(question, check_peak(answer, random))
+
+
 def line(question, answer, tokens) -> dict:
     """What was found about one answer."""
     maps = candidate_maps(answer, tokens)
@@ -83,27 +100,25 @@ def line(question, answer, tokens) -> dict:
     def hit(point):
         return bool(question.region[point[1], point[0]])
 
-    found = {"kind": question.kind, "hit": hit(check.point), "verified": hit(kept.point)}
+    found = checked(question, check) | {"verified": hit(kept.point)}
     found |= {"kept": hit(kept.check.point), "kept contrast": kept.check.contrast}
-    found |= {"map": kept.name, "log_probability": check.log_probability}
-    found |= {"contrast": check.contrast, "rivals": len(kept.points) - 1}
-    for name in ("drops", "controls"):
-        found |= {f"{name} {n}": value for n, value in enumerate(getattr(check, name).ravel())}
+    found |= {"map": kept.name, "rivals": len(kept.points) - 1}
     pixels = {name: trust.on_pixels(answer, heatmap) for name, heatmap in maps.items()}
     return found | trust.signals(pixels, BEYOND)
 
 
-def record(name: str, split: str, wanted: int, folder: Path) -> pd.DataFrame:
+def record(name: str, split: str, wanted: int, folder: Path, make=line) -> pd.DataFrame:
     """A line for each right answer, at least as many as wanted, from parts that are whole."""
     model, lines, part = None, pd.DataFrame(), 0
-    while (path := folder / f"{name}-{split}-{part}.csv").exists() or len(lines) < wanted:
+    start = f"{name}-{split}" if make is line else f"{name}-{split}-{make.__name__}"
+    while (path := folder / f"{start}-{part}.csv").exists() or len(lines) < wanted:
         if not path.exists():
             model = model or load(name)
-            found = [line(*one) for one in answers(model, SUBJECTS[name], split, part)]
+            found = [make(*one) for one in answers(model, SUBJECTS[name], split, part)]
             with complete_file(path) as whole:
                 pd.DataFrame(found).to_csv(whole, index=False)
         lines, part = pd.concat([lines, pd.read_csv(path)], ignore_index=True), part + 1
-        print(f"{name}, {split}: {len(lines)} of {wanted} right answers", flush=True)
+        print(f"{start}: {len(lines)} of {wanted} right answers", flush=True)
     return lines.assign(model=name)
 
 
@@ -116,14 +131,18 @@ def load(name: str):
 
 def inputs(lines: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What the probabilities are made of: a line for each answer."""
+    return {"check": of_checks(lines), "glance": lines[["mass", "entropy", "agreement"]]}
+
+
+def of_checks(lines: pd.DataFrame) -> pd.DataFrame:
+    """What the probability of a check is made of."""
     drops, controls = (
         lines.filter(regex=f"^{name} ").to_numpy().reshape(len(lines), -1, 2)
         for name in ("drops", "controls")
     )
     others = lines[["log_probability", "contrast"]].to_numpy()
     every = zip(drops, controls, *others.T, strict=True)
-    checked = pd.DataFrame([trust.features(*one) for one in every])
-    return {"check": checked, "glance": lines[["mass", "entropy", "agreement"]]}
+    return pd.DataFrame([trust.features(*one) for one in every])
 
 
 def fit(values: pd.DataFrame, hits: pd.Series) -> LogisticRegression:
@@ -131,11 +150,12 @@ def fit(values: pd.DataFrame, hits: pd.Series) -> LogisticRegression:
     return LogisticRegression().fit(values.to_numpy(), hits)
 
 
-def calibrate(lines: pd.DataFrame) -> None:
-    """Fit the weights on training scenes and write them."""
-    weights = {}
-    for what, values in inputs(lines).items():
-        found = fit(values, lines["hit"])
+def calibrate(lines: pd.DataFrame, places: pd.DataFrame) -> None:
+    """Fit the weights on training scenes, those of checks on random places too, and write them."""
+    weights, both = {}, pd.concat([lines, places], ignore_index=True)
+    fitted = {"check": (of_checks(both), both), "glance": (inputs(lines)["glance"], lines)}
+    for what, (values, of) in fitted.items():
+        found = fit(values, of["hit"].astype(bool))
         numbers = [*found.intercept_, *found.coef_[0]]
         names = ["intercept", *values]
         weights[what] = {k: round(float(v), 4) for k, v in zip(names, numbers, strict=True)}
@@ -157,7 +177,19 @@ def auc(hits, scores, resamples: int = 1000) -> tuple[float, float, float]:
     return drawn(groups), *np.quantile(draws, [0.025, 0.975])
 
 
-def scored(name: str, lines: pd.DataFrame, training: pd.DataFrame) -> Iterator[tuple]:
+def told(chances: np.ndarray) -> dict[str, np.ndarray]:
+    """Where which verdict is told."""
+    return {"depends": chances >= trust.SURE, "does not depend": chances <= 1 - trust.SURE}
+
+
+def chances_of(lines: pd.DataFrame) -> np.ndarray:
+    """The probability of each check."""
+    return np.array([trust.calibrated("check", x) for x in of_checks(lines).to_dict("records")])
+
+
+def scored(
+    name: str, lines: pd.DataFrame, places: pd.DataFrame, training: pd.DataFrame
+) -> Iterator[tuple]:
     """Score, value, low, high and n of one model."""
     hits, values = lines["hit"].astype(bool), inputs(lines)
     chances = {
@@ -183,8 +215,13 @@ def scored(name: str, lines: pd.DataFrame, training: pd.DataFrame) -> Iterator[t
         worst = min(kinds, key=lambda kind: kinds[kind][0])
         yield "auc_worst_kind", *kinds[worst], int((lines["kind"] == worst).sum())
     yield "brier", *mean_interval((likely - hits) ** 2), len(hits)
-    told = {"depends": likely >= trust.SURE, "does not depend": likely <= 1 - trust.SURE}
-    for verdict, where in told.items():
+    nowhere, off = chances_of(places), places["hit"].astype(bool)
+    whole = np.append(hits, off), np.append(likely, nowhere)
+    yield "auc, with random places", *auc(*whole), len(whole[0])
+    for verdict, where in told(nowhere).items():
+        of = mean_interval(where.astype(float))
+        yield f"share told of random places: {verdict}", *of, len(places)
+    for verdict, where in told(likely).items():
         yield f"share told: {verdict}", *mean_interval(where.astype(float)), len(hits)
         if where.sum() > 1:
             yield f"right peaks: {verdict}", *mean_interval(hits[where].astype(float)), where.sum()
@@ -197,7 +234,7 @@ def scored(name: str, lines: pd.DataFrame, training: pd.DataFrame) -> Iterator[t
 
 def reliability(lines: pd.DataFrame, edges=(0, 0.2, 0.4, 0.6, 0.8, 1)) -> pd.DataFrame:
     """For each bin of probabilities: their mean, the share of right peaks, and how many."""
-    chances = [trust.calibrated("check", x) for x in inputs(lines)["check"].to_dict("records")]
+    chances = chances_of(lines)
     table = pd.DataFrame({"probability": chances, "share": lines["hit"].astype(float), "n": 1})
     bins = pd.cut(table["probability"], edges, include_lowest=True, labels=False)
     how = {"probability": "mean", "share": "mean", "n": "sum"}
@@ -212,19 +249,21 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--train", type=int, default=150, help="answers of each model to fit on")
     parser.add_argument("--test", type=int, default=500, help="answers of each model to score")
+    parser.add_argument("--places", type=int, default=50, help="random places of each, of both")
     options = parser.parse_args()
-    training, testing = (
-        [record(name, split, wanted, options.folder) for name in options.models]
-        for split, wanted in (("train", options.train), ("test", options.test))
+    training, testing, elsewhere, nowhere = (
+        [record(name, split, wanted, options.folder, make) for name in options.models]
+        for make, counts in ((line, (options.train, options.test)), (place, [options.places] * 2))
+        for split, wanted in zip(SPLITS, counts, strict=True)
     )
     whole = pd.concat(training, ignore_index=True)
-    calibrate(whole)
+    calibrate(whole, pd.concat(elsewhere, ignore_index=True))
     tables, bins = [], []
-    for name, lines in zip(options.models, testing, strict=True):
+    for name, lines, places in zip(options.models, testing, nowhere, strict=True):
         columns = ["score", "value", "low", "high", "n"]
-        tables.append(pd.DataFrame(scored(name, lines, whole), columns=columns))
+        tables.append(pd.DataFrame(scored(name, lines, places, whole), columns=columns))
         tables[-1].insert(0, "model", name)
-        bins.append(reliability(lines).assign(model=name))
+        bins.append(reliability(pd.concat([lines, places])).assign(model=name))
     for path, parts in {"trust.csv": tables, "reliability.csv": bins}.items():
         with complete_file(options.out / path) as part:
             pd.concat(parts).round(4).to_csv(part, index=False)
