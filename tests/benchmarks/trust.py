@@ -218,6 +218,7 @@ def scored(
     nowhere, off = chances_of(places), places["hit"].astype(bool)
     whole = np.append(hits, off), np.append(likely, nowhere)
     yield "auc, with random places", *auc(*whole), len(whole[0])
+    yield "brier, with random places", *mean_interval((whole[1] - whole[0]) ** 2), len(whole[0])
     for verdict, where in told(nowhere).items():
         of = mean_interval(where.astype(float))
         yield f"share told of random places: {verdict}", *of, len(places)

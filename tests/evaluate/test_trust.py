@@ -211,5 +211,5 @@ def test_the_committed_tables_have_their_form():
     wide = table.pivot(index="score", columns="model", values="value")
     assert wide.loc[["auc", "brier", "pointing", "verified_pointing"]].notna().all(axis=None)
     bins = pd.read_csv(DATA / "results/reliability.csv")
-    counts = table[table["score"] == "brier"].set_index("model")["n"]
+    counts = table[table["score"] == "brier, with random places"].set_index("model")["n"]
     assert bins.groupby("model")["n"].sum().to_dict() == counts.to_dict()
