@@ -147,10 +147,10 @@ def plot_check(picture: Image.Image, check: PeakCheck) -> Figure:
 
 
 def plot_reliability(bins: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
-    """Draw how often peaks were right against the probability that they were given.
+    """Draw how often places were right against the probability that they were given.
 
-    bins: model, probability (the mean of a bin), share (of right peaks), n.  labels: of the models,
-    in order. The dashed line is perfect calibration; larger dots stand for more answers.
+    bins: model, probability (the mean of a bin), share (of right places), n.  labels: of the
+    models, in order. The dashed line is perfect calibration; larger dots stand for more answers.
     """
     figure, axis = plt.subplots(figsize=(5.5, 4.2), layout="constrained")
     axis.plot([0, 1], [0, 1], "--", color="grey")
@@ -159,6 +159,6 @@ def plot_reliability(bins: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         [line] = axis.plot(part["probability"], part["share"], label=label)
         dots = {"s": 4 * np.sqrt(part["n"]) + 8, "color": line.get_color()}
         axis.scatter(part["probability"], part["share"], **dots)
-    axis.set(xlabel="probability of the check", ylabel="share of peaks in the region")
+    axis.set(xlabel="probability of the check", ylabel="share of places in the region")
     axis.legend()
     return figure

@@ -11,15 +11,14 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from rolloutlib.evaluate.scores import mass_in_region, pointing_game, region_auc
-from rolloutlib.evaluate.trust import check_peak
+from rolloutlib.evaluate.trust import BLUR_TOKENS, check_peak
 from rolloutlib.files.complete import complete_file
 from rolloutlib.files.regions import region_mask
 from rolloutlib.models import Answer, MultimodalModel
 from rolloutlib.models.clicks import Click, read_click
-from rolloutlib.models.tower import heatmaps
+from rolloutlib.models.tower import SHIPPED, heatmaps
 from rolloutlib.overlay import TARGET, crosshair, overlay, stack_layers, to_picture
 
-BLUR = 0.5  # of every map, in widths of a token
 LONGEST_SIDE = 480  # of the picture that is kept of a map, in pixels
 
 
@@ -43,8 +42,8 @@ def map_of(
     question: str,
     *,
     click: bool = False,
-    residual: float = 0.9,
-    head_fusion: str = "mean",
+    residual: float = SHIPPED["residual"],
+    head_fusion: str = SHIPPED["head_fusion"],
     max_new_tokens: int = 32,
 ) -> Found:
     """Ask about a picture, and make the map that the notebooks show.
@@ -93,7 +92,7 @@ def score_of(
     started = time.perf_counter()
     picture, view = found.answer.image.picture, found.answer.image.patch_view
     mask = region_mask(region, view.picture)
-    pixels = to_picture(found.heatmap, view, blur_tokens=BLUR)
+    pixels = to_picture(found.heatmap, view, blur_tokens=BLUR_TOKENS)
     seen = ~np.isnan(pixels)
     area = mask[seen].mean()
     scores: dict[str, object] = {
@@ -137,7 +136,7 @@ def drawn(
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     size = small.size[::-1]
     view = replace(found.answer.image.patch_view, picture=size)
-    shown = overlay(small, found.heatmap, view, blur_tokens=BLUR, power=2.0)
+    shown = overlay(small, found.heatmap, view, blur_tokens=BLUR_TOKENS, power=2.0)
     inside = np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
     shown[binary_dilation(inside, iterations=2) & ~inside] = TARGET
     point = found.click.pixel(size) if found.click else None

@@ -120,7 +120,8 @@ def check_peak(
 
     Squares around the place are replaced, by a blur and by the local mean, and the model is asked
     how likely its answer still is. The same is done at places of similar contrast that the map
-    thinks little of. All pictures, 16 at most, are one batch.
+    thinks little of. All pictures, 16 at most, are one batch. Where the model reads something
+    larger than the squares, the rest of it may be enough for the same answer.
 
     heatmap: on the grid of `answer.image.patch_view` or `answer.image.view`.  sizes: of the
     squares, as shares of what the model saw of the picture; up to three, the smallest first.
@@ -152,8 +153,7 @@ def verified_peak(
     First the shipped map's peak is checked as by `check_peak`, and kept if its largest square costs
     the answer enough: 3 in log-odds. Else other peaks are removed, up to four, each by itself; the
     one whose removal costs most is kept if that is enough, and checked; if none costs enough, the
-    shipped one. With the usual two sizes that takes 9, 13 or 20
-    pictures, in three batches at most.
+    shipped one. With the usual two sizes that takes 9, 13 or 20 pictures, in three batches at most.
 
     maps: by name, such as `candidate_maps`; each on the grid of `answer.image.patch_view` or
     `answer.image.view`.  shipped: the name of the map that is shown.
@@ -207,11 +207,7 @@ def candidate_maps(
     """
     recording = answer.model.record(answer)
     last = {"start_layer": len(recording["language"]) - 1, "residual": 0.0}
-    hows = {
-        BEYOND: SHIPPED,
-        "strongest heads": STRONGEST,
-        "last layer": last,
-    }
+    hows = {BEYOND: SHIPPED, "strongest heads": STRONGEST, "last layer": last}
     chosen = slice(None) if tokens is None else list(tokens)
     maps = {name: heatmaps(recording, answer, **how)[chosen] for name, how in hows.items()}
     return {name: as_numpy(each.mean(0)) for name, each in maps.items()}
@@ -378,6 +374,7 @@ class _Scene:
         lengths = (max(round(sqrt(size * self.seen.sum())), 1) for size in sorted(sizes))
         self.sides = [min(length, *self.picture.size) for length in lengths]
         self.last = 2 * len(sizes) - 1  # the largest square, replaced by the local mean
+        self._controls: dict[Point, tuple[Box, ...]] = {}
 
     @cached_property
     def mean(self) -> Float[np.ndarray, "height width 3"]:
@@ -433,6 +430,11 @@ class _Scene:
         It lies in the half of the picture where the map is lowest, and not on the largest square
         around the point.
         """
+        if point not in self._controls:
+            self._controls[point] = self._found_controls(point)
+        return self._controls[point]
+
+    def _found_controls(self, point: Point) -> tuple[Box, ...]:
         rng, found = np.random.default_rng(self.seed), []
         left, top, right, bottom = self.box(point, self.sides[-1])
         for side, own in zip(self.sides, self.boxes(point), strict=True):

@@ -148,11 +148,11 @@ class MultimodalModel:
         prompt: a question in plain text, put into the checkpoint's chat template; or the whole
         text, image tokens included, as a `WholePrompt`.  frame_rate: of videos, in frames per
         second; if it is given with no list among the pictures, they are the frames of one video.
-        record: keep what every layer attended to,
-        as `answer.recording`, at almost no cost; only after beam search or with a cache of fixed
-        size it takes a replay pass.  system: what the model is told before the question, for
-        checkpoints whose chat template has a place for it.  generation: anything that transformers'
-        `generate` takes (beams, sampling, …), for one answer.
+        record: keep what every layer attended to, as `answer.recording`, at almost no cost; only
+        after beam search or with a cache of fixed size it takes a replay pass.
+        system: what the model is told before the question, for checkpoints whose chat template has
+        a place for it.  generation: anything that transformers' `generate` takes (beams, sampling,
+        …), for one answer.
 
         Raises ValueError for a question with special tokens, if the prompt has no room for its
         image tokens or the context none for the answer, if the model generates nothing or an image
