@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -409,6 +408,8 @@ def plot_metrics(
 
     Raises ValueError for a column missing from the table, and if no run has any of the metrics.
     """
+    import seaborn as sns  # in every kernel it would take time, and it draws sweeps alone
+
     wanted = [*metrics, parameter, *([by] if by else [])]
     if missing := [name for name in wanted if name not in table]:
         raise ValueError(f"expected columns out of {list(table)}, got {missing}")

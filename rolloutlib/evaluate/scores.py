@@ -95,12 +95,16 @@ def region_auc(heatmap: Heatmap, region: Region) -> float:
     1.0
     """
     seen, inside = _part(heatmap, region)
-    order = np.argsort(seen)
-    outside_below = np.concatenate([[0], np.cumsum(1 - inside[order])])
-    there, ranked = inside > 0, seen[order]
+    there, ranked, outside = inside > 0, seen[inside < 1], 1 - inside[inside < 1]
+    if (outside == 1).all():  # as on pixels; half the time
+        ranked = np.sort(ranked)
+    else:
+        order = np.argsort(ranked)
+        ranked, outside = ranked[order], outside[order]
+    outside_below = np.concatenate([[0], np.cumsum(outside)])
     sides = (np.searchsorted(ranked, seen[there], side) for side in ("left", "right"))
     below = sum(outside_below[places] for places in sides) / 2  # cells that tie count half
-    return float(inside[there] @ below / (inside.sum() * (1 - inside).sum()))
+    return float(inside[there] @ below / (inside.sum() * outside.sum()))
 
 
 def average_precision(heatmap: Heatmap, region: Region) -> float:

@@ -169,11 +169,11 @@ class MultimodalModel:
         pictures = _as_shown(pictures, video=frame_rate is not None)
         inputs = self.prepare(pictures, prompt, frame_rate=frame_rate, system=system)
         require_room(self.model.config, inputs["input_ids"].shape[1], max_new_tokens)
-        self.placed(pictures, inputs)  # what is wrong about them is said now, not later
+        placed = self.placed(pictures, inputs)  # what is wrong about them is said now, not later
         with record_attention(self.model) if record else nullcontext() as recording:
             output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **generation)
         sequences = getattr(output, "sequences", output)
-        answer = self.answer(pictures, prompt, inputs, sequences, system=system)
+        answer = self._read(placed, prompt, inputs, sequences, system=system)
         if not record:
             return answer
         whole = self._joined(recording, answer)
@@ -223,6 +223,18 @@ class MultimodalModel:
         Raises ValueError for more or fewer than one, where nothing was generated, and for a
         generated image token, which has no picture.
         """
+        placed = self.placed(pictures, inputs)
+        return self._read(placed, prompt, inputs, sequences, system=system)
+
+    def _read(
+        self,
+        placed: tuple[list[ImageTokens], str],
+        prompt: str,
+        inputs: BatchFeature,
+        sequences: Int[torch.Tensor, "_ token"],
+        *,
+        system: str,
+    ) -> Answer:
         if sequences.shape[0] != 1:
             raise ValueError(f"expected one generated sequence, got {sequences.shape[0]}")
         length = inputs["input_ids"].shape[1]
@@ -231,7 +243,7 @@ class MultimodalModel:
             raise ValueError("expected at least one generated token, got none")
         require_text(self.model.config, generated)
         tokenizer = self.processor.tokenizer
-        images, unplaced = self.placed(pictures, inputs)
+        images, unplaced = placed
         thought = end_of_thinking(tokenizer, sequences[0, :length], generated)
         return Answer(
             prompt=prompt,

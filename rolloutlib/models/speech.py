@@ -108,7 +108,7 @@ class SpeechModel:
         sequence: Int[torch.Tensor, " token"] | None = None,
         start: float = 0.0,
     ) -> Heard:
-        """Write down a sound of at most 30 seconds, and record one pass over what was written.
+        """Write down a sound of at most 30 seconds, and record what was listened to meanwhile.
 
         sound: 16,000 samples per second, as from `load_sound`.  sequence: what to read instead of
         writing, such as that of another model's `Heard`.
@@ -123,10 +123,11 @@ class SpeechModel:
             )
         inputs = extractor(sound, sampling_rate=RATE, return_tensors="pt").to(self.model.device)
         features = inputs.input_features.to(self.model.dtype)
-        if sequence is None:
-            sequence = self.model.generate(features, force_unique_generate_call=True)[0]
         with record_attention(self.model) as recording:
-            self.model(input_features=features, decoder_input_ids=sequence[None])
+            if sequence is None:
+                sequence = self.model.generate(features, force_unique_generate_call=True)[0]
+            else:
+                self.model(input_features=features, decoder_input_ids=sequence[None])
         heads = getattr(self.model.generation_config, "alignment_heads", None) or []
         text = self.processor.tokenizer.decode(sequence, skip_special_tokens=True).strip()
         frames = -(-len(sound) // extractor.hop_length)

@@ -109,8 +109,8 @@ class Recording:
         A part is one stack of layers, in a tower the first that ran. `notes` names other stacks,
         such as resamplers, which can be had by their paths, and parts that did not run.
 
-        The calls of a generation with a growing cache are joined into one pass over all its
-        tokens but the last, which the model never received; and so are the passes of a tower that
+        The calls of a generation with a growing cache, to its own tokens or across, are joined into
+        one pass over all its tokens but the last, which the model never received; and so are the passes of a tower that
         sees a prompt's pictures, then its videos: blocks of one sequence, or a batch of both.
 
         Raises KeyError if nothing was recorded under that name, ValueError if a layer ran more
@@ -129,7 +129,7 @@ class Recording:
         crossing = self._stack("cross")
         passes = self._passes()
         for name in names:  # each layer's calls are freed as soon as they are joined
-            whole = one_pass(self._calls[name], passes.get(name, ()))
+            whole = one_pass(self._calls[name], passes.get(name, ()), crosses=name in crossing)
             if name in self._fused:
                 whole = continued(self._fused.pop(name), whole)
             if name in crossing and isinstance(whole, (RecordedLayer, RecordedWeights)):

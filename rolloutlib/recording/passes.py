@@ -35,11 +35,14 @@ class Continued(NamedTuple):
     logsumexp: Float[torch.Tensor, "batch head query"] | None
 
 
-def one_pass(calls: list[Layer | Continued], passes: Sequence[int] = ()) -> Layer:
+def one_pass(
+    calls: list[Layer | Continued], passes: Sequence[int] = (), *, crosses: bool = False
+) -> Layer:
     """Join these calls of one module into a layer: one call, a call and those that continued it,
     or the blocks of one pass.
 
     passes: of a tower that ran several times for one prompt, how many calls belong to each time.
+    crosses: whether the calls attend to another sequence, which stays the same while they write.
 
     A module that attends block by block splits one tensor, so the queries of its blocks follow each
     other in memory. Those of another pass lie elsewhere, because all of them are kept.
@@ -53,6 +56,8 @@ def one_pass(calls: list[Layer | Continued], passes: Sequence[int] = ()) -> Laye
         return _together([one_pass([*islice(rest, count)]) for count in passes])
     if all(isinstance(call, Continued) for call in calls[:-1]):
         return _whole_sequence(*calls)
+    if crosses and _ask_in_turn(calls):
+        return _whole_sequence_across(calls)
     if isinstance(calls[0], DifferentiableLayer):
         raise ValueError(
             f"{calls[0].name} ran {len(calls)} times while recording gradients, expected once: one "
@@ -95,6 +100,27 @@ def _are_blocks(calls: list[Layer | Continued]) -> bool:
     first, step = calls[0].query, calls[0].query.stride(2) * calls[0].query.itemsize
     starts = accumulate((call.shape[1] * step for call in calls), initial=first.data_ptr())
     return all(call.query.data_ptr() == start for call, start in zip(calls, starts, strict=False))
+
+
+def _ask_in_turn(calls: list[Layer | Continued]) -> bool:
+    """Whether each of these calls after the first is one more token that asks the same keys."""
+    if not all(isinstance(call, RecordedLayer) and call.sinks is None for call in calls):
+        return False
+    first, *later = calls
+    if len({call.mask is None for call in calls}) > 1:
+        return False
+    return all(call.shape[1] == 1 and torch.equal(call.key, first.key) for call in later)
+
+
+def _whole_sequence_across(calls: list[RecordedLayer]) -> RecordedLayer:
+    """Join a prompt's call to another sequence and those of the tokens after it."""
+    masks, known = [call.mask for call in calls], [call.logsumexp for call in calls]
+    return replace(
+        calls[0],
+        query=torch.cat([call.query for call in calls], 2),
+        mask=None if masks[0] is None else torch.cat(masks, 2),
+        logsumexp=None if any(one is None for one in known) else torch.cat(known, 2),
+    )
 
 
 def continues(earlier: object, call: object) -> bool:

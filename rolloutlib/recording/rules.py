@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import NamedTuple
 
 import torch
@@ -228,11 +228,12 @@ def note_mixed(note: Note, module: torch.nn.Module, mixed: Mixed) -> None:
         )
 
 
-def rules_of(module: torch.nn.Module) -> dict[str, dict]:
-    """The rules that a module's own code calls, each with the names of the file that calls it."""
+@cache
+def rules_of(kind: type[torch.nn.Module]) -> dict[str, dict]:
+    """The rules that a class's own code calls, each with the names of the file that calls it."""
     found = {}
-    for kind in type(module).__mro__:
-        for function in filter(inspect.isfunction, vars(kind).values()):
+    for base in kind.__mro__:
+        for function in filter(inspect.isfunction, vars(base).values()):
             own = inspect.unwrap(function)
             found |= dict.fromkeys(RULES.keys() & set(own.__code__.co_names), own.__globals__)
     return found
@@ -243,7 +244,7 @@ def rules_noted(model: torch.nn.Module, attend: Attend) -> Iterator[None]:
     """Inside the block, every call of a rule by a module of the model goes through `attend`."""
     with ExitStack() as stack:
         for module in model.modules():
-            rules = rules_of(module)
+            rules = rules_of(type(module))
             for name, namespace in rules.items():
                 stack.enter_context(_watched(namespace, name))
             if rules:

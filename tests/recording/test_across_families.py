@@ -100,3 +100,35 @@ def test_cross_attention_may_lie_between_layers_of_self_attention():
     own, other = ([layer.probabilities() for layer in part] for part in (own, other))
     expected = reference.across(one_item(own), one_item(other), [])[[-1, 4]]
     np.testing.assert_allclose(torch.cat(found, -1)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_fusion", [None, "mean"])
+@pytest.mark.parametrize("make", [whisper, bart, picture_to_text])
+@torch.no_grad()
+def test_a_recorded_generation_is_the_pass_over_its_tokens(make, head_fusion):
+    """All but the last, which the decoder never received."""
+    torch.manual_seed(0)
+    model, inputs, behind = make()
+    given = {**inputs, "decoder_input_ids": TOKENS[:, :2]}
+    if make is whisper:  # its own way to generate drops the prompt
+        given["force_unique_generate_call"] = True
+    with record_attention(model.eval(), head_fusion=head_fusion) as recording:
+        written = model.generate(**given, max_new_tokens=4, min_new_tokens=4)
+    with record_attention(model, head_fusion=head_fusion) as replayed:
+        model(**{**inputs, "decoder_input_ids": written[:, :-1]})
+    maps = []
+    for whole in (recording, replayed):
+        assert {layer.shape[1] for layer in whole["cross"]} == {written.shape[1] - 1}
+        maps.append(rollout_across(whole["language"], whole["cross"], whole[behind], [-1, 2]))
+    for found, expected in zip(*maps, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_a_generation_without_a_cache_is_no_pass():
+    model, inputs, _ = whisper()
+    with record_attention(model.eval()) as recording:
+        model.generate(inputs["input_features"], max_new_tokens=3, use_cache=False)
+    for part in ("language", "cross"):
+        with pytest.raises(ValueError, match=r"ran \d times while recording, expected once"):
+            recording[part]

@@ -87,7 +87,8 @@ def watched_rules(model, monkeypatch):
 
         return watch
 
-    places = {type(m).__module__: rules.rules_of(m) for m in model.modules() if rules.rules_of(m)}
+    kinds = {type(module) for module in model.modules()}
+    places = {kind.__module__: rules.rules_of(kind) for kind in kinds if rules.rules_of(kind)}
     for file, names in places.items():
         for name in names:
             monkeypatch.setattr(sys.modules[file], name, watching(names[name][name]))
