@@ -109,9 +109,10 @@ class Recording:
         A part is one stack of layers, in a tower the first that ran. `notes` names other stacks,
         such as resamplers, which can be had by their paths, and parts that did not run.
 
-        The calls of a generation with a growing cache, to its own tokens or across, are joined into
-        one pass over all its tokens but the last, which the model never received; and so are the passes of a tower that
-        sees a prompt's pictures, then its videos: blocks of one sequence, or a batch of both.
+        The calls of a generation with a growing cache, to its own tokens and across, are joined
+        into one pass over all its tokens but the last, which the model never received; and so are
+        the passes of a tower that sees a prompt's pictures, then its videos: blocks of one
+        sequence, or a batch of both.
 
         Raises KeyError if nothing was recorded under that name, ValueError if a layer ran more
         than once in any other way: with a cache of fixed size, or one that beam search

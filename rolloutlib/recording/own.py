@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from typing import no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,7 @@ class _Watching(TorchFunctionMode):
         super().__init__()
         self.module, self.note, self.batch = module, note, batch
 
+    @no_type_check  # called for every operation, and names no shape
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention and not attending.get():
