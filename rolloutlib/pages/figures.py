@@ -9,6 +9,7 @@ from rolloutlib.files.pictures import read_picture
 
 WAV = {"audio/wav", "audio/x-wav", "audio/wave"}
 QUALITY = 88  # of what is smaller as WebP with losses, such as photographs
+LOSSLESS = {"lossless": True, "method": 1, "quality": 50}  # half the time, a hundredth more bytes
 
 
 def as_webp(png: str) -> str:
@@ -25,9 +26,9 @@ def _smallest(png: str) -> str:
     kinds = {"png": png}
     try:
         picture = read_picture(base64.b64decode(png), "a figure")
-        for how in ({"lossless": True}, {"quality": QUALITY}):
+        for how in (LOSSLESS, {"method": 3, "quality": QUALITY}):
             file = io.BytesIO()
-            picture.save(file, "webp", method=3, **how)
+            picture.save(file, "webp", **how)
             found = base64.b64encode(file.getvalue()).decode()
             kinds["webp"] = min(kinds.get("webp", found), found, key=len)
     except ValueError:  # a picture of any origin

@@ -84,6 +84,7 @@ class Position:
     """How far a run has come, for whoever watches it and for the report when it fails."""
 
     on_progress: Callable[[int, int], None]
+    notebook: Node | None = None  # as far as it was executed
     index: int = 0
     cells_started: int = 0
     cells: int = 0
@@ -92,6 +93,7 @@ class Position:
     interrupted: bool = False
 
     def start(self, notebook: Node) -> None:
+        self.notebook = notebook
         self.cells = sum(is_executed(cell) for cell in notebook.cells)
 
     def enter(self, cell: Node, cell_index: int) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from rolloutlib.extras import needs, without_iris
-from rolloutlib.runs.kernel import Position, is_executed, kernel_watched_by, private_sockets
+from rolloutlib.runs.kernel import Node, Position, is_executed, kernel_watched_by, private_sockets
 from rolloutlib.runs.notebook import Notebook, hash_of
 
 with needs("notebooks"), without_iris():
@@ -32,6 +32,8 @@ with needs("notebooks"), without_iris():
 KERNEL_START_SECONDS = 120
 # A cell's last outputs may come late on a busy machine; nbclient's own 4 seconds are too few.
 OUTPUT_WAIT_SECONDS = 120
+# Papermill would write the whole notebook twice for each cell.
+SAVE_SECONDS = 10
 
 # What papermill says of a lost kernel, a run's error says better, and it knows fewer parameters.
 logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -162,26 +164,43 @@ def _execute(
     # Papermill takes braces in a path for places of parameters.
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, part)]
     deadline = None if timeout is None else time.monotonic() + timeout
+    saved = time.monotonic()
+
+    def leave(cell: Node, **reached: object) -> None:
+        nonlocal saved
+        position.leave(cell, **reached)
+        if time.monotonic() - saved > SAVE_SECONDS:
+            nbformat.write(position.notebook, part)
+            saved = time.monotonic()
+
     with private_sockets() as sockets:
-        papermill.execute_notebook(
-            *paths,
-            settings.pop("parameters", None),
-            kernel_name="python3",
-            language="python",
-            # Papermill's `cwd` would move this whole process, and other runs' threads with it.
-            resources={"metadata": {"path": str(notebook.parent)}},
-            progress_bar=False,
-            start_timeout=KERNEL_START_SECONDS,
-            iopub_timeout=OUTPUT_WAIT_SECONDS,
-            config=Config(KernelManager=sockets),
-            kernel_manager_class=kernel_watched_by(position),
-            shell_timeout_interval=1,
-            timeout_func=deadline and (lambda cell: max(deadline - time.monotonic(), 0.001)),
-            on_notebook_start=position.start,
-            on_cell_execute=position.enter,
-            on_cell_executed=position.leave,
-            **settings,
-        )
+        try:
+            papermill.execute_notebook(
+                *paths,
+                settings.pop("parameters", None),
+                kernel_name="python3",
+                language="python",
+                # Papermill's `cwd` would move this whole process, and other runs' threads with it.
+                resources={"metadata": {"path": str(notebook.parent)}},
+                progress_bar=False,
+                request_save_on_cell_execute=False,
+                start_timeout=KERNEL_START_SECONDS,
+                iopub_timeout=OUTPUT_WAIT_SECONDS,
+                config=Config(KernelManager=sockets),
+                kernel_manager_class=kernel_watched_by(position),
+                shell_timeout_interval=1,
+                timeout_func=deadline and (lambda cell: max(deadline - time.monotonic(), 0.001)),
+                on_notebook_start=position.start,
+                on_cell_execute=position.enter,
+                on_cell_executed=leave,
+                **settings,
+            )
+        except PapermillExecutionError:  # it wrote the notebook
+            raise
+        except BaseException:
+            if position.notebook:
+                nbformat.write(position.notebook, part)
+            raise
 
 
 def _marked(
