@@ -502,7 +502,8 @@ def test_the_place_of_the_map_shown_is_checked_and_forgotten_with_the_map(explor
 def test_a_figure_frames_the_place_and_says_what_was_found(answer):
     heatmap = explore(answer).shown_map("")[0]
     found = check_peak(answer, heatmap)
-    [axis] = plot_trust([answer], [heatmap], [found]).axes
+    axis, bar = plot_trust([answer], [heatmap], [found], power=2.0).axes
+    assert bar.get_ylabel() == "(share of the map's range) ^ 2"
     assert axis.get_title() == f"{answer.prompt} {answer.text}\n{found.sentence}"
     left, top, right, bottom = found.box
     expected = (left - 0.5, top - 0.5, right - left, bottom - top)
