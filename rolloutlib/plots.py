@@ -24,7 +24,7 @@ from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.overlay import LEVELS, blend, colour, emphasize
 from rolloutlib.video import minmax_rows, select_instance_attention
 
-PAGE_WIDTH = 11  # inches of the widest figure: on a page its text is not smaller than 8 points
+PAGE_WIDTH = 11  # inches of the widest figure: on a page of 960 pixels its text has 8 points
 PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
 LABEL_PITCH = 1.6 / 72  # inches from one token label to the next, per point of font size
 
