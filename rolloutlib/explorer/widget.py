@@ -102,7 +102,7 @@ class MapView(anywidget.AnyWidget):
 
 
 class Explorer(ipywidgets.VBox):
-    """Show what each word drew on: pictures, and words that recolour them when pointed at.
+    """Show what is relevant for each word: pictures, and words that recolour them when pointed at.
 
     pictures, views: what is shown, and how each one's maps lie on it.
     words: what can be pointed at: tokens or frames.  prompt: how many of them were asked.
@@ -230,7 +230,7 @@ class Explorer(ipywidgets.VBox):
         return check(self, self._verify, on_progress)
 
     def minus(self, other: "Explorer") -> "Explorer":
-        """What each word drew on more here than in another explorer; it follows both.
+        """What is more relevant for each word here than in another explorer; it follows both.
 
         The shares there are subtracted from the shares here: red is more here, blue more there.
         Words are compared by their numbers: those of the answers, and those of the prompts if they

@@ -221,7 +221,7 @@ def test_settings_out_of_range_are_refused(answer):
         explore(answer, tower_residual=-1)
 
 
-def test_words_before_the_picture_drew_nothing_from_it(explorer, answer):
+def test_nothing_in_the_picture_is_relevant_for_words_before_it(explorer, answer):
     before = int(answer.image.positions[0])
     assert before > 0
     assert not received(explorer)[:before, : len(answer.image.positions)].any()
