@@ -71,8 +71,8 @@ def explore(
 
     Shows the language model's rollout, from `model.record(answer)`: the row that predicted each
     generated word, and the row of each word of the prompt; for one before the picture nothing in it
-    is relevant. A word of several tokens has the mean of their rows. The time steps of a video are pictures
-    along a time slider, each shown by its first frame. By default these are the maps of
+    is relevant. A word of several tokens has the mean of their rows. The time steps of a video are
+    pictures along a time slider, each shown by its first frame. By default these are the maps of
     `heatmaps(recording, answer, residual=0.9, beyond_even=True)`, as `08_faithfulness` scores them.
 
     to_patches, tower_residual: carry each map through the vision tower, as `heatmaps` does.
