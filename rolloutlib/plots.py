@@ -456,7 +456,7 @@ def plot_listening(
     if wrong := [name for name, array in arrays.items() if len(array) != len(words)]:
         raise ValueError(f"expected maps of {len(words)} words, got another number in {wrong[0]!r}")
     rows = 0.19 * len(words) + 0.5
-    sizes = {"figsize": (10, 1.5 + rows * len(maps)), "height_ratios": [1.2, *[rows] * len(maps)]}
+    sizes = {"figsize": (9.5, 1.5 + rows * len(maps)), "height_ratios": [1.2, *[rows] * len(maps)]}
     figure, axes = plt.subplots(len(maps) + 1, sharex=True, **(PANELS | sizes))
     fill = {"aspect": "auto", "interpolation": "none"}
     bands = {"origin": "lower", "extent": (0, seconds, 0, len(spectrogram))}
