@@ -205,7 +205,7 @@ def test_scores_have_a_panel_each_and_a_bar_for_every_map():
 
 def test_wide_pictures_share_a_page_width():
     figure = plot_pictures([np.ones((10, 60))] * 4, list("abcd"))
-    assert tuple(figure.get_size_inches()) == pytest.approx((PAGE_WIDTH, 3 / 6 + 0.4))
+    assert tuple(figure.get_size_inches()) == pytest.approx((PAGE_WIDTH, PAGE_WIDTH / 24 + 0.4))
 
 
 def test_a_difference_has_a_scale_around_0():
