@@ -30,7 +30,7 @@ class Case:
     region.  log_probability: of the answer, without some cells.  evidence: for the methods; None
     where the maps are made.  picture, pixels: the picture, and the region on its pixels.  view:
     what the cells stand for.  These three are None where cells are frames; then `asked` is the
-    frame that was asked about, which takes no part in scores.  said: question and answer.
+    frame that was asked about, which takes no part in scores.  said: question and answer, in lines.
     """
 
     kind: str
@@ -84,7 +84,7 @@ def picture_cases(
                 picture,
                 question.region,
                 view,
-                said=f"{question.text} {answer.text}",
+                said=f"{question.text}\n{answer.text}",
             )
 
 

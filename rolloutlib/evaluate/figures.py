@@ -102,7 +102,8 @@ def plot_extremes(found: Examination, count: int = 3) -> Figure:
     for rank, case, one, hit in zip(ranks, cases, maps, hits, strict=True):
         peak = "inside" if hit > 0.5 else "outside"
         did = f"peak {peak}, {mass_in_region(one.pixels, case.pixels):.0%} of the map inside"
-        titles.append(f"{fill(f'{rank}: {case.said}', 38)}\n{did}")
+        said = [fill(line, 36) for line in f"{rank}: {case.said}".splitlines()]
+        titles.append("\n".join([*said, did]))
     regions = [case.pixels for case in cases]
     look = {"columns": count, "height": 2.6, "regions": regions, "scale": RANGE}
     figure = plot_pictures(painted, titles, **look)

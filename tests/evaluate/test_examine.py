@@ -97,7 +97,7 @@ def test_every_map_goes_through_the_same_steps():
 
 def test_the_worst_and_the_best_cases_say_what_was_asked_and_what_the_map_did():
     cases = [
-        replace(picture_case(seed), picture=Image.new("RGB", (16, 16)), said=f"{seed}? yes")
+        replace(picture_case(seed), picture=Image.new("RGB", (16, 16)), said=f"{seed}?\nyes")
         for seed in range(4)
     ]
     found = examine(cases, SOME, shown=BEYOND)
@@ -114,7 +114,7 @@ def test_the_worst_and_the_best_cases_say_what_was_asked_and_what_the_map_did():
     ):
         peak = "inside" if wide["pointing game"][case] == 1 else "outside"
         mass = mass_in_region(found.maps[case].pixels, cases[case].pixels)
-        expected = f"{rank}: {case}? yes\npeak {peak}, {mass:.0%} of the map inside"
+        expected = f"{rank}: {case}?\nyes\npeak {peak}, {mass:.0%} of the map inside"
         assert axis.get_title() == expected
 
 
@@ -251,6 +251,7 @@ def test_only_correct_answers_become_cases(tmp_path):
         (picture, [Question(ASKED, "another", region)]),
     ]
     [case] = picture_cases(model, asked, right_words)
+    assert case.said == f"{ASKED}\n{said.text}"
     assert case.evidence.rows.tolist() == said.rows.tolist()
     np.testing.assert_array_equal(case.region, region_shares(region, said.image.patch_view))
     none, every = np.zeros((1, *case.region.shape), bool), np.ones((1, *case.region.shape), bool)
