@@ -17,7 +17,7 @@ from rolloutlib.evaluate.examine import Examination
 from rolloutlib.evaluate.scores import mass_in_region
 from rolloutlib.evaluate.trust import PeakCheck
 from rolloutlib.models import Answer
-from rolloutlib.overlay import blend, colour, emphasize, overlay
+from rolloutlib.overlay import blend, colour, emphasize, overlay, range_label
 from rolloutlib.plots import plot_pictures
 
 WIDTH = 9  # inches: text keeps its size on a page
@@ -26,7 +26,6 @@ FRAMES = {  # colour and line, as in the explorer
     "does not depend": ("#9a3412", "--"),
     "can't tell": ("#4b5563", ":"),
 }
-RANGE = "share of the map's range"  # of the colours of `overlay`: from lowest to highest value
 STYLES = {"random": ":", "centre": "--", REGION: "-."}  # lines that may hide each other
 
 
@@ -67,7 +66,7 @@ def plot_trust(
     every = list(zip(answers, maps, checks, strict=True))
     painted = [overlay(a.image.picture, m, a.image.patch_view, **look) for a, m, _ in every]
     titles = [f"{answer.prompt} {answer.text}\n{check.sentence}" for answer, _, check in every]
-    scale = f"({RANGE}) ^ {look['power']:g}" if "power" in look else RANGE
+    scale = range_label(look.get("power", 1.0))
     figure = plot_pictures(painted, titles, columns=2, scale=scale)
     for axis, check in zip(figure.axes, checks, strict=False):
         axis.title.set_fontsize(10)
@@ -105,7 +104,7 @@ def plot_extremes(found: Examination, count: int = 3) -> Figure:
         said = [fill(line, 36) for line in f"{rank}: {case.said}".splitlines()]
         titles.append("\n".join([*said, did]))
     regions = [case.pixels for case in cases]
-    look = {"columns": count, "height": 2.6, "regions": regions, "scale": RANGE}
+    look = {"columns": count, "height": 2.6, "regions": regions, "scale": range_label()}
     figure = plot_pictures(painted, titles, **look)
     for axis in figure.axes[: len(cases)]:
         axis.title.set_fontsize(9)

@@ -28,7 +28,7 @@ from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
-from rolloutlib.overlay import blend, crosshair, is_flat, outline, paint, to_picture
+from rolloutlib.overlay import blend, crosshair, is_flat, outline, paint, range_label, to_picture
 from rolloutlib.plots import plot_pictures, png_of
 
 with needs("notebooks"):
@@ -307,10 +307,24 @@ class Explorer(ipywidgets.VBox):
         for panel in self._panels:
             painted += [self._painted(panel, k, picture) for k, picture in enumerate(pictures)]
             titles += [f"{panel}: {name}" if panel else name for name in names]
-        figure = plot_pictures(painted, titles, **(FILM if several else {"columns": 2}))
+        look = FILM if several else {"columns": 2}
+        figure = plot_pictures(painted, titles, **look, **self._bar())
         if several:
             figure.suptitle(self._title(), parse_math=False)
         return figure
+
+    def _bar(self) -> dict[str, str]:
+        """The colour bar of `figure()`, if one is true of all that is shown."""
+        sheets = [sheet for panel in self._panels.values() for sheet in panel.items()]
+        looks = {
+            (sheet.colours or self.maps.colours, sheet.signed)
+            for name, sheet in sheets
+            if isinstance(sheet, Heatmaps) and name not in self.maps.hidden
+        }
+        colours, signed = looks.pop() if len(looks) == 1 else ("", True)
+        if signed or self.maps.shared or self.maps.display in ("flat", "outline"):
+            return {}
+        return {"colours": colours, "scale": range_label(self.maps.power)}
 
     def _title(self) -> str:
         if not self.selected:

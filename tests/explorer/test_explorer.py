@@ -312,6 +312,20 @@ def test_figure_names_the_pinned_words():
     assert explorer.figure().axes[0].get_title() == "mean of is, blue"
 
 
+@pytest.mark.parametrize(
+    ("look", "labels"),
+    [
+        ({}, ["", "share of the map's range"]),
+        ({"power": 2.0}, ["", "(share of the map's range) ^ 2"]),
+        ({"display": "flat"}, [""]),
+        ({"display": "outline"}, [""]),
+    ],
+    ids=str,
+)
+def test_a_figure_has_a_scale_where_one_is_true(look, labels):
+    assert [axis.get_ylabel() for axis in single(**look).figure().axes] == labels
+
+
 def test_a_notebook_that_cannot_show_it_live_gets_the_picture():
     before = plt.get_fignums()
     bundle = single()._repr_mimebundle_()
@@ -548,8 +562,9 @@ def test_panels_stand_side_by_side_with_their_own_maps(tmp_path):
         for part in (on, off)
     ]
     np.testing.assert_array_equal(saved, np.hstack(expected))
-    titles = [axis.get_title() for axis in explorer.figure().axes]
-    assert titles == ["adapter on: blue", "adapter off: blue"]
+    *panels, bar = explorer.figure().axes
+    assert [axis.get_title() for axis in panels] == ["adapter on: blue", "adapter off: blue"]
+    assert bar.get_ylabel() == "share of the map's range"
 
 
 def test_sheets_lie_over_each_other_and_can_be_taken_away(tmp_path):
