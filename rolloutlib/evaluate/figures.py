@@ -100,7 +100,7 @@ def plot_extremes(found: Examination, count: int = 3) -> Figure:
     titles = []
     for rank, case, one, hit in zip(ranks, cases, maps, hits, strict=True):
         peak = "inside" if hit > 0.5 else "outside"
-        did = f"peak {peak}, {mass_in_region(one.pixels, case.pixels):.0%} of the map inside"
+        did = f"peak {peak}, {mass_in_region(one.pixels, case.pixels):.0%} of the map"
         said = [fill(line, 36) for line in f"{rank}: {case.said}".splitlines()]
         titles.append("\n".join([*said, did]))
     regions = [case.pixels for case in cases]

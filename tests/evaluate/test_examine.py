@@ -114,7 +114,7 @@ def test_the_worst_and_the_best_cases_say_what_was_asked_and_what_the_map_did():
     ):
         peak = "inside" if wide["pointing game"][case] == 1 else "outside"
         mass = mass_in_region(found.maps[case].pixels, cases[case].pixels)
-        expected = f"{rank}: {case}?\nyes\npeak {peak}, {mass:.0%} of the map inside"
+        expected = f"{rank}: {case}?\nyes\npeak {peak}, {mass:.0%} of the map"
         assert axis.get_title() == expected
 
 
