@@ -169,6 +169,16 @@ def emphasize(
     return np.minimum((heatmap - low) / height, 1) ** power
 
 
+def range_label(power: float = 1.0) -> str:
+    """What a colour bar says of a map that `emphasize` scaled between its own ends.
+
+    >>> range_label(2.0)
+    "(share of the map's range) ^ 2"
+    """
+    label = "share of the map's range"
+    return label if power == 1 else f"({label}) ^ {power:g}"
+
+
 def require_above_zero(name: str, value: float) -> None:
     """Raise a ValueError unless the value is above 0."""
     if not value > 0:

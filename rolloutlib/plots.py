@@ -23,7 +23,7 @@ from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.overlay import LEVELS, blend, colour, emphasize
 from rolloutlib.video import minmax_rows, select_instance_attention
 
-PAGE_WIDTH = 12  # inches of panels side by side; wider ones would shrink on a page
+PAGE_WIDTH = 11  # inches of the widest figure: on a page of 960 pixels its text has 8 points
 PANELS = {"squeeze": False, "layout": "constrained"}  # arguments of every grid of axes
 LABEL_PITCH = 1.6 / 72  # inches from one token label to the next, per point of font size
 
@@ -62,7 +62,8 @@ def plot_matrices(
     points = 9 if len(tokens) <= 20 else 8
     side = max(2.4, LABEL_PITCH * points * len(tokens))
     margin = 0.7 + 0.6 * points / 72 * max(len(token) for token in tokens)
-    lines = -(-len(arrays) // min(columns, max(1, int(PAGE_WIDTH // side))))
+    room = PAGE_WIDTH - margin - 1.2
+    lines = -(-len(arrays) // min(columns, max(1, int(room // side))))
     columns = -(-len(arrays) // lines)  # lines as full as possible
     size = (side * columns + margin + 1.2, (side + margin) * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, **PANELS)
@@ -153,7 +154,8 @@ def plot_pictures(
     Two-dimensional arrays are drawn as heatmaps, each scaled to its own range; NaN is grey.
     scale: the label of a colour bar. All heatmaps then share its range, from 0 to their highest
     value, or as far below 0 if any value is negative; without heatmaps it belongs to the overlays,
-    goes from 0 to 1, and fades as they do.
+    goes from 0 to 1, and fades as they do: 0 is each map's lowest value and 1 its highest, unless
+    `overlay` was given `highest`.
     regions: boolean arrays whose outlines are drawn on the pictures, or on the first of them.
 
     Raises ValueError for no pictures, for a different number of titles, and for more regions.
@@ -170,9 +172,10 @@ def plot_pictures(
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
     ratios = [columns_ / rows for rows, columns_ in shapes]
-    across = min(height * max(ratios), 6, PAGE_WIDTH / columns)
+    bar = 1 if scale else 0  # inches
+    across = min(height * max(ratios), 6, (PAGE_WIDTH - bar) / columns)
     down = min(height, across / min(ratios))
-    size = (across * columns + bool(scale), (down + 0.4) * lines)  # an inch for a colour bar
+    size = (across * columns + bar, (down + 0.4) * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, **PANELS)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -353,7 +356,7 @@ VERDICTS = {
 }
 
 
-def plot_families(verdicts: Mapping[str, str], *, columns: int = 6) -> Figure:
+def plot_families(verdicts: Mapping[str, str], *, columns: int = 5) -> Figure:
     """Draw the types of models by name, coloured by what was found: one of `VERDICTS`."""
     lines = -(-len(verdicts) // columns)
     figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 0.28 * lines + 0.8), layout="constrained")
@@ -454,7 +457,7 @@ def plot_listening(
     if wrong := [name for name, array in arrays.items() if len(array) != len(words)]:
         raise ValueError(f"expected maps of {len(words)} words, got another number in {wrong[0]!r}")
     rows = 0.19 * len(words) + 0.5
-    sizes = {"figsize": (10, 1.5 + rows * len(maps)), "height_ratios": [1.2, *[rows] * len(maps)]}
+    sizes = {"figsize": (9.5, 1.5 + rows * len(maps)), "height_ratios": [1.2, *[rows] * len(maps)]}
     figure, axes = plt.subplots(len(maps) + 1, sharex=True, **(PANELS | sizes))
     fill = {"aspect": "auto", "interpolation": "none"}
     bands = {"origin": "lower", "extent": (0, seconds, 0, len(spectrogram))}

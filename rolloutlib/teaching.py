@@ -194,8 +194,8 @@ def compare_head_fusion(
 def example_attention_rollout() -> list[Figure]:
     """Draw four figures of a made-up transformer: rollout, single layer, evolution, discard ratios.
 
-    6 layers of 8 equal heads over 8 tokens. Attention falls with distance, less so in later layers,
-    which also look more at the first and the last token.
+    6 layers of 8 equal heads over 8 tokens. Attention decreases with distance, more slowly in later
+    layers, which also look more at the first and the last token.
     """
     layers, roller = _example_layers(), AttentionRollout(discard_ratio=0.1, head_fusion="mean")
     return [

@@ -1,5 +1,6 @@
 import io
 import itertools
+import re
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from PIL import Image
+from places import ROOT
 
 from rolloutlib.plots import (
     PAGE_WIDTH,
@@ -52,6 +55,28 @@ def test_panels_share_one_scale_and_a_page_width():
     assert [axis.get_title() for axis in drawn] == list("abcd")
     assert {axis.collections[0].get_clim() for axis in drawn} == {(0, 0.9)}
     assert drawn[0].get_subplotspec().get_gridspec().get_geometry() == (2, 2)
+
+
+EVEN = {name: (0.5, 0.4, 0.6) for name in ("a long name of a map", "another")}
+WIDEST = {
+    "matrices": lambda: plot_matrices([np.eye(12)] * 6, tokens_of(12), list("abcdef")),
+    "pictures": lambda: plot_pictures([np.eye(4)] * 4, list("abcd"), height=9, scale="share"),
+    "scores": lambda: plot_scores(dict.fromkeys("abcd", EVEN), dict.fromkeys("abcd", 0.1)),
+    "families": lambda: plot_families(dict.fromkeys(tokens_of(30), "on pixels")),
+}
+
+
+@pytest.mark.parametrize("draw", WIDEST.values(), ids=WIDEST)
+def test_text_has_eight_points_on_a_page(draw):
+    """Of 100 dots an inch, as notebooks draw; a point is 4/3 of a page's pixels."""
+    style = (ROOT / "rolloutlib/pages/templates/style.css").read_text()
+    page = 16 * (int(re.search(r"body {[^}]*max-width: (\d+)rem", style)[1]) - 2)  # its padding
+    figure = draw()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    pixels = 100 * figure.get_size_inches()[0]
+    assert pixels > 900
+    smallest = min(text.get_fontsize() for text in texts) * 100 / 72
+    assert smallest * min(1, page / pixels) >= 8 * 4 / 3
 
 
 def test_gamma_lightens_small_values_and_keeps_the_scale():
@@ -180,7 +205,7 @@ def test_scores_have_a_panel_each_and_a_bar_for_every_map():
 
 def test_wide_pictures_share_a_page_width():
     figure = plot_pictures([np.ones((10, 60))] * 4, list("abcd"))
-    assert tuple(figure.get_size_inches()) == pytest.approx((PAGE_WIDTH, 3 / 6 + 0.4))
+    assert tuple(figure.get_size_inches()) == pytest.approx((PAGE_WIDTH, PAGE_WIDTH / 24 + 0.4))
 
 
 def test_a_difference_has_a_scale_around_0():

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import distribution, packages_distributions, requires, version
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 import nbformat
@@ -326,6 +326,12 @@ def test_code_cells_are_short(notebook):
     lengths = [len(code_lines(cell)) for cell in code_cells(notebook)]
     assert max(lengths) <= 20
     assert statistics.median(lengths) <= 6
+
+
+def test_code_cells_are_few_and_words_stand_between_them(path, notebook):
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds.count("code") <= 45 or path.parent.name == "training"
+    assert max(len([*run]) for kind, run in groupby(kinds) if kind == "code") <= 4
 
 
 def test_exercises_check_themselves_except_where_a_model_has_to_be_trained(path, notebook):

@@ -30,7 +30,7 @@ class Case:
     region.  log_probability: of the answer, without some cells.  evidence: for the methods; None
     where the maps are made.  picture, pixels: the picture, and the region on its pixels.  view:
     what the cells stand for.  These three are None where cells are frames; then `asked` is the
-    frame that was asked about, which takes no part in scores.
+    frame that was asked about, which takes no part in scores.  said: question and answer, in lines.
     """
 
     kind: str
@@ -41,6 +41,7 @@ class Case:
     pixels: Bool[np.ndarray, "height width"] | None = None
     view: View | None = None
     asked: int | None = None
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def picture_cases(
                 picture,
                 question.region,
                 view,
+                said=f"{question.text}\n{answer.text}",
             )
 
 

@@ -1,6 +1,7 @@
 """Figures of what was found about maps."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,9 +14,10 @@ from PIL import Image
 from rolloutlib.algorithm.arrays import Array
 from rolloutlib.evaluate.cases import REGION
 from rolloutlib.evaluate.examine import Examination
+from rolloutlib.evaluate.scores import mass_in_region
 from rolloutlib.evaluate.trust import PeakCheck
 from rolloutlib.models import Answer
-from rolloutlib.overlay import blend, colour, emphasize, overlay
+from rolloutlib.overlay import blend, colour, emphasize, overlay, range_label
 from rolloutlib.plots import plot_pictures
 
 WIDTH = 9  # inches: text keeps its size on a page
@@ -64,7 +66,8 @@ def plot_trust(
     every = list(zip(answers, maps, checks, strict=True))
     painted = [overlay(a.image.picture, m, a.image.patch_view, **look) for a, m, _ in every]
     titles = [f"{answer.prompt} {answer.text}\n{check.sentence}" for answer, _, check in every]
-    figure = plot_pictures(painted, titles, columns=2)
+    scale = range_label(look.get("power", 1.0))
+    figure = plot_pictures(painted, titles, columns=2, scale=scale)
     for axis, check in zip(figure.axes, checks, strict=False):
         axis.title.set_fontsize(10)
         left, top, right, bottom = check.box
@@ -77,8 +80,9 @@ def plot_trust(
 def plot_extremes(found: Examination, count: int = 3) -> Figure:
     """Draw the worst cases of the shown map above the best, by average precision.
 
-    Titles name the kind of question. The outline is the region; colours go from 0 to each map's
-    highest value. Cells must be those of pictures.
+    Titles say what was asked and answered, whether the map's highest pixel lies in the region,
+    and which share of the map does. The outline is the region; colours go from each map's lowest
+    value to its highest. Cells must be those of pictures.
     """
     scores = found.scores
     own = scores[scores["method"].eq(found.shown) & scores["score"].eq("average precision")]
@@ -91,10 +95,20 @@ def plot_extremes(found: Examination, count: int = 3) -> Figure:
         for case, one in zip(cases, maps, strict=True)
     ]
     ranks = [f"{way} {n + 1}" for way in ("worst", "best") for n in range(count)]
-    titles = [f"{rank}: {case.kind}" for rank, case in zip(ranks, cases, strict=True)]
+    points = scores[scores["method"].eq(found.shown) & scores["score"].eq("pointing game")]
+    hits = points.set_index("case")["value"].loc[chosen]
+    titles = []
+    for rank, case, one, hit in zip(ranks, cases, maps, hits, strict=True):
+        peak = "inside" if hit > 0.5 else "outside"
+        did = f"peak {peak}, {mass_in_region(one.pixels, case.pixels):.0%} of the map"
+        said = [fill(line, 36) for line in f"{rank}: {case.said}".splitlines()]
+        titles.append("\n".join([*said, did]))
     regions = [case.pixels for case in cases]
-    scale = "Share of highest"
-    return plot_pictures(painted, titles, columns=count, height=2.4, regions=regions, scale=scale)
+    look = {"columns": count, "height": 2.6, "regions": regions, "scale": range_label()}
+    figure = plot_pictures(painted, titles, **look)
+    for axis in figure.axes[: len(cases)]:
+        axis.title.set_fontsize(9)
+    return figure
 
 
 def plot_randomised(

@@ -378,17 +378,11 @@ METHODS: dict[str, Method] = {
     "attention received": Method(received),
 }
 
-# For figures: the methods of most interest, by what is done about the order of tokens.
+# For figures: the twelve methods of most interest, by what is done about the order of tokens.
 GROUPS = {
-    "rollout": ["rollout", "rollout, residual 0.9", "strongest heads", "upper layers"],
-    "order taken out": [
-        "rows divided",
-        "columns divided",
-        "over even",
-        "log-odds over even",
-        BEYOND,
-    ],
-    "contrast": ["beyond neutral", "over neutral"],
-    "gradient": ["gradient of the lead", "gradient rollout"],
+    "rollout": ["rollout", "rollout, residual 0.9", "strongest heads"],
+    "order taken out": ["rows divided", "columns divided", "over even", BEYOND],
+    "contrast": ["beyond neutral"],
+    "gradient": ["gradient rollout"],
     "not composed": ["last layer", "mean of layers", "attention received"],
 }

@@ -48,7 +48,7 @@ class Words:
     def drawn(
         self, relevance: Float[torch.Tensor, "word key"]
     ) -> Float[torch.Tensor, "word other_word"]:
-        """What each word drew on every other: the sum over the other's tokens."""
+        """How relevant every other word is for each: the sum over its tokens."""
         on_tokens = relevance[:, self.positions.to(relevance.device)]
         return torch.stack([on_tokens[:, word.tokens].sum(-1) for word in self.texts], 1)
 
@@ -70,9 +70,9 @@ def explore(
     """Explore where the model looked for each word of its answer, and of the question.
 
     Shows the language model's rollout, from `model.record(answer)`: the row that predicted each
-    generated word, and the row of each word of the prompt; one before the picture drew nothing from
-    it. A word of several tokens has the mean of their rows. The time steps of a video are pictures
-    along a time slider, each shown by its first frame. By default these are the maps of
+    generated word, and the row of each word of the prompt; for one before the picture nothing in it
+    is relevant. A word of several tokens has the mean of their rows. The time steps of a video are
+    pictures along a time slider, each shown by its first frame. By default these are the maps of
     `heatmaps(recording, answer, residual=0.9, beyond_even=True)`, as `08_faithfulness` scores them.
 
     to_patches, tower_residual: carry each map through the vision tower, as `heatmaps` does.
@@ -178,7 +178,7 @@ def compare(answers: Mapping[str, Answer | Explorer], **settings) -> ipywidgets.
 def _relevance(
     layers: Sequence[Layer], answer: Answer, words: Words, how: MapSettings
 ) -> Float[torch.Tensor, "token key"]:
-    """What each token outside pictures drew on every token; rows sum to at most 1."""
+    """How relevant every token is for each token outside pictures; rows sum to at most 1."""
     # A model need not have received the last token that it generated; no row attends to it.
     keys = len(answer.sequence)
     rows = with_keys(rollout_rows(layers, words.rows, **how.rollout), keys)[0]

@@ -15,11 +15,11 @@ DIVERGING = "RdBu_r"  # colours of a signed map: red above 0, blue below
 
 @dataclass(frozen=True)
 class Heatmaps:
-    """What each word drew on.
+    """What is relevant for each word.
 
     on_pictures: for each picture `[word row column]` on its grid of tokens; a single map
     if it is the same for all words.
-    on_words: `[word word]`, what each drew on the words; None if that is unknown.
+    on_words: `[word word]`, how relevant words are for each; None if that is unknown.
     colours: one that matplotlib knows, "cyan" or "red"; "" lets the reader choose.
     signed: numbers below 0 are allowed, as in a difference of two maps.
     """

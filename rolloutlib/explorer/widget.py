@@ -28,7 +28,7 @@ from rolloutlib.extras import needs
 from rolloutlib.files.complete import complete_file
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.grid import View
-from rolloutlib.overlay import blend, crosshair, is_flat, outline, paint, to_picture
+from rolloutlib.overlay import blend, crosshair, is_flat, outline, paint, range_label, to_picture
 from rolloutlib.plots import plot_pictures, png_of
 
 with needs("notebooks"):
@@ -102,7 +102,7 @@ class MapView(anywidget.AnyWidget):
 
 
 class Explorer(ipywidgets.VBox):
-    """Show what each word drew on: pictures, and words that recolour them when pointed at.
+    """Show what is relevant for each word: pictures, and words that recolour them when pointed at.
 
     pictures, views: what is shown, and how each one's maps lie on it.
     words: what can be pointed at: tokens or frames.  prompt: how many of them were asked.
@@ -230,7 +230,7 @@ class Explorer(ipywidgets.VBox):
         return check(self, self._verify, on_progress)
 
     def minus(self, other: "Explorer") -> "Explorer":
-        """What each word drew on more here than in another explorer; it follows both.
+        """What is more relevant for each word here than in another explorer; it follows both.
 
         The shares there are subtracted from the shares here: red is more here, blue more there.
         Words are compared by their numbers: those of the answers, and those of the prompts if they
@@ -307,10 +307,24 @@ class Explorer(ipywidgets.VBox):
         for panel in self._panels:
             painted += [self._painted(panel, k, picture) for k, picture in enumerate(pictures)]
             titles += [f"{panel}: {name}" if panel else name for name in names]
-        figure = plot_pictures(painted, titles, **(FILM if several else {"columns": 2}))
+        look = FILM if several else {"columns": 2}
+        figure = plot_pictures(painted, titles, **look, **self._bar())
         if several:
             figure.suptitle(self._title(), parse_math=False)
         return figure
+
+    def _bar(self) -> dict[str, str]:
+        """The colour bar of `figure()`, if one is true of all that is shown."""
+        sheets = [sheet for panel in self._panels.values() for sheet in panel.items()]
+        looks = {
+            (sheet.colours or self.maps.colours, sheet.signed)
+            for name, sheet in sheets
+            if isinstance(sheet, Heatmaps) and name not in self.maps.hidden
+        }
+        colours, signed = looks.pop() if len(looks) == 1 else ("", True)
+        if signed or self.maps.shared or self.maps.display in ("flat", "outline"):
+            return {}
+        return {"colours": colours, "scale": range_label(self.maps.power)}
 
     def _title(self) -> str:
         if not self.selected:

@@ -1,6 +1,6 @@
 """Cases, their scores in one table, and the committed table of notebook 08."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from small_llava import save_small_llava
 from rolloutlib import load_model
 from rolloutlib.evaluate import (
     local_mean,
+    mass_in_region,
     mean_difference,
     pointing_game,
     region_auc,
@@ -34,6 +35,7 @@ from rolloutlib.evaluate.examine import (
     summarise,
     write_lines,
 )
+from rolloutlib.evaluate.figures import plot_extremes
 from rolloutlib.evaluate.methods import BEYOND, METHODS, Evidence, Method
 from rolloutlib.grid import ImageTokens, View
 from rolloutlib.overlay import blur, to_picture
@@ -91,6 +93,29 @@ def test_every_map_goes_through_the_same_steps():
     assert [name for name, _ in found.curves] == ["rollout", BEYOND] * 2
     assert all(case.evidence is None for case in found.cases)
     assert wide.loc["other questions"].notna().all(axis=None)
+
+
+def test_the_worst_and_the_best_cases_say_what_was_asked_and_what_the_map_did():
+    cases = [
+        replace(picture_case(seed), picture=Image.new("RGB", (16, 16)), said=f"{seed}?\nyes")
+        for seed in range(4)
+    ]
+    found = examine(cases, SOME, shown=BEYOND)
+    wide = found.scores[found.scores["method"].eq(BEYOND)].pivot(
+        index="case", columns="score", values="value"
+    )
+    order = wide["average precision"].argsort().tolist()
+    chosen = [*order[:2], *order[:1:-1]]
+    assert 0 < wide["pointing game"].mean() < 1
+    axes = plot_extremes(found, count=2).axes
+    assert axes[-1].get_ylabel() == "share of the map's range"
+    for axis, case, rank in zip(
+        axes, chosen, ["worst 1", "worst 2", "best 1", "best 2"], strict=False
+    ):
+        peak = "inside" if wide["pointing game"][case] == 1 else "outside"
+        mass = mass_in_region(found.maps[case].pixels, cases[case].pixels)
+        expected = f"{rank}: {case}?\nyes\npeak {peak}, {mass:.0%} of the map"
+        assert axis.get_title() == expected
 
 
 def test_order_is_the_rank_correlation_with_the_raster():
@@ -226,6 +251,7 @@ def test_only_correct_answers_become_cases(tmp_path):
         (picture, [Question(ASKED, "another", region)]),
     ]
     [case] = picture_cases(model, asked, right_words)
+    assert case.said == f"{ASKED}\n{said.text}"
     assert case.evidence.rows.tolist() == said.rows.tolist()
     np.testing.assert_array_equal(case.region, region_shares(region, said.image.patch_view))
     none, every = np.zeros((1, *case.region.shape), bool), np.ones((1, *case.region.shape), bool)

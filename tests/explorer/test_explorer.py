@@ -221,7 +221,7 @@ def test_settings_out_of_range_are_refused(answer):
         explore(answer, tower_residual=-1)
 
 
-def test_words_before_the_picture_drew_nothing_from_it(explorer, answer):
+def test_nothing_in_the_picture_is_relevant_for_words_before_it(explorer, answer):
     before = int(answer.image.positions[0])
     assert before > 0
     assert not received(explorer)[:before, : len(answer.image.positions)].any()
@@ -310,6 +310,20 @@ def test_figure_names_the_pinned_words():
     assert explorer.figure().axes[0].get_title() == "whole answer"
     explorer.selected = [1, 2]
     assert explorer.figure().axes[0].get_title() == "mean of is, blue"
+
+
+@pytest.mark.parametrize(
+    ("look", "labels"),
+    [
+        ({}, ["", "share of the map's range"]),
+        ({"power": 2.0}, ["", "(share of the map's range) ^ 2"]),
+        ({"display": "flat"}, [""]),
+        ({"display": "outline"}, [""]),
+    ],
+    ids=str,
+)
+def test_a_figure_has_a_scale_where_one_is_true(look, labels):
+    assert [axis.get_ylabel() for axis in single(**look).figure().axes] == labels
 
 
 def test_a_notebook_that_cannot_show_it_live_gets_the_picture():
@@ -502,7 +516,8 @@ def test_the_place_of_the_map_shown_is_checked_and_forgotten_with_the_map(explor
 def test_a_figure_frames_the_place_and_says_what_was_found(answer):
     heatmap = explore(answer).shown_map("")[0]
     found = check_peak(answer, heatmap)
-    [axis] = plot_trust([answer], [heatmap], [found]).axes
+    axis, bar = plot_trust([answer], [heatmap], [found], power=2.0).axes
+    assert bar.get_ylabel() == "(share of the map's range) ^ 2"
     assert axis.get_title() == f"{answer.prompt} {answer.text}\n{found.sentence}"
     left, top, right, bottom = found.box
     expected = (left - 0.5, top - 0.5, right - left, bottom - top)
@@ -547,8 +562,9 @@ def test_panels_stand_side_by_side_with_their_own_maps(tmp_path):
         for part in (on, off)
     ]
     np.testing.assert_array_equal(saved, np.hstack(expected))
-    titles = [axis.get_title() for axis in explorer.figure().axes]
-    assert titles == ["adapter on: blue", "adapter off: blue"]
+    *panels, bar = explorer.figure().axes
+    assert [axis.get_title() for axis in panels] == ["adapter on: blue", "adapter off: blue"]
+    assert bar.get_ylabel() == "share of the map's range"
 
 
 def test_sheets_lie_over_each_other_and_can_be_taken_away(tmp_path):

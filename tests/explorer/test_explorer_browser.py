@@ -302,13 +302,13 @@ def test_a_finger_points_pins_and_asks_the_picture(show):
     x = bounds["x"] + bounds["width"] * (20 + 6.5 * 10) / 120
     page.touchscreen.tap(x, bounds["y"] + bounds["height"] * 2.5 / 6)
     said = page.locator(".rx-readout").inner_text()
-    assert said.startswith("patch in row 3 of 6, column 7 of 8, drawn on by ")
+    assert said.startswith("patch in row 3 of 6, column 7 of 8, relevant for ")
     page.locator(".rx-chip").nth(1).tap()
     assert pinned(page) == []
     np.testing.assert_array_equal(token_colours(page), whole)
 
 
-def test_pointing_at_the_picture_shows_which_words_drew_on_the_patch(show):
+def test_pointing_at_the_picture_shows_for_which_words_the_patch_is_relevant(show):
     page = show(five_words())
     bounds = page.locator(".rx-picture").bounding_box()
     row, column = 2, 6
@@ -318,7 +318,7 @@ def test_pointing_at_the_picture_shows_which_words_drew_on_the_patch(show):
     drawn = ON_PICTURE[:, row, column]
     said = page.locator(".rx-readout").inner_text()
     assert said.startswith(
-        f"patch in row 3 of 6, column 7 of 8, drawn on by “{WORDS[drawn.argmax()]}”"
+        f"patch in row 3 of 6, column 7 of 8, relevant for “{WORDS[drawn.argmax()]}”"
     )
     bars = page.locator(".rx-bar").evaluate_all("bars => bars.map(bar => bar.style.transform)")
     shares = [float(re.fullmatch(r"scaleX\((.*)\)", bar)[1]) for bar in bars]

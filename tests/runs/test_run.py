@@ -12,6 +12,7 @@ import papermill
 import pytest
 from places import ROOT
 from small_notebooks import left_in, statuses, write_notebook
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from rolloutlib.files.clips import read_clip
 from rolloutlib.files.dumps import read_arrays
@@ -195,18 +196,23 @@ def test_a_run_writes_to_a_new_file_that_nobody_can_guess(tmp_path):
     assert output.stat().st_mode == path.stat().st_mode
 
 
-def test_the_notebook_about_a_clip_takes_few_frames(tmp_path):
-    """Fewer than its figures show: of the 13 that are written, the model sees three."""
-    clip, maps = str(tmp_path / "clip.mp4"), str(tmp_path / "maps.npz")
-    given = {"stop": 13, "stride": 6, "height": 84, "width": 112, "output_path": clip}
-    given |= {"output_maps_path": maps, "output_rollout_path": str(tmp_path / "rollout.npz")}
+def test_the_notebook_about_a_clip_takes_few_frames_and_many_layers(tmp_path):
+    """Fewer frames than its figures show: of the 13 that are written, the model sees three. Twice
+    as many layers as its default has, in a model from a folder that has no saliency decoder."""
+    model, clip, maps = (str(tmp_path / name) for name in ("model", "clip.mp4", "maps.npz"))
+    sizes = {"hidden_size": 24, "num_hidden_layers": 24, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, image_size=112)).save_pretrained(model)
+    BitImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(model)
+    given = {"model_id": model, "stop": 13, "stride": 6, "height": 84, "width": 112}
+    given |= {"output_path": clip, "output_maps_path": maps}
+    given |= {"output_rollout_path": str(tmp_path / "rollout.npz")}
     video = ROOT / "data" / "video" / "bigbuckbunny.mp4"
-    run = run_notebook(
-        ROOT / "notebooks" / "05_spatial_video.ipynb",
-        tmp_path / "few.ipynb",
-        given | {"video_path": str(video)},
-    )
+    output = tmp_path / "few.ipynb"
+    notebook = ROOT / "notebooks" / "05_spatial_video.ipynb"
+    run = run_notebook(notebook, output, given | {"video_path": str(video)})
     assert run.ok, run.error
+    assert "24 layers, tokens before the patches: 1" in output.read_text()
     assert len(read_clip(clip).frames) == 13
     assert {array.shape for array in read_arrays(maps).values()} == {(3, 6, 8)}
-    assert 0 <= run.executed.metrics["auc_low"] <= run.executed.metrics["auc"] <= 1
+    metrics = run.executed.metrics
+    assert 0 <= metrics["auc_low"] <= metrics["auc"] <= 1 == metrics["auc_last_layer"]

@@ -1,4 +1,4 @@
-// Several pictures: time, a strip of them all, and which word drew on which.
+// Several pictures: time, a strip of them all, and which are relevant for which word.
 
 import { make, percent, placing } from "./dom.js";
 import { ends, lead, lookup, paint, relevance } from "./maps.js";
@@ -55,7 +55,7 @@ function sharesOf({ pictures }, row) {
   return Float32Array.from(pictures, (p) => row.subarray(p.start, p.end).reduce((sum, value) => sum + value, 0));
 }
 
-/** Which picture each word drew on: a row for each word; pointing at a row chooses its word. */
+/** How relevant each picture is for each word: a row for each word; pointing at a row chooses its word. */
 export function matrix(view) {
   const { get, set, pictures, words, parts } = view;
   parts.matrix = make("canvas", { role: "img", "aria-label": `${get("title") || "words"} by picture: the numbers are those of the film strip` });
@@ -72,7 +72,7 @@ export function matrix(view) {
     set("picture", at(event)[1]);
     pin(view, at(event)[0]);
   });
-  return make("figure", { class: "rx-when" }, make("figcaption", {}, "what each drew on: one row each, pictures from left to right"), frame);
+  return make("figure", { class: "rx-when" }, make("figcaption", {}, "what is relevant for each: one row each, pictures from left to right"), frame);
 }
 
 export function drawMatrix(view) {

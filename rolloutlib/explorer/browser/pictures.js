@@ -9,7 +9,7 @@ export function stage(view, panel, index) {
   const layers = panel.sheets.map((sheet) => (sheet.point ? crosshair(sheet.point) : make("canvas", { "aria-hidden": "true" })));
   const cursor = make("div", { class: "rx-cursor" });
   const over = make("div", { class: "rx-over" }, ...layers.filter((layer) => layer instanceof HTMLCanvasElement));
-  const frame = make("div", { class: "rx-picture", tabindex: "0", role: "application", "aria-label": `${panel.name || "picture"}: arrow keys move over its patches and say which words drew on them` }, image, over, ...layers.filter((layer) => layer.parentNode !== over), cursor);
+  const frame = make("div", { class: "rx-picture", tabindex: "0", role: "application", "aria-label": `${panel.name || "picture"}: arrow keys move over its patches and say for which words they are relevant` }, image, over, ...layers.filter((layer) => layer.parentNode !== over), cursor);
   for (const name of ["pointermove", "pointerdown"]) frame.addEventListener(name, (event) => touch(view, index, frame, event));
   frame.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leave(view));
   frame.addEventListener("blur", () => leave(view));

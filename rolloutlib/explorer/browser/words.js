@@ -1,4 +1,4 @@
-// Words: chips to point at and to pin, by pointer and keyboard, and what a word drew on, said.
+// Words: chips to point at and to pin, by pointer and keyboard, and what is relevant for a word, said.
 
 import { make, percent, tell } from "./dom.js";
 import { lead, relevance } from "./maps.js";
@@ -37,7 +37,7 @@ export function shadeByPatch(view) {
   const size = drawn.map(Math.abs);
   shade(view, size);
   const most = topOf(size, 3).map((word) => `${quote(view, word)} ${sheet.signed ? signed(drawn[word]) : percent(drawn[word])}`);
-  const how = sheet.signed ? "different for" : "drawn on by";
+  const how = sheet.signed ? "different for" : "relevant for";
   parts.readout.textContent = `${get("seconds") ? "" : "patch in "}${placeOf(view, pictures[get("picture")], cell - start)}, ${how} ${most.join(", ") || "no word"}`;
 }
 
