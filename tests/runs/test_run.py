@@ -46,6 +46,19 @@ def test_lost_run_does_not_look_finished(tmp_path, cell, timeout, error):
     assert statuses(run.output) == ["completed", "failed", "pending"]
 
 
+def test_what_was_executed_is_saved_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr("rolloutlib.runs.run.SAVE_SECONDS", 0)
+    path = write_notebook(tmp_path, "saved", "print('done')", SHOW_PART, parameters="folder = ''")
+    run = run_notebook(path, tmp_path / "out" / "saved.ipynb", {"folder": str(tmp_path / "out")})
+    assert run.ok, run.error
+    assert "done\\n" in run.executed.content.cells[-1].outputs[0].text
+
+
+SHOW_PART = """from pathlib import Path
+[part] = Path(folder).glob("*.part.ipynb")
+print(part.read_text())"""
+
+
 def test_values_arrive_whatever_form_the_parameters_have(tmp_path):
     """Forms that papermill cannot read: it injects the values all the same."""
     path = write_notebook(
