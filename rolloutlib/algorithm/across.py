@@ -47,7 +47,8 @@ def rollout_across(
     count among the entries that `discard_ratio` discards.
 
     Returns d and e, for all rows. Raises ValueError for layers whose shapes do not fit each other,
-    for arrays that are not in pairs, and for rows or settings out of range.
+    for a decoder that reads everything in its own sequence (`rollout_rows` is for it), for arrays
+    that are not in pairs, and for rows or settings out of range.
 
     >>> import numpy as np
     >>> own, other = np.eye(2), np.array([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
@@ -84,7 +85,7 @@ class _Beside:
 
     def __init__(self, crossing: Layer):
         batch, queries, keys = crossing.shape
-        self.crossing, self.device = crossing, crossing.device
+        self.crossing, self.device, self.name = crossing, crossing.device, _called(crossing)
         self.shape = batch, queries, queries + keys
 
     def fused(self, rows: torch.Tensor, how: str) -> Float[torch.Tensor, "batch row seen"]:
@@ -123,14 +124,26 @@ def _place(layer: Array | Layer, number: int) -> list[int]:
     return [int(piece) for piece in layer.name.split(".") if piece.isdigit()]
 
 
+def _called(layer: Layer) -> str:
+    """The name of a recorded layer; arrays have none."""
+    return getattr(layer, "name", "")
+
+
 def _outputs(steps: list[Layer]) -> int:
     """How many outputs of the encoder the layers attend to."""
-    shapes = {layer.shape for layer in steps}
-    sizes = {(batch, queries) for batch, queries, _ in shapes}
-    beyond = {keys - queries for _, queries, keys in shapes} - {0}
+    names = {layer.shape: _called(layer) for layer in steps}
+    sizes = {(batch, queries) for batch, queries, _ in names}
+    beyond = {keys - queries for _, queries, keys in names} - {0}
+    given = ", ".join(f"{shape} {name}".strip() for shape, name in sorted(names.items()))
+    if len(sizes) == 1 and not beyond:
+        raise ValueError(
+            "expected cross-attention, or layers that attend to both sequences at once, got only "
+            f"self-attention, {given}: if the decoder reads everything in its own sequence, call "
+            "rollout_rows, and carry_back through a tower"
+        )
     if len(sizes) > 1 or len(beyond) != 1 or min(beyond) < 0:
         raise ValueError(
             "expected self-attention [batch query query] and cross-attention [batch query output] "
-            f"of one batch, got keys of both as [batch query key] {sorted(shapes)}"
+            f"of one batch, got keys of both as [batch query key] {given}"
         )
     return beyond.pop()

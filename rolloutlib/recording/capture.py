@@ -123,10 +123,7 @@ class Recording:
         else:
             names = [n for n in self._calls if part in ("", n) or n.startswith(f"{part}.")]
         if not names:
-            raise KeyError(
-                f"no attention was recorded in {part!r}; recorded were: {', '.join(self._calls)}. "
-                + "; ".join(self.notes)
-            )
+            raise KeyError(self._missing(part))
         crossing = self._stack("cross")
         passes = self._passes()
         for name in names:  # each layer's calls are freed as soon as they are joined
@@ -137,6 +134,20 @@ class Recording:
                 whole = replace(whole, crosses=True)
             self._calls[name] = [whole]
         return side_by_side([self._calls[name][0] for name in names], self._added)
+
+    def _missing(self, part: str) -> str:
+        """Why a part is not there, and of cross-attention what to do without it."""
+        recorded = f"recorded were: {', '.join(self._calls)}. " + "; ".join(self.notes)
+        if part != "cross" or not self._stack("language"):
+            return f"no attention was recorded in {part!r}; {recorded}"
+        if getattr(getattr(self.model, "config", None), "is_encoder_decoder", False):
+            how = "attends to both sequences at once: give rollout_across [] in its place"
+        else:
+            how = (
+                "reads everything in its own sequence: instead of rollout_across, call "
+                "rollout_rows(recording['language'], rows)"
+            )
+        return f"{type(self.model).__name__} has no cross-attention, its decoder {how}; {recorded}"
 
     def _stack(self, part: str) -> list[str]:
         """The recorded modules of a part that are layers of its stack, or all if there is none."""

@@ -23,7 +23,7 @@ from rolloutlib.recording.interface import (
 )
 from rolloutlib.recording.kinds import DifferentiableLayer
 from rolloutlib.recording.own import own_attention_noted
-from rolloutlib.recording.rules import differentiable_rule, rules_noted
+from rolloutlib.recording.rules import own_rules_noted, recording_rule, rules_noted
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
     ```
 
     Every layer's whole attention, `[head query key]`, stays in memory until the recording is freed,
-    so this is for sequences of a few hundred tokens, not of ten thousand. Qwen3-VL's tower attends
+    so this is for sequences of a few hundred tokens, not of ten thousand. A layer without attention
+    has its M in the place of attention; in Mamba, RG-LRU and convolutions each channel is a head,
+    and so takes as much memory. Qwen3-VL's tower attends
     to pictures and time steps one at a time: of these, only a single picture can be recorded.
 
     Raises what `record_attention` raises, and ValueError if gradients are switched off.
@@ -64,7 +66,8 @@ def record_gradients(model: torch.nn.Module) -> Iterator[Recording]:
         weights_noted(model, note_weights),
         own_attention_noted(model, note_weights),
         recording.runs_noted(),
-        rules_noted(model, differentiable_rule(recording.note)),
+        rules_noted(model, recording_rule(recording.note, gradients=True)),
+        own_rules_noted(model, recording.note, gradients=True),
     ):
         yield recording
     recording.require_complete()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache, partial, wraps
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Mixed(NamedTuple):
     value: Float[torch.Tensor, "batch token head width"]
     output: Float[torch.Tensor, "batch token head width"]
     gate: Float[torch.Tensor, "batch token head width"] | None = None  # that the output was given
+    turned: bool = False  # whether the rule itself returns it as [batch channel token]
 
 
 # Computes a call of a rule: `attend(module, name, stock, arguments)` returns what `stock` does.
@@ -89,7 +91,7 @@ def _selective_scan(
     gate = None if arguments["z"] is None else arguments["z"].mT
     bias, softplus = arguments["delta_bias"], arguments["delta_softplus"]
     every = arguments | each | {"z": gate, "dt_bias": bias, "dt_softplus": softplus}
-    return _channels(every, before, output.mT, after)
+    return _channels(every, before, output.mT, after)._replace(turned=True)
 
 
 def _selective_scan_of_one(arguments: dict, before: torch.Tensor, result: torch.Tensor) -> Mixed:
@@ -159,61 +161,63 @@ def read_rule(name: str, stock: Callable, arguments: dict) -> tuple[Mixed, objec
     return RULES[name](arguments, before, result), result
 
 
-def recording_rule(note: Note) -> Attend:
+@dataclass(frozen=True)
+class Taken:
+    """What becomes of a call that mixed: it is noted, with gradients as an M that is in the graph.
+
+    The output keeps its value. With gradients, M - M, times the values, is added to it: zero, but
+    its gradient with respect to the first M is the one with respect to the layer's own.
+    """
+
+    note: Note
+    gradients: bool
+
+    def __call__(
+        self, module: torch.nn.Module, mixed: Mixed, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Note a call. With gradients, return what takes the place of its output.
+
+        Raises RuntimeError if the first call of its kind is not what the layer's matrix gives, and
+        ValueError for gradients of a call that goes on from another one.
+        """
+        layer = mixed.make("")
+        if not self.gradients:
+            if self.note(module, mixed.make) and layer.before is None:
+                _require_mixing(module, mixed, layer)
+            return None
+        if layer.before is not None:
+            raise ValueError(
+                f"{type(module).__name__} goes on from a state: gradients can be recorded of one "
+                "pass over the whole sequence, without a cache"
+            )
+        matrix = layer.signed().requires_grad_(torch.is_grad_enabled())
+        heads = matrix.shape[1]
+        if self.note(module, partial(DifferentiableMixing, attention=matrix, heads=heads)):
+            _require_mixing(module, mixed, layer)
+        zero = (matrix - matrix.detach()) @ mixed.value.detach().transpose(1, 2).to(matrix)
+        zero = zero.transpose(1, 2) * (1 if mixed.gate is None else mixed.gate.detach())
+        if mixed.turned:
+            zero = zero[..., 0].mT
+        return output + zero.reshape(output.shape).to(output)
+
+
+def recording_rule(note: Note, *, gradients: bool = False) -> Attend:
     """Note each call; the model's own function computes the output."""
+    taken = Taken(note, gradients)
 
     def attend(module, name, stock, arguments):
         mixed, result = read_rule(name, stock, arguments)
-        note_mixed(note, module, mixed)
-        return result
-
-    return attend
-
-
-# What the rules over a whole sequence call their values, `[batch token head width]`.
-VALUES = {
-    "torch_chunk_gated_delta_rule": "value",
-    "chunk_kimi_delta_attention": "value",
-    "mamba2_chunk_scan": "hidden_states",
-}
-
-
-def differentiable_rule(note: Note) -> Attend:
-    """Compute M explicitly, so that gradients flow through it, and note it.
-
-    A rule takes values of any width: with the identity as values it returns M itself.
-    """
-
-    def attend(module, name, stock, arguments):
-        if name not in VALUES:
-            raise ValueError(
-                f"{type(module).__name__} calls {name}; gradients can be recorded of one pass over "
-                f"the whole sequence, without a cache, by these rules: {', '.join(VALUES)}"
-            )
-        value = arguments[VALUES[name]]
-        batch, tokens, heads, _ = value.shape
-        identity = torch.eye(tokens, dtype=value.dtype, device=value.device)
-        every = identity[:, None].expand(batch, -1, heads, -1)
-        result = stock(**arguments | {VALUES[name]: every})
         output, *state = result if isinstance(result, tuple) else (result,)
-        matrix = output.transpose(1, 2)
-        if torch.is_grad_enabled() and not matrix.requires_grad:
-            matrix.requires_grad_()  # the first layer of a model whose weights are frozen
-        note(module, partial(DifferentiableMixing, attention=matrix, heads=heads))
-        mixed = (matrix @ value.transpose(1, 2).to(matrix)).transpose(1, 2).contiguous()
-        return (mixed, *state) if isinstance(result, tuple) else mixed
+        opened = taken(module, mixed, output)
+        if opened is None:
+            return result
+        return (opened, *state) if isinstance(result, tuple) else opened
 
     return attend
 
 
-def note_mixed(note: Note, module: torch.nn.Module, mixed: Mixed) -> None:
-    """Note a call; the first call of its kind has to be what the layer's matrix gives.
-
-    Raises RuntimeError if it is not.
-    """
-    layer = mixed.make("")
-    if not note(module, mixed.make) or layer.before is not None:
-        return
+def _require_mixing(module: torch.nn.Module, mixed: Mixed, layer: MixingLayer) -> None:
+    """Raise RuntimeError if the output is not what the layer's matrix gives."""
     rows = torch.tensor([layer.shape[1] // 2, layer.shape[1] - 1])
     matrix, value = layer.signed(rows), mixed.value.detach()
     expected = torch.einsum("bhrk,bkhw->brhw", matrix, value.to(matrix))
@@ -359,17 +363,20 @@ def is_lightning(module: torch.nn.Module) -> bool:
 
 
 @contextmanager
-def own_rules_noted(model: torch.nn.Module, note: Note) -> Iterator[None]:
+def own_rules_noted(
+    model: torch.nn.Module, note: Note, *, gradients: bool = False
+) -> Iterator[None]:
     """Inside the block, every call of a module that mixes by a rule in its own code is noted."""
+    taken = Taken(note, gradients)
     with ExitStack() as hooks:
         for module in model.modules():
             for is_kind, note_kind in OWN_RULES.items():
                 if is_kind(module):
-                    note_kind(module, note, hooks)
+                    note_kind(module, taken, hooks)
         yield
 
 
-def _note_convolution(module: torch.nn.Module, note: Note, hooks: ExitStack) -> None:
+def _note_convolution(module: torch.nn.Module, taken: Taken, hooks: ExitStack) -> None:
     signature, kept = inspect.signature(module.forward), {}
 
     def begin(module, args, kwargs):
@@ -393,14 +400,14 @@ def _note_convolution(module: torch.nn.Module, note: Note, hooks: ExitStack) -> 
             before=kept["before"],
             after=(opening * value)[..., -1],
         )
-        note_mixed(note, module, Mixed(make, value.mT[..., None], output.mT[..., None]))
+        return taken(module, Mixed(make, value.mT[..., None], output.mT[..., None]), args[0])
 
     hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
     hooks.callback(module.in_proj.register_forward_hook(gates).remove)
     hooks.callback(module.out_proj.register_forward_pre_hook(mixed).remove)
 
 
-def _note_square_convolution(module: torch.nn.Module, note: Note, hooks: ExitStack) -> None:
+def _note_square_convolution(module: torch.nn.Module, taken: Taken, hooks: ExitStack) -> None:
     """A convolution of pictures one beside the other, whose patches come in blocks to be merged."""
     kept = {}
 
@@ -422,7 +429,7 @@ def _note_square_convolution(module: torch.nn.Module, note: Note, hooks: ExitSta
             reads=reads.to(value.device),
         )
         output = args[0].detach()[None, :, :, None]
-        note_mixed(note, module, Mixed(make, value.mT[..., None], output))
+        return taken(module, Mixed(make, value.mT[..., None], output), args[0])
 
     hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
     hooks.callback(module.in_proj.register_forward_hook(gates).remove)
@@ -451,7 +458,7 @@ def _patches_around(
 LEAST = -30.0  # log of what is left when all is forgotten: less would cost others their digits
 
 
-def _note_gated_recurrence(module: torch.nn.Module, note: Note, hooks: ExitStack) -> None:
+def _note_gated_recurrence(module: torch.nn.Module, taken: Taken, hooks: ExitStack) -> None:
     """RG-LRU: S_i = a_i S_{i-1} + w_i v_i in each channel, which starts anew at position 0."""
     unit, kept = module.rg_lru, {}
     scan = unit._rnn_scan
@@ -478,15 +485,16 @@ def _note_gated_recurrence(module: torch.nn.Module, note: Note, hooks: ExitStack
             before=None if began else recurrent_states.detach().clone(),
             after=after.detach().clone(),
         )
-        note_mixed(note, module, Mixed(make, value[..., None], output.detach()[..., None]))
-        return result
+        mixed = Mixed(make, value[..., None], output.detach()[..., None])
+        opened = taken(module, mixed, output)
+        return result if opened is None else (opened, after)
 
     unit._rnn_scan = noting
     hooks.callback(delattr, unit, "_rnn_scan")
     hooks.callback(unit.register_forward_pre_hook(begin).remove)
 
 
-def _note_lightning(module: torch.nn.Module, note: Note, hooks: ExitStack) -> None:
+def _note_lightning(module: torch.nn.Module, taken: Taken, hooks: ExitStack) -> None:
     """Lightning attention: the mask q_i · k_j · exp(-slope (i - j)), in blocks or by its state."""
     signature, kept = inspect.signature(module.forward), {}
 
@@ -500,8 +508,13 @@ def _note_lightning(module: torch.nn.Module, note: Note, hooks: ExitStack) -> No
 
     def mixed(norm, args):
         kept["output"] = args[0].detach()
+        return read(None, args[0]) if taken.gradients else None
 
     def end(module, args, output):
+        if not taken.gradients:
+            read(_mark(output[1]), kept["output"])
+
+    def read(after, output):
         given, shown = module.act_fn(kept["given"]), kept["shown"]
         given = given if shown is None else given * shown[..., None]
         heads = given.unflatten(-1, (module.num_attention_heads, -1))
@@ -514,9 +527,9 @@ def _note_lightning(module: torch.nn.Module, note: Note, hooks: ExitStack) -> No
             decay=decay,
             write=torch.ones_like(decay),
             before=_mark(kept["before"]),
-            after=_mark(output[1]),
+            after=after,
         )
-        note_mixed(note, module, Mixed(make, value, kept["output"].view_as(value)))
+        return taken(module, Mixed(make, value, kept["output"].view_as(value)), output)
 
     hooks.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
     hooks.callback(module.qkv_proj.register_forward_hook(projected).remove)

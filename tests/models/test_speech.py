@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from places import ROOT
+from scipy.ndimage import uniform_filter1d
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from rolloutlib import rollout_across
@@ -38,6 +39,21 @@ def test_words_are_written_and_listened_to_where_they_were_spoken(heard):
     for ours, theirs in pairs:
         peak = heard.times[relevance[ours].argmax()]
         assert spoken.start.iloc[theirs] - 0.1 <= peak <= spoken.end.iloc[theirs] + 0.1
+
+
+def test_words_of_a_real_speech_come_in_order_and_not_from_its_pauses(model):
+    """The first word is left out: its map peaks in the silence before it."""
+    heard = model.listen(load_sound(AUDIO / "jfk.flac"))
+    assert heard.text == (
+        "And so my fellow Americans ask not what your country can do for you, "
+        "ask what you can do for your country."
+    )
+    peaks = heard.times[heard.relevance(residual=0.9).argmax(1)]
+    assert (np.diff(peaks) > 0).all()
+    loud = uniform_filter1d(heard.sound**2, RATE // 2) ** 0.5  # of half a second
+    pauses = loud < 0.15 * loud.max()
+    assert 0.2 < pauses.mean() < 0.3
+    assert not pauses[(peaks[1:] * RATE).astype(int)].any()
 
 
 def test_heads_are_those_of_eager_attention_in_the_rows_before_the_tokens(model, heard):

@@ -7,8 +7,9 @@ import torch
 import transformers
 from small_families import small_family
 from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2TextForCausalLM
 
-from rolloutlib import record_attention, rollout_across
+from rolloutlib import carry_back, record_attention, rollout_across, rollout_rows
 
 TOKENS = torch.tensor([[3, 14, 15, 9, 26, 5, 35, 8]])
 STACKS = {
@@ -65,11 +66,16 @@ def picture_to_text():
     return VisionEncoderDecoderModel(config=config), seen, "vision"
 
 
+def florence2():
+    """A BART whose encoder reads the picture's tokens before the text."""
+    return *small_family("florence2"), "encoder"
+
+
 def one_item(attentions):
     return [layer[0].double().numpy() for layer in attentions]
 
 
-@pytest.mark.parametrize("make", [whisper, bart, t5gemma2, picture_to_text])
+@pytest.mark.parametrize("make", [whisper, bart, t5gemma2, picture_to_text, florence2])
 @torch.no_grad()
 def test_it_is_the_block_product_of_eager_attention(make):
     torch.manual_seed(0)
@@ -77,6 +83,9 @@ def test_it_is_the_block_product_of_eager_attention(make):
     with record_attention(model.eval()) as recording:
         model(**inputs)
     merged = make is t5gemma2
+    if merged:
+        with pytest.raises(KeyError, match=r"T5Gemma2.* both sequences at once: give .* \[\]"):
+            recording["cross"]
     cross = [] if merged else recording["cross"]
     found = rollout_across(recording["language"], cross, recording[behind], [-1, 2], residual=0.4)
 
@@ -132,3 +141,82 @@ def test_a_generation_without_a_cache_is_no_pass():
     for part in ("language", "cross"):
         with pytest.raises(ValueError, match=r"ran \d times while recording, expected once"):
             recording[part]
+
+
+@pytest.mark.parametrize("kind", ["kosmos-2", "kosmos-2.5"])
+@torch.no_grad()
+def test_kosmos_reads_the_picture_in_its_own_sequence(kind):
+    """Its decoder has no cross-attention. The picture's tokens are queries that attended once to
+    the tower's outputs, and to each other, without a skip connection.
+    """
+    model, inputs = small_family(kind)
+    with record_attention(model) as recording:
+        model(**inputs)
+    name = type(model).__name__
+    with pytest.raises(KeyError, match=rf"{name} has no cross-attention, .* call rollout_rows"):
+        recording["cross"]
+    towards = recording["language"], recording["pooling"], recording["vision"]
+    with pytest.raises(ValueError, match=r"\(1, 4, \d+\) image_to_text_projection\.x_attn"):
+        rollout_across(*towards, [-1])
+    with pytest.raises(ValueError, match=r"only self-attention, \(1, 27, 27\) text_model.*rows"):
+        rollout_across(recording["language"], [], recording["vision"], [-1])
+
+    on_text = rollout_rows(recording["language"], [-1, 9], residual=0.4)
+    seen = inputs["image_embeds_position_mask"][0]
+    pooled = on_text[..., seen] @ recording["pooling"][0].probabilities().mean(1)
+    latent, outputs = pooled[..., -seen.sum() :], pooled[..., : -seen.sum()]
+    on_picture = carry_back(recording["vision"], outputs, residual=0.4)
+    on_text[..., seen] = 0
+
+    expected = through_three_parts(eager(model, inputs, recording.names), seen, residual=0.4)
+    found = torch.cat([on_text, latent, on_picture], -1)[0]
+    np.testing.assert_allclose(found, expected[[-1, 9]], atol=1e-6)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+
+
+def eager(model, inputs, names):
+    """The attention that each of these modules returns, `[head query key]`."""
+    returned = {}
+    model.set_attn_implementation("eager")
+    for name in names:
+        module = model.get_submodule(name)
+        module.register_forward_hook(lambda *call, n=name: returned.update({n: call[2][1]}))
+    model(**inputs)
+    return {name: one_item([returned[name]])[0] for name in names}
+
+
+def through_three_parts(attention, seen, **settings):
+    """A square matrix for each part over [text | queries of the picture | the tower], multiplied:
+    the text's layers, the queries where their tokens stand, and the tower's layers.
+    """
+    tower, reader = (
+        [layer for name, layer in attention.items() if name.startswith(part)]
+        for part in ("vision_model", "text_model")
+    )
+    tokens, latents, outputs = len(reader[0][0]), int(seen.sum()), len(tower[0][0])
+    towards = attention["image_to_text_projection.x_attn"].mean(0)
+    first, middle, last = (np.eye(tokens + latents + outputs) for _ in range(3))
+    last[:tokens, :tokens] = reference.products(reader, **settings)[-1]
+    placed = np.flatnonzero(seen)
+    middle[placed] = 0
+    middle[placed, tokens:] = np.roll(towards, latents, axis=1)  # its keys are the tower's first
+    first[-outputs:, -outputs:] = reference.products(tower, **settings)[-1]
+    return (last @ middle @ first)[:tokens]
+
+
+@torch.no_grad()
+def test_kosmos_2_as_a_text_model_may_have_cross_attention():
+    """An option of its decoder, which the model that reads pictures never uses."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 32, "ffn_dim": 48, "layers": 2, "attention_heads": 4, "vocab_size": 99}
+    parts = transformers.Kosmos2Config(text_config=sizes | {"add_cross_attention": True})
+    model = Kosmos2TextForCausalLM(parts.text_config).eval()
+    inputs = {"input_ids": TOKENS, "encoder_hidden_states": torch.randn(1, 6, 32)}
+    with record_attention(model) as recording:
+        model(**inputs)
+    own, other = recording["language"], recording["cross"]
+    found = rollout_across(own, other, [], [-1, 2], residual=0.4)
+    attention = eager(model, inputs, recording.names)
+    own, other = ([attention[layer.name] for layer in part] for part in (own, other))
+    expected = reference.across(own, other, [], residual=0.4)[[-1, 2]]
+    np.testing.assert_allclose(torch.cat(found, -1)[0], expected, atol=1e-6)

@@ -1,5 +1,6 @@
 """Layers without attention: the matrix that each mixes its tokens by."""
 
+import inspect
 import sys
 from functools import partial, wraps
 
@@ -12,8 +13,9 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, Lfm3Vl
 from transformers.models.lfm3_vl.modeling_lfm3_vl import Lfm3VlVisionShortConv
 
 from rolloutlib import attention_received, carry_back, record_attention, rollout, rollout_rows
+from rolloutlib.algorithm.layers import attends
 from rolloutlib.recording import mixing, rules
-from rolloutlib.recording.gradients import record_gradients
+from rolloutlib.recording.gradients import record_gradients, weigh_by_gradient
 from rolloutlib.recording.mixing import RecordedConvolution, RecordedState
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8}
@@ -213,6 +215,22 @@ def test_a_convolution_over_patches_mixes_those_around_in_their_own_picture():
     assert not shares[:, :, fused.shape[2] :].any()
 
 
+def test_gradients_of_a_convolution_over_patches():
+    torch.manual_seed(0)
+    config = Lfm3VlVisionConfig(hidden_size=8, spatial_merge_size=2, conv_kernel_size=3)
+    module, seen, made = Lfm3VlVisionShortConv(config, 0).double(), [], []
+    module.in_proj.register_forward_hook(lambda _, args, out: seen.append(out[:, 16:]))
+    module.out_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    note = lambda _, make: not made.append(make("conv"))  # noqa: E731
+    patches = torch.randn(24, 8).double()
+    with rules.own_rules_noted(module, note, gradients=True):
+        output = module(patches, [(1, 4, 6)])
+    torch.testing.assert_close(output, module(patches, [(1, 4, 6)]))
+    matrix, (value, mixed) = made[0].attention, seen[:2]
+    to_matrix, to_mixed = torch.autograd.grad(output.square().sum(), [matrix, mixed])
+    torch.testing.assert_close(to_matrix[0], torch.einsum("qc,kc->cqk", to_mixed, value))
+
+
 def state(erases, tokens=150, heads=4, *, by_entry=False):
     """A state over more than two chunks, in float64."""
     torch.manual_seed(1)
@@ -336,28 +354,97 @@ def test_a_recording_inside_another_notes_the_same():
         torch.testing.assert_close(one.probabilities([-1]), other.probabilities([-1]))
 
 
-@pytest.mark.parametrize("kind", ["qwen3_next", "bamba", "kimi_linear"])
-def test_gradients_flow_through_the_matrix(kind):
+GRADIENTS = ("qwen3_next", "bamba", "kimi_linear", "jamba", "recurrent_gemma", "minimax", "lfm2")
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_gradients_of_the_matrix_are_those_of_the_output(kind, monkeypatch):
+    """dL/dM is dL/d(M · v) times v: of the layer's own output, before the gate behind it."""
     model = small(kind)
+    tokens = {"input_ids": TOKENS[:, :64], "use_cache": False}  # as many as Jamba has channels
     with torch.no_grad():
-        expected = model(TOKENS, use_cache=False).last_hidden_state
-        recording, _ = record(model, {"input_ids": TOKENS, "use_cache": False})
+        expected = model(**tokens).last_hidden_state
+        recording, _ = record(model, tokens)
     with record_gradients(model) as explicit:
-        output = model(TOKENS, use_cache=False).last_hidden_state
-    torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
-    layers = explicit["language"]
-    for layer, own in zip(layers, recording["language"], strict=True):
-        torch.testing.assert_close(layer.probabilities(), own.probabilities(), atol=1e-5, rtol=1e-3)
-    gradients = torch.autograd.grad(output[:, -1].sum(), [layer.attention for layer in layers])
-    assert all(gradient.abs().amax() > 0 for gradient in gradients)
+        output = model(**tokens).last_hidden_state
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+    layers = [layer for layer in explicit["language"] if not attends(layer)]
+    own = [layer for layer in recording["language"] if not attends(layer)]
+    assert len(layers) == len(own) > 0
+    weighted = weigh_by_gradient(layers, output[:, -1, 3].sum())
+
+    nudged = nudges(model, monkeypatch)
+    output = model(**tokens).last_hidden_state
+    torch.testing.assert_close(output, expected, atol=0, rtol=0)
+    gradients = torch.autograd.grad(output[:, -1, 3].sum(), nudged)
+    for layer, weights, gradient in zip(own, weighted, gradients, strict=True):
+        positive = (layer.signed() * gradient).clamp(min=0).mean(1)
+        assert positive.amax() > 0
+        torch.testing.assert_close(
+            weights.weights, positive, atol=1e-5 * positive.amax(), rtol=1e-4
+        )
 
 
-def test_a_rule_whose_gradients_are_not_recorded_is_named():
+def nudges(model, monkeypatch):
+    """Zeros that are added to the M of each layer, in the order in which they run."""
+    added, values = [], {}
+
+    def nudge(value):
+        batch, tokens, heads, _ = value.shape
+        added.append(torch.zeros(batch, heads, tokens, tokens, requires_grad=True))
+        return torch.einsum("bhqk,bkhw->bqhw", added[-1], value)
+
+    def nudging(stock):
+        @wraps(stock)
+        def nudged(*args, **others):
+            given = inspect.signature(stock).bind(*args, **others).arguments
+            output, *after = result = stock(*args, **others)
+            value = given["value" if "delta" in stock.__name__ else "hidden_states"]
+            if stock.__name__ == "mamba_selective_scan":  # over channels, with the gate behind
+                gate = torch.nn.functional.silu(given["z"])
+                return result + nudge(value.mT[..., None])[..., 0].mT * gate
+            if isinstance(result, tuple):
+                return output + nudge(value), *after
+            return result + nudge(value)
+
+        return nudged
+
+    def projected(module, into, args, output):
+        if rules.is_lightning(module):
+            heads = module.act_fn(output).unflatten(-1, (module.num_attention_heads, -1))
+            values[module] = heads.chunk(3, -1)[2]
+        else:
+            values[module] = output.chunk(3, -1)[2][..., None]
+
+    def mixed(module, behind, args):
+        return args[0] + nudge(values[module]).flatten(2)
+
+    places = {type(m).__module__: rules.rules_of(m) for m in model.modules() if rules.rules_of(m)}
+    for file, names in places.items():
+        for name in names:
+            monkeypatch.setattr(sys.modules[file], name, nudging(names[name][name]))
+    for module in model.modules():
+        if rules.is_gated_recurrence(module):
+            module.rg_lru.register_forward_hook(
+                lambda unit, args, output: output + nudge(args[0][..., None])[..., 0]
+            )
+        elif rules.is_lightning(module):
+            module.qkv_proj.register_forward_hook(partial(projected, module))
+            module.norm.register_forward_pre_hook(partial(mixed, module))
+        elif rules.is_short_convolution(module):
+            module.in_proj.register_forward_hook(partial(projected, module))
+            module.out_proj.register_forward_pre_hook(partial(mixed, module))
+    return added
+
+
+def test_gradients_of_a_pass_that_goes_on_from_a_state_are_refused():
+    model = small("jamba", AutoModelForCausalLM)
     with (
-        pytest.raises(ValueError, match="JambaMambaMixer calls mamba_selective_scan; gradients"),
-        record_gradients(model := small("jamba")),
+        pytest.raises(ValueError, match=r"JambaMambaMixer goes on from a state: .* cache"),
+        record_gradients(model),
     ):
-        model(TOKENS, use_cache=False)
+        kept = model(TOKENS[:, :9], use_cache=True).past_key_values
+        model(TOKENS[:, 9:10], past_key_values=kept)
 
 
 @torch.no_grad()
