@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from pathlib import Path
 
 import hypothesis
 import matplotlib.pyplot as plt
@@ -71,6 +72,27 @@ def violations():
             said += [result.generate_report()] * bool(result.violations_count)
         page.set_viewport_size(before)
         return said
+
+    return found
+
+
+@pytest.fixture
+def faint():
+    """`faint(page)`: texts of less contrast than 4.5:1, in light and in dark, as the page is and
+    with each control under the pointer and with the focus."""
+    script = Path(__file__).with_name("faint.js").read_text(encoding="utf-8")
+
+    def found(page):
+        said = {}
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            said |= dict.fromkeys(f"{scheme}: {text}" for text in page.evaluate(script))
+            for control in page.locator("a:visible, button:visible, select:visible").all():
+                control.evaluate("control => control.focus({ focusVisible: true })")
+                control.hover(force=True)
+                said |= dict.fromkeys(f"{scheme}: {text}" for text in page.evaluate(script))
+        page.mouse.move(0, 0)
+        return list(said)
 
     return found
 

@@ -1,5 +1,6 @@
 """One model for all who ask: questions wait in a queue, and each answer goes to its asker only."""
 
+import base64
 import gc
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from transformers.utils.logging import set_tqdm_hook
 
 from rolloutlib.explorer import Explorer, explore
 from rolloutlib.explorer.checking import MADE_OF
+from rolloutlib.explorer.saving import content
 from rolloutlib.extras import needs
 from rolloutlib.models import Answer, MultimodalModel, load_model
 from rolloutlib.models.tower import SHIPPED
@@ -22,6 +24,10 @@ from rolloutlib.models.tower import SHIPPED
 with needs("notebooks"):
     from ipywidgets.embed import dependency_state
 
+# Traits of `MapView` that a saved file depends on, beside the maps.
+LOOK = (*MADE_OF, "colours", "power", "opacity", "display", "split", "hidden", "picture")
+LOOK += ("together", "shared")
+SMALL = 100  # million parameters: with fewer, a model can't answer what people ask
 SAID = "Heads, residual, order and the question are chosen above; ask again to change them."
 
 
@@ -115,6 +121,17 @@ class Desk:
         """
         return self._queued(self._check, ask, tokens, {name: look[name] for name in MADE_OF})
 
+    def save(
+        self, ask: Ask, tokens: Sequence[int], look: Mapping[str, object], kind: str
+    ) -> Ticket:
+        """Queue a file of what is shown of an answer.
+
+        look: of the map shown, by the names in `LOOK`, and the trait `trust`.  kind: the ending of
+        the file, as `Explorer.save` says. The ticket's result has the file's name, `saved`, and as
+        `data` its bytes in base64.
+        """
+        return self._queued(self._save, ask, tokens, look, kind)
+
     def _queued(self, work: Callable[..., dict], *what: object) -> Ticket:
         ticket = Ticket()
         self._queue.append(ticket)
@@ -150,18 +167,33 @@ class Desk:
     def _check(
         self, ticket: Ticket, ask: Ask, tokens: Sequence[int], look: Mapping[str, object]
     ) -> dict[str, object]:
-        model = self._model(ask, ticket)
-
         def tell(done: int, pictures: int) -> None:
             if ticket.stop.is_set():
                 raise Stopped
             ticket.said = f"{done} of {pictures} altered pictures seen"
 
+        with self._explorer(ticket, ask, tokens, look) as explorer:
+            explorer.check(tell)
+            return {"trust": explorer.maps.trust}
+
+    def _save(
+        self, ticket: Ticket, ask: Ask, tokens: Sequence[int], look: Mapping, kind: str
+    ) -> dict[str, object]:
+        with self._explorer(ticket, ask, tokens, {name: look[name] for name in LOOK}) as explorer:
+            explorer.maps.trust = look["trust"]
+            data = content(explorer, f".{kind}")
+        return {"saved": f"map.{kind}", "data": base64.b64encode(data).decode()}
+
+    @contextmanager
+    def _explorer(
+        self, ticket: Ticket, ask: Ask, tokens: Sequence[int], look: Mapping[str, object]
+    ) -> Iterator[Explorer]:
+        """The explorer of an answer that was given before."""
+        model = self._model(ask, ticket)
         ticket.said = "looking again"
         explorer = explore(_given(model, ask, tokens), **ask.settings, **look)
         try:
-            explorer.check(tell)
-            return {"trust": explorer.maps.trust}
+            yield explorer
         finally:
             explorer.close()
 
@@ -215,10 +247,11 @@ def described(name: str, adapter: str, device: str, model: MultimodalModel) -> s
     config, millions = model.model.config, model.model.num_parameters() / 1e6
     size = f"{millions / 1000:.1f} billion" if millions >= 1000 else f"{millions:.1f} million"
     with_it = f" with the adapter {Path(adapter).name}" if adapter else ""
-    return (
-        f"{Path(name).name}{with_it}: {config.model_type} with {size} parameters, on {device}. "
-        "It answers questions about pictures."
-    )
+    can = "It answers questions about pictures."
+    if millions < SMALL:
+        can = "It is small: it answers only questions like those that it was trained on."
+    called = f"{Path(name).name}{with_it}: {config.model_type} with {size} parameters"
+    return f"{called}, on {device}. {can}"
 
 
 def _shown(explorer: Explorer, text: str) -> dict[str, object]:

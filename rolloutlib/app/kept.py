@@ -14,7 +14,8 @@ with needs("notebooks"), without_iris():
 def as_page(said: Mapping) -> str:
     """One file with the picture, its maps and the explorer: it needs no server and no network."""
     script = explorer_script()
-    state = {"answer": {"state": said["state"], "buffers": said["buffers"]}}
+    alone = said["state"] | {"status": ""}  # which speaks of the app
+    state = {"answer": {"state": alone, "buffers": said["buffers"]}}
     return PAGES.get_template("answer.html.j2").render(
         title=said["question"],
         answer=said["answer"],

@@ -159,6 +159,13 @@ class Check(Question):
         return self.desk.check(self._asked(said), said["tokens"], said["look"])
 
 
+class Save(Question):
+    """Takes the pictures again, and makes a file of what is shown."""
+
+    def _queued(self, said: dict) -> Ticket:
+        return self.desk.save(self._asked(said), said["tokens"], said["look"], said["kind"])
+
+
 class Kept(Private):
     """An answer as a page of its own, or its question as a notebook, from what the browser has."""
 
@@ -187,7 +194,7 @@ def page(desk: Desk, examples: Sequence[dict]) -> str:
             for name, allowed in desk.allowed.items()
         },
         about=desk.about,
-        examples=[one["question"] for one in examples],
+        examples=[(one["path"], one["question"]) for one in examples],
         heads=HEAD_FUSIONS,
         shipped=SHIPPED,
         largest=LARGEST_FILE,
@@ -205,6 +212,7 @@ def application(desk: Desk, token: str, examples: Sequence[dict], port: int) -> 
         (r"/example/(\d+)", Example, shared),
         (r"/ask", Question, shared),
         (r"/check", Check, shared),
+        (r"/save", Save, shared),
         (r"/(page|notebook)", Kept, shared),
         (r".*", Private, shared),
     ]

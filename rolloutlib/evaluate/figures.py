@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -70,11 +71,19 @@ def plot_trust(
     figure = plot_pictures(painted, titles, columns=2, scale=scale)
     for axis, check in zip(figure.axes, checks, strict=False):
         axis.title.set_fontsize(10)
-        left, top, right, bottom = check.box
-        for width, (colour_, line) in ((5, ("white", "-")), (2.5, FRAMES[check.verdict])):
-            frame = {"fill": False, "linewidth": width, "edgecolor": colour_, "linestyle": line}
-            axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **frame))
+        draw_frame(axis, check.box, check.verdict)
     return figure
+
+
+def draw_frame(axis: Axes, box: Sequence[float], verdict: str) -> None:
+    """Draw a frame round a place of the picture on this axis; its colour and line say the verdict.
+
+    box: left, top, right, bottom in pixels; the last two excluded.  verdict: as of `PeakCheck`.
+    """
+    left, top, right, bottom = box
+    for width, (colour_, line) in ((5, ("white", "-")), (2.5, FRAMES[verdict])):
+        frame = {"fill": False, "linewidth": width, "edgecolor": colour_, "linestyle": line}
+        axis.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **frame))
 
 
 def plot_extremes(found: Examination, count: int = 3) -> Figure:

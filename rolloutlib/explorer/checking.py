@@ -7,6 +7,12 @@ from rolloutlib.evaluate.trust import PeakCheck
 MADE_OF = ("selected", "combine", "blur")  # traits that the place depends on, beside the maps
 
 
+def finding(maps) -> dict[str, object]:
+    """The trait `trust`, if it has a verdict about the map that is shown; else empty."""
+    current = all(getattr(maps, name) == value for name, value in maps.trust.get("of", {}).items())
+    return maps.trust if current and "verdict" in maps.trust else {}
+
+
 def check(
     explorer, verify: Callable[..., PeakCheck], on_progress: Callable[[int, int], object]
 ) -> PeakCheck:

@@ -17,10 +17,11 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rolloutlib.evaluate.figures import draw_frame
 from rolloutlib.evaluate.trust import PeakCheck, nothing
 from rolloutlib.explorer import saving
 from rolloutlib.explorer.browser import STYLE, joined_module
-from rolloutlib.explorer.checking import check
+from rolloutlib.explorer.checking import check, finding
 from rolloutlib.explorer.controls import controls, parts
 from rolloutlib.explorer.maps import DIVERGING, Heatmaps, Mark, Panels, codes
 from rolloutlib.explorer.settings import MapSettings
@@ -39,7 +40,7 @@ with needs("notebooks"):
 COLOURS = ("viridis", "cividis", "magma", "turbo", "cyan", "red")
 DISPLAYS = ("fading", "flat", "outline", "beside", "slider")
 LONGEST_ALONE, LONGEST_OF_SEVERAL = 1600, 640  # pixels of the pictures that the browser gets
-QUALITY = 85  # of these pictures, as WebP
+QUALITY = 80  # of these pictures, as WebP
 SETTINGS = (
     "First layer, heads, residual, discard, receptive field and order change the rollout itself"
 )
@@ -86,7 +87,7 @@ class MapView(anywidget.AnyWidget):
     group = traitlets.Unicode().tag(sync=True)  # explorers of one group point together
     made = traitlets.Unicode().tag(sync=True)  # the settings of the rollout, in words
     note = traitlets.Unicode().tag(sync=True)  # where shares of the whole mean nothing: why
-    checks = traitlets.Enum(("", "kernel", "now"), "").tag(sync=True)  # who can check: nobody yet
+    checks = traitlets.Enum(("", "kernel"), "").tag(sync=True)  # who can check
     trust = traitlets.Dict().tag(sync=True)  # what `checking.check` says
     busy = traitlets.Bool().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
@@ -198,7 +199,10 @@ class Explorer(ipywidgets.VBox):
         super().close()
 
     def figure(self) -> Figure:
-        """What is shown, for print: every panel, and every picture of a clip."""
+        """What is shown, for print: every panel, and every picture of a clip.
+
+        If the place of the map shown was checked, it has the frame and the verdict of the check.
+        """
         return self._figure(self._pictures)
 
     def save(self, path: str | Path) -> Path:
@@ -311,6 +315,11 @@ class Explorer(ipywidgets.VBox):
         figure = plot_pictures(painted, titles, **look, **self._bar())
         if several:
             figure.suptitle(self._title(), parse_math=False)
+        if found := finding(self.maps):  # on the first panel, as in the browser
+            axis, [picture] = figure.axes[0], pictures
+            axis.set_title(f"{titles[0]}\n{found['sentence']}", parse_math=False)
+            pairs = zip(found["box"], picture.size * 2, strict=True)
+            draw_frame(axis, [share * length for share, length in pairs], found["verdict"])
         return figure
 
     def _bar(self) -> dict[str, str]:

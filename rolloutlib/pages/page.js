@@ -25,7 +25,7 @@ function model(values, buffers) {
     holder[path.at(-1)] = new DataView(bytes.buffer);
   }
   const listeners = [];
-  const tell = (name) => listeners.filter((l) => l.name === name).forEach((l) => l.call());
+  const tell = (name, ...said) => listeners.filter((l) => l.name === name).forEach((l) => l.call(...said));
   return {
     get: (name) => values[name],
     set(name, value) {
@@ -44,5 +44,6 @@ function model(values, buffers) {
     },
     save_changes() {},
     send() {}, // there is no kernel that would hear it
+    hear: (content, buffers) => tell("msg:custom", content, buffers), // from whoever stands for one
   };
 }

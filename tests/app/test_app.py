@@ -117,7 +117,8 @@ def colour_of(line):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/example/0", "/ask", "/check", "/page", "/notebook", "/lost", "/?token=no"]
+    "path",
+    ["/", "/example/0", "/ask", "/check", "/save", "/page", "/notebook", "/lost", "/?token=no"],
 )
 def test_nothing_is_shown_without_the_token_or_in_a_frame(port, path):
     for method in ("GET", "POST"):
@@ -309,7 +310,7 @@ def test_the_notebook_asks_the_same_by_its_parameters(port, checkpoints, tmp_pat
 
 
 def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(
-    port, chromium, tmp_path, violations
+    port, chromium, tmp_path, violations, faint
 ):
     page = chromium.new_page(viewport={"width": 360, "height": 740})
     page.set_default_timeout(240_000)
@@ -337,15 +338,39 @@ def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(
     assert box["width"] <= 360 and page.locator("#question").bounding_box()["width"] <= 340
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=ARTIFACTS / "app.png", full_page=True)
-    assert violations(page) == []
+    assert violations(page) == [] and faint(page) == []
+    for name, ending in (("PNG", "png"), ("SVG", "svg"), ("NumPy", "npy"), ("COCO boxes", "json")):
+        with page.expect_download() as kept:
+            page.get_by_role("button", name=name, exact=True).click()
+        kept.value.save_as(tmp_path / f"map.{ending}")
+    verdict = page.locator(".rx-trust strong").inner_text()[2:]
+    assert verdict in (tmp_path / "map.svg").read_text()
+    assert np.load(tmp_path / "map.npy").ndim == 3
+    said = json.loads((tmp_path / "map.json").read_text())["images"][0]
+    assert (said["width"], said["height"]) == Image.open(tmp_path / "map.png").size
     with page.expect_download() as kept:
         page.get_by_role("button", name="as a page").click()
     kept.value.save_as(tmp_path / "answer.html")
+    broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"nothing"}
+    page.locator("#picture").set_input_files(broken)
+    page.get_by_label("question").fill("another ?")
+    page.get_by_role("button", name="ask", exact=True).click()
+    page.get_by_text("expected a picture, got broken.png").wait_for()
+    assert page.locator(".rx").count() == 0 and not page.locator("#take").is_visible()
+    assert violations(page) == [] and faint(page) == []
+    page.locator("#history button").click()
+    page.locator(".rx-picture").wait_for()
+    names = "[...document.getElementById('picture').files].map((file) => file.name)"
+    assert page.evaluate(names) == ["scene1.jpg"]
+    assert page.locator("#preview img").get_attribute("alt") == "scene1.jpg"
+    assert page.get_by_label("question").input_value() == QUESTION
+    assert page.locator(".rx-trust strong").is_visible()
     page.close()
     own = (f"http://127.0.0.1:{port}/", "blob:", "data:")
     assert [url for url in requests if not url.startswith(own)] == [] and complaints == []
     alive = chromium.new_page()
     alive.goto((tmp_path / "answer.html").as_uri())
     alive.locator(".rx-chip").first.wait_for()
+    assert "ask again" not in alive.locator(".rx-status").inner_text()
     assert violations(alive) == []
     alive.close()

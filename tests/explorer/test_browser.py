@@ -77,6 +77,13 @@ def test_a_browser_gets_a_module_that_renders(tmp_path, joined):
     assert run_node("--eval", asked) == "render"
 
 
+def test_small_shares_keep_a_digit():
+    shares = [0, 1e-5, 0.00012, 0.0049, 0.123, 1]
+    script = f"{source('dom').replace('export ', '')}console.log({shares}.map(percent).join())"
+    expected = "0.0 %,0.001 %,0.01 %,0.5 %,12 %,100 %"
+    assert run_node("--eval", script) == expected
+
+
 def test_the_widget_carries_the_joined_module_and_its_style():
     widget = MapView()
     assert widget._esm == joined_module()

@@ -356,7 +356,8 @@ def test_a_word_says_its_relevance_to_those_who_cannot_see(show):
     label = page.locator(".rx-chip").nth(1).get_attribute("aria-label")
     place = f"row {row + 1} of 6, column {column + 1} of 8"
     most = (
-        f"most at {place} ({100 * ON_PICTURE[1].max() / share:.1f} % of what is from the picture)"
+        f"most, without blur, at {place} "
+        f"({100 * ON_PICTURE[1].max() / share:.1f} % of what is from the picture)"
     )
     whole = (
         f"“is”, word of the prompt, {100 * share:.0f} % of the whole is from the picture, {most}"

@@ -5,6 +5,8 @@ const part = (id) => document.getElementById(id);
 const form = part("form");
 const largest = Number(form.dataset.largest);
 const most = Number(form.dataset.most);
+// What is asked, by its name and by the field that holds it.
+const FIELDS = { model: "model", adapter: "adapter", device: "device", question: "question", head_fusion: "heads", residual: "residual", longest: "longest" };
 let picked = []; // the pictures, as files
 const waiting = new Set(); // what ends each request that is being answered
 let current = null; // what is shown
@@ -14,31 +16,44 @@ function say(text) {
   part("status").textContent = text;
 }
 
+/** Take away the answer that is shown: it does not belong to what is asked now. The history has it. */
+function clear() {
+  stopShowing();
+  stopShowing = () => {};
+  current = null;
+  part("shown").replaceChildren();
+  part("take").hidden = true;
+}
+
 function choose(files) {
+  clear();
   const pictures = [...files].filter((file) => file.type.startsWith("image/"));
+  const problem = refusal(pictures);
+  if (!problem) {
+    picked = pictures;
+    const shown = pictures.map((file) => Object.assign(document.createElement("img"), { src: URL.createObjectURL(file), alt: file.name }));
+    part("preview").replaceChildren(...shown);
+  }
+  const held = new DataTransfer(); // so that the field names them, wherever they came from
+  picked.forEach((file) => held.items.add(file));
+  part("picture").files = held.files;
+  say(problem || `${pictures.map((file) => file.name).join(", ")} ${pictures.length > 1 ? "are" : "is"} here. Now ask.`);
+}
+
+/** Why these pictures can't be asked about; "" if they can. */
+function refusal(pictures) {
   const heavy = pictures.find((file) => file.size > largest);
-  if (!pictures.length) return say("This is not a picture.");
-  if (pictures.length > most) return say(`These are too many pictures: expected at most ${most}, got ${pictures.length}.`);
-  if (heavy) return say(`${heavy.name} is too large: expected at most ${largest / 2 ** 20} MB, got ${(heavy.size / 2 ** 20).toFixed(1)} MB.`);
-  picked = pictures;
-  const shown = pictures.map((file) => Object.assign(document.createElement("img"), { src: URL.createObjectURL(file), alt: file.name }));
-  part("preview").replaceChildren(...shown);
-  say(`${pictures.map((file) => file.name).join(", ")} ${pictures.length > 1 ? "are" : "is"} here. Now ask.`);
+  if (!pictures.length) return "This is not a picture.";
+  if (pictures.length > most) return `These are too many pictures: expected at most ${most}, got ${pictures.length}.`;
+  return heavy ? `${heavy.name} is too large: expected at most ${largest / 2 ** 20} MB, got ${(heavy.size / 2 ** 20).toFixed(1)} MB.` : "";
 }
 
 async function ask() {
+  clear();
   if (!picked.length || !part("question").value.trim()) return say(`The ${picked.length ? "question" : "picture"} is missing.`);
-  const said = {
-    model: part("model").value,
-    adapter: part("adapter").value,
-    device: part("device").value,
-    question: part("question").value,
-    head_fusion: part("heads").value,
-    residual: part("residual").value,
-    beyond_even: part("beyond").checked,
-    longest: part("longest").value,
-    pictures: picked.map((file) => [file.name, file.size]),
-  };
+  const fields = Object.entries(FIELDS).map(([name, field]) => [name, part(field).value]);
+  const pictures = picked.map((file) => [file.name, file.size]);
+  const said = { ...Object.fromEntries(fields), beyond_even: part("beyond").checked, pictures };
   const files = picked;
   part("ask").disabled = true;
   say("Sending …");
@@ -48,13 +63,30 @@ async function ask() {
 
 /** Does the answer depend on the place where its map, as it is shown, is highest? */
 async function check(entry, shown) {
-  const look = Object.fromEntries(["selected", "combine", "blur"].map((name) => [name, shown.get(name)]));
-  const { state, buffers, files, ...asked } = entry;
+  const look = lookOf(shown, ["selected", "combine", "blur"]);
   shown.set("trust", { said: "Sending …" });
-  await request("/check", { ...asked, look }, files, (line) => {
-    if (line.trust) state.trust = line.trust;
+  await request("/check", { ...askedOf(entry), look }, entry.files, (line) => {
+    if (line.trust) entry.state.trust = line.trust;
     shown.set("trust", line.trust ?? (line.problem ? { of: look, problem: line.problem } : { said: progress(line) }));
   });
+}
+
+/** A file of what is shown, of a kind that the explorer names. */
+async function save(entry, shown, kind) {
+  const names = ["selected", "combine", "colours", "power", "blur", "opacity", "display", "split", "hidden", "picture", "together", "shared", "trust"];
+  await request("/save", { ...askedOf(entry), look: lookOf(shown, names), kind }, entry.files, (line) => {
+    if (line.saved) shown.hear({ saved: line.saved }, [Uint8Array.from(atob(line.data), (letter) => letter.charCodeAt(0))]);
+    shown.set("status", line.saved ? `Saved as ${line.saved}.` : line.problem || progress(line));
+  });
+}
+
+function lookOf(shown, names) {
+  return Object.fromEntries(names.map((name) => [name, shown.get(name)]));
+}
+
+/** What was asked and answered, without what is large. */
+function askedOf({ state, buffers, files, ...asked }) {
+  return asked;
 }
 
 /** Send pictures and what is asked about them; each line of the reply is heard. */
@@ -91,7 +123,10 @@ function progress(line) {
 }
 
 function hearAnswer(line, said, files) {
-  if (line.problem) return say(line.problem);
+  if (line.problem) {
+    clear();
+    return say(line.problem);
+  }
   if (!line.state) return say(progress(line));
   const entry = { ...line, ...said, files, names: said.pictures.map(([name]) => name) };
   remember(entry);
@@ -99,13 +134,16 @@ function hearAnswer(line, said, files) {
 }
 
 function present(entry) {
-  stopShowing();
+  clear();
   current = entry;
   const place = document.createElement("div");
   part("shown").replaceChildren(place);
-  const checks = entry.state.checks && "now"; // asked of the app
-  const shown = model({ ...structuredClone(entry.state), checks }, entry.buffers);
-  shown.send = (content) => content.check && check(entry, shown);
+  const shown = model(structuredClone(entry.state), entry.buffers);
+  shown.send = (content) => { // as a kernel hears it
+    if (content.ask) shown.hear({ kernel: true });
+    if (content.check) check(entry, shown);
+    if (content.save) save(entry, shown, content.save);
+  };
   stopShowing = explorer.render({ model: shown, el: place });
   part("about").textContent = entry.about;
   part("take").hidden = false;
@@ -116,7 +154,9 @@ function present(entry) {
 function remember(entry) {
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: `${entry.question} — ${entry.answer} (${entry.about.split(":")[0]})` });
   button.addEventListener("click", () => {
-    for (const name of ["model", "adapter", "device", "question"]) part(name).value = entry[name];
+    choose(entry.files);
+    for (const [name, field] of Object.entries(FIELDS)) part(field).value = entry[name];
+    part("beyond").checked = entry.beyond_even;
     present(entry);
   });
   const item = document.createElement("li");
@@ -134,7 +174,7 @@ async function take(kind) {
 for (const button of document.querySelectorAll("[data-example]")) {
   button.addEventListener("click", async () => {
     const picture = await (await fetch(`/example/${button.dataset.example}`)).blob();
-    choose([new File([picture], `example${Number(button.dataset.example) + 1}.${picture.type.split("/")[1]}`, { type: picture.type })]);
+    choose([new File([picture], button.dataset.name, { type: picture.type })]);
     part("question").value = button.dataset.question;
     if (!part("ask").disabled) ask();
   });

@@ -30,5 +30,6 @@ export function tell(view, what) {
 }
 
 export function percent(share) {
+  if (share > 1e-8 && share < 0.0005) return `${Number((100 * share).toPrecision(1))} %`; // not 0.0
   return `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 }

@@ -75,7 +75,9 @@ function drawScale(view, { low, bar, high, said }, sheet, range) {
   context.putImageData(image, 0, 0);
   const pages = pictures.length > 1 && get("together") ? " and pictures" : "";
   const fades = ["flat", "outline"].includes(get("display")) ? "" : "; a quarter of the way up the map is half as opaque";
-  said.textContent = `a patch; ${get("shared") ? "one scale for all words and pictures" : `each word${pages ? ", over all pictures," : ""} has its own scale`}${fades}`;
+  const [left, top, right, bottom] = pictures[get("picture")].box;
+  const cut = Math.max(left, top, 1 - right, 1 - bottom) > 0.02 ? "; the model saw only the part under the map" : "";
+  said.textContent = `a patch; ${get("shared") ? "one scale for all words and pictures" : `each word${pages ? ", over all pictures," : ""} has its own scale`}${fades}${cut}`;
 }
 
 export function drawCursor({ get, pictures, stages, patch }) {

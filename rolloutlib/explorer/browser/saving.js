@@ -9,7 +9,7 @@ export function savers(view) {
   parts.savers = Object.entries(KINDS).map(([kind, name]) => {
     const button = make("button", { type: "button", class: "rx-save" }, name);
     button.disabled = kind !== "png";
-    button.title = button.disabled ? "needs the notebook with its kernel running" : "the first picture as it is shown";
+    button.title = button.disabled ? "needs the notebook with its kernel running" : "the picture with its map, as it is shown";
     button.addEventListener("click", () => (kind === "png" ? savePicture(view) : model.send({ save: kind })));
     return button;
   });

@@ -5,7 +5,7 @@ import { make, placing } from "./dom.js";
 const SIGNS = { depends: ["✓", "rx-yes"], "does not depend": ["✗", "rx-no"], "can't tell": ["?", "rx-open"] };
 const IDLE = "Does the whole answer depend on the place where this map is highest? The model is asked again without it.";
 const NEEDS = "Checking whether the answer depends on the highest place needs the notebook with its kernel running.";
-const FOUND = "The number is the probability that it depends on the framed place. The whole answer was checked, not single words.";
+const FOUND = "The number is the probability that the whole answer depends on what the frame shows, at the peak of the blurred map.";
 const ASKED = "Waiting for the kernel …";
 
 /** The button and what is known, below the first picture, if the answer can be checked. */
@@ -13,7 +13,7 @@ export function checker(view) {
   const { get, parts, stages } = view;
   if (!get("checks")) return;
   parts.check = make("button", { type: "button", class: "rx-save" }, "Check this place");
-  parts.check.disabled = get("checks") !== "now";
+  parts.check.disabled = true; // until there is a kernel
   parts.check.addEventListener("click", () => begin(view));
   parts.trust = make("p", { class: "rx-trust", role: "status" });
   parts.place = make("div", {});

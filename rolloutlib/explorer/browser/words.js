@@ -60,7 +60,7 @@ function told(view, row, sheet) {
   if (!(total > 0)) return "nothing from the picture, which comes later";
   const best = topOf(cells, 1)[0];
   const drawn = topOf(row.subarray(end), 2).map((word) => `${percent(row[end + word])} from ${quote(view, word)}`);
-  const most = `most at ${whereIs(view, best)} (${percent(row[best] / total)} of what is from the picture${pictures.length > 1 ? "s" : ""})`;
+  const most = `most, without blur, at ${whereIs(view, best)} (${percent(row[best] / total)} of what is from the picture${pictures.length > 1 ? "s" : ""})`;
   if (view.get("note") || !drawn.length) return most;
   return `${percent(total)} of the whole is from the picture${pictures.length > 1 ? "s" : ""}, ${most}; ${percent(Math.max(0, 1 - total))} is from words: ${drawn.join(", ")}`;
 }
