@@ -419,7 +419,8 @@ def nudges(model, monkeypatch):
     def mixed(module, behind, args):
         return args[0] + nudge(values[module]).flatten(2)
 
-    places = {type(m).__module__: rules.rules_of(m) for m in model.modules() if rules.rules_of(m)}
+    kinds = {type(module) for module in model.modules()}
+    places = {kind.__module__: rules.rules_of(kind) for kind in kinds if rules.rules_of(kind)}
     for file, names in places.items():
         for name in names:
             monkeypatch.setattr(sys.modules[file], name, nudging(names[name][name]))
