@@ -542,6 +542,7 @@ def test_a_page_can_be_read_by_everybody(tmp_path, browser, violations):
         nbformat.v4.new_code_cell("def f(x):  # why\n    return 'text'", outputs=[error]),
         code_with({"image/png": PNG}),
         code_with({"text/html": table}),
+        code_with({"text/html": '<video controls width="640" height="360"></video>'}),
         markdown("<details><summary>Answers</summary>\n\n1. One\n\n</details>"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
