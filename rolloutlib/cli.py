@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @click.group(help=__doc__)
 def rollout() -> None:
-    pass
+    # A thread that waits in a loop keeps a core from other runs: two at once would hardly go on.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @rollout.command("run")

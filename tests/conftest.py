@@ -86,11 +86,13 @@ def faint():
         said = {}
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
-            said |= dict.fromkeys(f"{scheme}: {text}" for text in page.evaluate(script))
+            said |= dict.fromkeys(
+                f"{scheme}: {text}" for text in page.locator("body").evaluate(script)
+            )
             for control in page.locator("a:visible, button:visible, select:visible").all():
                 control.evaluate("control => control.focus({ focusVisible: true })")
                 control.hover(force=True)
-                said |= dict.fromkeys(f"{scheme}: {text}" for text in page.evaluate(script))
+                said |= dict.fromkeys(f"{scheme}: {text}" for text in control.evaluate(script))
         page.mouse.move(0, 0)
         return list(said)
 

@@ -1,6 +1,6 @@
-// What is written on a page with less than 4.5:1 of contrast to what lies under it, by WCAG 2.2;
+// What is written in an element with less than 4.5:1 of contrast to what lies under it, by WCAG 2.2;
 // large text may have 3:1. Unlike axe-core's, disabled controls count.
-() => {
+(root) => {
   const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
   const read = (colour) => { // red, green, blue and opacity of what CSS computed
     context.clearRect(0, 0, 1, 1);
@@ -24,7 +24,7 @@
   };
   const path = (element) => element.parentElement ? [...path(element.parentElement), element] : [element];
   const paper = matchMedia("(prefers-color-scheme: dark)").matches ? [18, 18, 18] : [255, 255, 255];
-  const written = [...document.querySelectorAll("body *")].filter((element) => element.matches("select, input:not([type=range], [type=checkbox])")
+  const written = [root, ...root.querySelectorAll("*")].filter((element) => element.matches("select, input:not([type=range], [type=checkbox])")
     || [...element.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim()));
   return written.flatMap((element) => {
     if (element.closest("script, style, svg, math, .unseen") || !element.checkVisibility({ opacityProperty: true, visibilityProperty: true })) return [];

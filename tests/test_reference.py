@@ -24,6 +24,10 @@ def test_every_public_name_has_an_entry(reference):
             assert f'id="{name}"' in page, name
 
 
+def test_it_is_light(reference):
+    assert sum(path.stat().st_size for path in reference.rglob("*") if path.is_file()) < 3e6
+
+
 def test_search_finds_a_name_without_a_network(reference, browser):
     page, asked, complaints = browser(reference / "rolloutlib.html")
     page.get_by_role("searchbox").fill("heatmaps")

@@ -19,7 +19,7 @@ from pathlib import Path
 from rolloutlib.explorer.browser import STYLE, joined_module
 from rolloutlib.extras import needs, without_iris
 from rolloutlib.files.complete import write_text
-from rolloutlib.pages.figures import as_webp
+from rolloutlib.pages.figures import as_flac, as_webp
 from rolloutlib.pages.foreign import PICTURES, embedded, safe_html
 from rolloutlib.runs.notebook import Notebook
 
@@ -291,4 +291,12 @@ def _inside(root: object, saved: Mapping[str, dict]) -> list[str]:
 def _without_code(saved: Mapping) -> dict[str, object]:
     """A widget's state without the module and style that it brings: the page has its own."""
     state = {name: one for name, one in saved["state"].items() if name not in ("_esm", "_css")}
-    return {"state": state, "buffers": saved.get("buffers") or []}
+    return {"state": state, "buffers": [_lighter(one) for one in saved.get("buffers") or []]}
+
+
+def _lighter(buffer: object) -> object:
+    """The sound of an explorer as FLAC; other buffers as they are."""
+    if not isinstance(buffer, Mapping) or buffer.get("path") != ["sound"]:
+        return buffer
+    address = as_flac(f"data:audio/wav;base64,{buffer.get('data')}")
+    return {**buffer, "data": address.partition(";base64,")[2]}

@@ -309,6 +309,16 @@ def test_the_notebook_asks_the_same_by_its_parameters(port, checkpoints, tmp_pat
     assert reply_of(port, "POST", "/notebook", "{}")[0] == 400
 
 
+BRING = """([way, content]) => {
+  const data = new DataTransfer();
+  const bytes = Uint8Array.from(content.match(/../g), (pair) => parseInt(pair, 16));
+  data.items.add(new File([bytes], `${way}.png`, { type: "image/png" }));
+  document.body.dispatchEvent(way === "paste"
+    ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true })
+    : new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+}"""
+
+
 def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(
     port, chromium, tmp_path, violations, faint
 ):
@@ -365,6 +375,16 @@ def test_in_a_browser_an_example_is_asked_shown_kept_and_taken_away(
     assert page.locator("#preview img").get_attribute("alt") == "scene1.jpg"
     assert page.get_by_label("question").input_value() == QUESTION
     assert page.locator(".rx-trust strong").is_visible()
+    for way in ("paste", "drop"):
+        page.evaluate(BRING, [way, png().hex()])
+        page.get_by_text(f"{way}.png is here. Now ask.").wait_for()
+        assert page.locator("#preview img").get_attribute("alt") == f"{way}.png"
+        assert page.evaluate(names) == [f"{way}.png"] and page.locator(".rx").count() == 0
+    page.evaluate("document.getElementById('ask').click(), document.getElementById('stop').click()")
+    page.get_by_text("Stopped.").wait_for()
+    page.locator("[data-example]").nth(1).click()
+    page.locator("#history li").nth(1).wait_for()
+    assert page.locator(".rx-picture").count() == 1
     page.close()
     own = (f"http://127.0.0.1:{port}/", "blob:", "data:")
     assert [url for url in requests if not url.startswith(own)] == [] and complaints == []

@@ -1,5 +1,6 @@
 """The explorer of a sound: what is sent, and in a real browser."""
 
+import base64
 import io
 import wave
 
@@ -48,7 +49,9 @@ def test_maps_of_another_length_are_refused():
 
 @pytest.fixture
 def page(browser, tmp_path):
-    page, asked, said = browser(page_of(explore_sound(heard(), {"": MAPS}), tmp_path))
+    path = page_of(explore_sound(heard(), {"": MAPS}), tmp_path)
+    assert base64.b64encode(b"fLaC")[:5].decode() in path.read_text()  # and not WAV
+    page, asked, said = browser(path)
     wait_until_drawn(page)
     page.wait_for_function("document.querySelector('audio').readyState > 0")
     yield page

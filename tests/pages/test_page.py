@@ -533,7 +533,8 @@ def test_widget_that_fails_leaves_its_still_picture(tmp_path, browser):
 
 def test_a_page_can_be_read_by_everybody(tmp_path, browser, violations):
     error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=["\x1b[31mb\x1b[0m"])
-    text = "# A\n\n$$\\sum_i " + " + ".join(["r_i"] * 60) + "$$\n\n## B\n\n[link](b.ipynb) `code`"
+    text = "# A\n\n$$\\sum_i " + " + ".join(["r_i"] * 60) + "$$\n\n## B\n\n[link](b.ipynb) "
+    text += f"`{'long_name.' * 9}`"
     table = (
         "<table><thead><tr><th></th><th>a</th></tr></thead><tr><th>b</th><td>1</td></tr></table>"
     )
@@ -542,9 +543,12 @@ def test_a_page_can_be_read_by_everybody(tmp_path, browser, violations):
         nbformat.v4.new_code_cell("def f(x):  # why\n    return 'text'", outputs=[error]),
         code_with({"image/png": PNG}),
         code_with({"text/html": table}),
+        code_with({"text/html": '<video controls width="640" height="360"></video>'}),
         markdown("<details><summary>Answers</summary>\n\n1. One\n\n</details>"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
     contents = [("All", tmp_path / "index.html"), ("A", tmp_path / "a.html")]
     page, _, _ = browser(write_page(tmp_path / "a.ipynb", contents=contents))
     assert violations(page) == []
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360

@@ -12,7 +12,7 @@ const BEFORE = 0.15; // seconds that are played before the moment, to hear how t
 export function player(view) {
   const { get, parts, stages } = view;
   parts.audio = make("audio", { controls: "", "aria-label": "the sound" });
-  view.urls.push(parts.audio.src = URL.createObjectURL(new Blob([bytesOf(get("sound"))], { type: "audio/wav" })));
+  view.urls.push(parts.audio.src = URL.createObjectURL(new Blob([bytesOf(get("sound"))]))); // WAV, or FLAC on a page
   parts.from = make("button", { type: "button", class: "rx-from" }, "play from where it listened");
   parts.from.addEventListener("click", () => playFrom(view, moment(view)));
   view.chips.forEach((chip) => chip.addEventListener("keydown", (event) => event.key.toLowerCase() === "p" && playFrom(view, moment(view))));
