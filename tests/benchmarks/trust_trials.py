@@ -123,6 +123,7 @@ def choices(lines: pd.DataFrame) -> dict[str, np.ndarray]:
     every = lines.filter(regex=r"^hit \d").columns
     hits = lines[every].fillna(False).astype(bool).to_numpy()
     found = {"the shipped peak": hits[:, 0], "verified_peak": lines["verified"].astype(bool)}
+    found["verified_peak, not moved to what there is to see"] = lines["kept"].astype(bool)
     found["some peak, if one knew which"] = hits.any(axis=1)
     rows = np.arange(len(lines))
     for size in SIZES:
