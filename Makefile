@@ -9,6 +9,7 @@
 # make families    what is recorded of every image-text type; data/results/families.md
 # make exams       how often the small models answer correctly; data/results/answers.csv
 # make trust       how well a check tells right peaks of maps from wrong ones; data/results/trust.csv
+# make trials      other ways to check a peak, on scenes apart; data/results/trust_trials.csv
 # Each makes .venv first where it is missing or older than what it installs.
 
 PYTHON ?= python3
@@ -29,7 +30,7 @@ MODEL_ID ?= data/checkpoints/tiny-llava
 ADAPTER_ID ?=
 DTYPE ?= auto
 DEVICE_MAP ?= cpu
-# More options of `make trust`, such as --models tiny-llava.
+# More options of `make trust` and `make trials`, such as --models tiny-llava.
 ANSWERS ?=
 # Where the benchmark runs: cpu or cuda.
 DEVICE ?= cpu
@@ -50,7 +51,7 @@ ENOUGH_SPACE = df -Pk . | awk 'NR == 2 && (free = $$4 * 1.024e-6) < $(SPACE) { \
   printf "%.1f GB are free here, .venv takes $(SPACE): make room, or say SPACE=…\n", free; \
   exit 1 }' >&2
 
-.PHONY: notebooks test lab app gallery checkpoints benchmark families exams trust
+.PHONY: notebooks test lab app gallery checkpoints benchmark families exams trust trials
 
 notebooks: $(READY)
 	$(BIN)/rollout run-all notebooks --out outputs --timeout $(TIMEOUT) $(if $(JOBS),--jobs $(JOBS))
@@ -101,6 +102,9 @@ exams: $(READY)
 
 trust: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.trust $(ANSWERS)
+
+trials: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks.trust_trials $(ANSWERS)
 
 $(READY): pyproject.toml constraints.txt no-deps.txt
 	@echo "Installing into .venv: a few minutes and about $(SPACE) GB"

@@ -27,19 +27,21 @@ from rolloutlib.files.complete import complete_file, write_text
 from rolloutlib.tiny.scenes import load_photos, make_scenes
 from rolloutlib.tiny.screens import SIZES, make_screens
 
-SPLITS = {"train": (2026, 20), "test": (1128, 10)}  # seed, and how many pictures are a part
+# seed, and how many pictures are a part; on "trials" rules are chosen
+SPLITS = {"train": (2026, 20), "test": (1128, 10), "trials": (4096, 10)}
+PHOTOS = {"train": "train", "test": "test", "trials": "train"}
 MISSES = 5  # a kind of question with fewer wrong peaks, or fewer right ones, has no AUC of its own
 
 
 def scenes(size, split, seed, count):
     """Pictures of painted shapes, each with its questions."""
-    found = make_scenes(seed, count, load_photos(DATA / "images", split), size=size)
+    found = make_scenes(seed, count, load_photos(DATA / "images", PHOTOS[split]), size=size)
     return [(scene.picture, scene.questions) for scene in found]
 
 
 def screens(split, seed, count):
     """Screens, each with its instructions; those for testing have sizes of their own."""
-    sizes = SIZES["seen" if split == "train" else "unseen"]
+    sizes = SIZES["unseen" if split == "test" else "seen"]
     found = make_screens(seed, count, sizes=sizes)
     return [(screen.picture, screen.instructions) for screen in found]
 
@@ -255,7 +257,7 @@ def main() -> None:
     training, testing, elsewhere, nowhere = (
         [record(name, split, wanted, options.folder, make) for name in options.models]
         for make, counts in ((line, (options.train, options.test)), (place, [options.places] * 2))
-        for split, wanted in zip(SPLITS, counts, strict=True)
+        for split, wanted in zip(("train", "test"), counts, strict=True)
     )
     whole = pd.concat(training, ignore_index=True)
     calibrate(whole, pd.concat(elsewhere, ignore_index=True))

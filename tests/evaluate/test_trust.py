@@ -213,3 +213,14 @@ def test_the_committed_tables_have_their_form():
     bins = pd.read_csv(DATA / "results/reliability.csv")
     counts = table[table["score"] == "brier, with random places"].set_index("model")["n"]
     assert bins.groupby("model")["n"].sum().to_dict() == counts.to_dict()
+
+
+def test_the_trials_table_has_its_form_and_each_rule_once_a_model():
+    table = pd.read_csv(DATA / "results/trust_trials.csv")
+    assert list(table) == ["model", "score", "rule", "value", "low", "high", "n"]
+    assert not table.duplicated(["model", "score", "rule"]).any()
+    assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+    assert table.pivot(index=["score", "rule"], columns="model", values="n").notna().all(axis=None)
+    choices = table[table["score"] == "pointing"].pivot(index="model", columns="rule")["value"]
+    falls = choices.filter(like="largest fall")  # each keeps one of the peaks
+    assert falls.le(choices["some peak, if one knew which"], axis=0).all(axis=None)
