@@ -121,7 +121,7 @@ class Desk:
         """
         return self._queued(self._check, ask, tokens, {name: look[name] for name in MADE_OF})
 
-    def save(
+    def as_file(
         self, ask: Ask, tokens: Sequence[int], look: Mapping[str, object], kind: str
     ) -> Ticket:
         """Queue a file of what is shown of an answer.

@@ -163,7 +163,7 @@ class Save(Question):
     """Takes the pictures again, and makes a file of what is shown."""
 
     def _queued(self, said: dict) -> Ticket:
-        return self.desk.save(self._asked(said), said["tokens"], said["look"], said["kind"])
+        return self.desk.as_file(self._asked(said), said["tokens"], said["look"], said["kind"])
 
 
 class Kept(Private):

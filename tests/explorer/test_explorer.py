@@ -530,7 +530,7 @@ def test_a_figure_frames_the_place_and_says_what_was_found(answer):
 def test_the_explorers_figure_frames_what_was_found_about_the_map_shown(answer):
     explorer = explore(answer)
     found = explorer.check()
-    [axis] = explorer.figure().axes
+    axis, _ = explorer.figure().axes  # the second is the colour scale
     assert axis.get_title() == f"whole answer\n{found.sentence}"
     left, top, right, bottom = found.box
     expected = (left - 0.5, top - 0.5, right - left, bottom - top)
@@ -538,7 +538,7 @@ def test_the_explorers_figure_frames_what_was_found_about_the_map_shown(answer):
         np.testing.assert_allclose(frame.get_bbox().bounds, expected, atol=1e-9)
     assert len(axis.patches) == 2 and axis.patches[1].get_linestyle() == FRAMES[found.verdict][1]
     explorer.maps.blur = 2.0  # another map
-    [axis] = explorer.figure().axes
+    axis, _ = explorer.figure().axes
     assert axis.get_title() == "whole answer" and not axis.patches
 
 
