@@ -3,7 +3,7 @@
 `METHODS` names them. Each takes the same `Evidence`, and none knows which model it came from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -39,6 +39,8 @@ class Evidence:
     neutral: gives the evidence of the same answer to a question that asks for nothing; None if
     there is no such question. All three are called when the first method asks, as each takes as
     long as the forward pass.
+    signed: of layers without attention, by their number in `attention`, the matrices with signs;
+    None if all attend.
     image: the picture's tokens; None for a map over the keys themselves, such as frames or words.
     tower: of the layers behind the image tokens; empty if pixels go straight into the decoder.
     """
@@ -46,6 +48,7 @@ class Evidence:
     attention: Sequence[Attention]
     rows: Int[torch.Tensor, " row"]
     weigh: Callable[[], Sequence[WeightedLayer]]
+    signed: Mapping[int, Attention] | None = None
     image: ImageTokens | None = None
     tower: Sequence[Float[torch.Tensor, "tower_head output patch"]] = ()
     weigh_against: Callable[[], Sequence[WeightedLayer]] | None = None
@@ -202,6 +205,12 @@ def evidence_of(
         weigh=partial(weigh, own.sum()),
         weigh_against=partial(weigh, own.sum() - other.sum()),
         neutral=lambda: evidence_of(model, said_to(answer, neutral), tokens),
+        signed={
+            number: layer.signed()[0].detach()
+            for number, layer in enumerate(language)
+            if hasattr(layer, "signed")
+        }
+        or None,
         image=answer.image,
         tower=[layer.probabilities()[sequence] for layer in tower],
     )
@@ -326,6 +335,27 @@ def beyond_even(evidence: Evidence, residual: float = 0.5) -> Relevance:
     return beyond(rolled(residual=residual)(evidence), even, positions)
 
 
+def attention_alone(evidence: Evidence) -> Relevance:
+    """The map that is shown, as if layers without attention were not there."""
+    attending = [a for n, a in enumerate(evidence.attention) if n not in evidence.signed]
+    return beyond_even(replace(evidence, attention=attending), SHIPPED["residual"])
+
+
+def with_signs(evidence: Evidence, residual: float = SHIPPED["residual"]) -> Relevance:
+    """Rollout in which what layers without attention add and take away may cancel; less than
+    nothing counts as 0.
+
+    In each head a row of M is divided by the sum of its absolute values.
+    """
+    relevance = torch.eye(len(evidence.fused[0]))[evidence.rows]
+    for number, attention in reversed([*enumerate(evidence.attention)]):
+        step = evidence.signed.get(number, attention)
+        step = step / step.abs().sum(-1, keepdim=True).clamp(min=1e-12)
+        relevance = relevance.to(step)
+        relevance = residual * relevance + (1 - residual) * relevance @ step.mean(0)
+    return relevance.clamp(min=0)
+
+
 def _with_neutral(evidence: Evidence, residual: float) -> tuple[Relevance, Relevance]:
     """The rollout, and that of the neutral question with its image tokens in the same places."""
     own, neutral = (rolled(residual=residual)(one) for one in (evidence, evidence.unasked))
@@ -373,6 +403,8 @@ METHODS: dict[str, Method] = {
     "log-odds over even": Method(log_odds_over_even, causal=True),
     "beyond even": Method(beyond_even, causal=True),
     BEYOND: Method(partial(beyond_even, residual=SHIPPED["residual"]), causal=True),
+    "attention alone": Method(attention_alone, causal=True, needs="signed"),
+    "with signs": Method(with_signs, causal=True, needs="signed"),
     "last layer": Method(last_layer),
     "mean of layers": Method(mean_of_layers),
     "attention received": Method(received),

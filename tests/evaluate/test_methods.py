@@ -36,7 +36,9 @@ def asked(request, tmp_path_factory):
 def test_every_method_that_applies_makes_a_map_on_its_grid(asked):
     _, answer, evidence = asked
     for method in METHODS.values():
-        assert method.applies(evidence)
+        assert method.applies(evidence) == (method.needs != "signed")  # here every layer attends
+        if not method.applies(evidence):
+            continue
         heatmap = method.heatmap(evidence)
         assert heatmap.shape == evidence.view.grid == answer.image.patch_view.grid
         assert np.isfinite(heatmap).all() and (heatmap >= 0).all() and heatmap.max() > 0
@@ -48,7 +50,7 @@ def test_a_method_that_does_not_apply_is_refused():
     even = [torch.full((2, 3, 3), 1 / 3)]
     nothing = [WeightedLayer("", torch.zeros(1, 3, 3))]
     frames = Evidence(even, torch.tensor([1]), lambda: nothing)
-    for name in ("gradient of the lead", "beyond neutral"):
+    for name in ("gradient of the lead", "beyond neutral", "with signs"):
         assert not METHODS[name].applies(frames)
         with pytest.raises(ValueError, match=f"expected evidence with `{METHODS[name].needs}`"):
             METHODS[name].heatmap(frames)
