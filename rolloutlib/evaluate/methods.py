@@ -39,20 +39,20 @@ class Evidence:
     neutral: gives the evidence of the same answer to a question that asks for nothing; None if
     there is no such question. All three are called when the first method asks, as each takes as
     long as the forward pass.
-    signed: of layers without attention, by their number in `attention`, the matrices with signs;
-    None if all attend.
     image: the picture's tokens; None for a map over the keys themselves, such as frames or words.
     tower: of the layers behind the image tokens; empty if pixels go straight into the decoder.
+    signed: of layers without attention, by their number in `attention`, the matrices with signs;
+    None if all attend.
     """
 
     attention: Sequence[Attention]
     rows: Int[torch.Tensor, " row"]
     weigh: Callable[[], Sequence[WeightedLayer]]
-    signed: Mapping[int, Attention] | None = None
     image: ImageTokens | None = None
     tower: Sequence[Float[torch.Tensor, "tower_head output patch"]] = ()
     weigh_against: Callable[[], Sequence[WeightedLayer]] | None = None
     neutral: Callable[[], "Evidence"] | None = None
+    signed: Mapping[int, Attention] | None = None
 
     @cached_property
     def against(self) -> "Evidence":

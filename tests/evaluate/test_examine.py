@@ -228,7 +228,8 @@ def test_the_shown_map_beats_the_last_layer_where_we_say_so(full):
         lines = plain.xs(name, level="model")
         lines = lines[lines.index.isin(METHODS)]
         assert len(lines) == len(METHODS) - 2 * (name == "LLaVA")  # all of its layers attend
-        assert not (lines["over_last_low"] > 0).any()
+        better = set(lines.index[lines["over_last_low"] > 0])
+        assert better == ({"attention alone", "with signs"} if name == "Qwen3.5" else set())
     llava = points.loc["rows divided"].loc["LLaVA"]
     assert abs(llava["value"] - points.loc[("mean of layers", "LLaVA"), "value"]) < 0.02
 
