@@ -15,8 +15,8 @@ from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPI
 from rolloutlib.models.asked import Asked
 from rolloutlib.models.multimodal import MultimodalModel
 
-# Types with a place for every image token; all others are refused by name. SmolVLM has one, too,
-# but its processor needs num2words, which `make families` installs.
+# Types with a place for every image token; all others are refused by name. SmolVLM's processor
+# needs num2words, which `make families` installs.
 ON_PIXELS = (
     *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
     *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3"),
@@ -25,10 +25,11 @@ ON_PIXELS = (
     *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "muse_glimmer", "muse_spark", "ovis2"),
     *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
     *("granite4_vision", "hyperclovax_vision_v2", "idefics3", "internvl", "janus", "kimi_k25"),
-    *("lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision"),
-    *("mistral3", "mistral_large4", "paddleocr_vl", "paligemma", "qwen2_5_vl", "qwen2_vl"),
-    *("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "qwen4_exp", "step3p7"),
-    *("video_llama_3", "vipllava"),
+    *("lfm2_vl", "lighton_ocr", "llama4", "llava", "llava_next", "llava_next_video"),
+    *("llava_onevision", "mistral3", "mistral_large4", "paddleocr_vl", "paligemma"),
+    *("qwen2_5_vl", "qwen2_vl"),
+    *("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "qwen4_exp", "smolvlm"),
+    *("step3p7", "video_llama_3", "video_llava", "vipllava"),
 )
 # Tiles of 32 pixels, patches of 8, 2 x 2 of them merged, whatever a processor calls them.
 SQUARE = {"height": 32, "width": 32}

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,7 @@ def load_model(
     adapter_id: str | Path = "",
     max_pixels: int = 0,
     min_pixels: int = 0,
+    families: Collection[str] = (),
 ) -> MultimodalModel:
     """Load a checkpoint by a folder's path or a Hugging Face id, ready for questions.
 
@@ -211,14 +213,16 @@ def load_model(
     revision, dtype, device_map: as in transformers. Only safetensors are read, and a checkpoint's
     own code is never run.  adapter_id: a LoRA adapter to add, by path or id.
     max_pixels, min_pixels: to what size the processor reduces and enlarges pictures; 0 leaves the
-    checkpoint's own limits.
+    checkpoint's own limits.  families: the `model_type` of what the caller is written for, such as
+    "llava"; any, if empty.
 
     A blank picture goes through the processor and the vision tower, so that what does not fit is
     found here.
 
-    Raises ValueError for a model that takes no pictures and text, for a processor that does not
-    fit the model or has no such limits, and for an adapter that is malformed or was made for
-    another model; FileNotFoundError if a folder, a download or its safetensors are unavailable.
+    Raises ValueError for a model that takes no pictures and text or is of none of the families,
+    for a processor that does not fit the model or has no such limits, and for an adapter that is
+    malformed or was made for another model; FileNotFoundError if a folder, a download or its
+    safetensors are unavailable.
     """
     source, how = str(name_or_path), {"revision": revision}
     config = load_pretrained(AutoConfig, source, **how)
@@ -226,6 +230,11 @@ def load_model(
         raise ValueError(
             "expected a checkpoint of an image-text model of transformers, got model_type "
             f"{config.model_type!r} in {source}"
+        )
+    if families and config.model_type not in families:
+        raise ValueError(
+            f"expected a checkpoint of model_type {' or '.join(families)}, got {config.model_type} "
+            f"in {source}; the notebook 10_any_model takes every image-text model of transformers"
         )
     processor = load_pretrained(AutoProcessor, source, **how)
     set_limits(processor, max_pixels=max_pixels, min_pixels=min_pixels)

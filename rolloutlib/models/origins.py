@@ -9,6 +9,7 @@ from PIL import Image
 
 WHITE = 255.0  # of 8-bit pictures, which is what processors expect
 FINE = 16  # pixels along which a picture of whole numbers rises from black to white
+WHOLE = "PIL image"  # what transformers wants, in its own words, if it refuses floats
 SEEN = 0.4  # of the largest difference between white and black; what differs less is padding
 
 Origins = Float[torch.Tensor, "... 3"]  # (picture, y, x), NaN where no picture is shown
@@ -32,7 +33,7 @@ def origins_of(
     rises along 16 pixels: their sum is a ramp of 1/16 of a pixel's precision.
 
     process: gives the inputs for pictures of float values in [0, 255], which are never rounded; if
-    it raises for these, for pictures of Pillow.
+    it wants a "PIL image" for these, for pictures of Pillow. All else that it raises is passed on.
     sizes: (height, width) of each picture.
 
     Returns the tensors of the inputs that show pictures, by name. Raises ValueError if there are
@@ -55,7 +56,9 @@ def origins_of(
     exact, parts = True, 1
     try:
         even(0.5)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        if WHOLE not in str(error):
+            raise
         exact, parts = False, -(-max(max(size) for size in sizes) // FINE)
     black, white = even(0.0), even(1.0)
     axes = [

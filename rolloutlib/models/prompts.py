@@ -2,10 +2,12 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 
 import torch
 from jaxtyping import Int
+from jinja2 import TemplateError, UndefinedError
 from PIL import Image
 from transformers import (
     BatchFeature,
@@ -22,7 +24,8 @@ from rolloutlib.models.words import special_ids
 # What processors return for each token of the prompt.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 BLANK = "\N{OBJECT REPLACEMENT CHARACTER}"
-THINKING = (("<think>", "</think>"), ("◁think▷", "◁/think▷"))  # what encloses it, by model
+# What encloses thinking: in Qwen, GLM and most others, in Kimi, and in Gemma 4.
+THINKING = (("<think>", "</think>"), ("◁think▷", "◁/think▷"), ("<|channel>thought", "<channel|>"))
 ELONGATED = 200  # times as long as wide, as Qwen's processors allow; Fuyu's fail somewhat above
 
 
@@ -45,20 +48,29 @@ def full_prompt(
     kinds: "image" or "video".  system: what the model is told before the question, if its chat
     template has a place for it.
 
+    The chat template is the processor's, else that of its tokenizer. If it is written for text
+    alone, the tokens are the beginning of that text. Without any, it is the family's own.
+
     Raises ValueError for a question with special tokens, or with the text that ends a turn: it
-    would be read as more than a question; and for a system prompt without a place.
+    would be read as more than a question; for a system prompt without a place; and for what the
+    template refuses.
     """
     if isinstance(prompt, WholePrompt) and not system:
         return prompt
 
+    signs = "".join(str(getattr(processor, f"{kind}_token", None) or "") for kind in kinds)
+
     def put(question: str) -> str:
-        if processor.chat_template is None:
-            signs = (str(getattr(processor, f"{kind}_token", None) or "") for kind in kinds)
-            return family.prompt_template.format(shown="".join(signs), prompt=question)
+        if not (processor.chat_template or processor.tokenizer.chat_template):
+            return family.prompt_template.format(shown=signs, prompt=question)
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": question}]
-        told = [{"role": "system", "content": [{"type": "text", "text": system}]}]
-        conversation = (told if system else []) + [{"role": "user", "content": content}]
-        return processor.apply_chat_template(conversation, add_generation_prompt=True)
+        told = [{"type": "text", "text": system}] if system else []
+        with suppress(TypeError, UndefinedError):  # as from a list that is added to a text
+            whole = in_template(processor, content, told)
+            if question.strip() in whole and str(content) not in whole:
+                return whole
+        before = f"{signs}\n" if "{shown}" in family.prompt_template else ""  # text alone
+        return in_template(processor, before + question, system)
 
     ending = put(BLANK).partition(BLANK)[2].splitlines()
     both = f"{system}\n{prompt}" if system else prompt
@@ -74,6 +86,22 @@ def full_prompt(
     ):
         raise ValueError("expected a chat template with a place for a system prompt, got none")
     return whole
+
+
+def in_template(processor: ProcessorMixin, content: list | str, system: list | str) -> str:
+    """One user's turn, after a system prompt if that is not empty, in the chat template.
+
+    Raises ValueError for what the template refuses, or if it is broken.
+    """
+    told = [{"role": "system", "content": system}] if system else []
+    own = {} if processor.chat_template else {"chat_template": processor.tokenizer.chat_template}
+    turns = [*told, {"role": "user", "content": content}]
+    try:
+        return processor.apply_chat_template(turns, add_generation_prompt=True, **own)
+    except UndefinedError:
+        raise
+    except TemplateError as error:
+        raise ValueError(f"the checkpoint's chat template refuses the prompt: {error}") from error
 
 
 def end_of_thinking(
@@ -151,7 +179,8 @@ def given_to(shown: Sequence[object], frame_rate: float | None = None) -> dict[s
     """
     videos = [each for each in shown if isinstance(each, list)]
     images = [each for each in shown if not isinstance(each, list)]
-    given = {"images": images} if images else {}
+    # Several belong to one prompt: LLaVA-OneVision gives each fewer tokens than if it were alone.
+    given = {"images": [images] if len(images) > 1 else images} if images else {}
     if videos:
         counts = [len(frames) for frames in videos]
         given |= {

@@ -1,5 +1,6 @@
 """Where image tokens lie, asked of processor and model, against families' files and pictures."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from PIL import Image
 from small_fuyu import save_small_fuyu
 from small_llava import save_small_llava, small_llava, small_processor
 from small_processors import ON_PIXELS, save_small, small_loaded
+from small_processors import small_processor as small_processor_of
 from small_qwen3_vl import save_small_qwen3_vl
 from transformers import LlavaImageProcessor
 
@@ -19,6 +21,7 @@ from rolloutlib.models.geometry import Unplaced
 from rolloutlib.models.limits import set_limits
 from rolloutlib.models.origins import origins_of
 from rolloutlib.models.owners import decoder_input, looking_at_itself
+from rolloutlib.models.prompts import full_prompt, inputs_of
 
 FOLDERS = ("gemma3", "idefics3", "internvl", "llava_next", "llava_onevision", "mistral3")
 FOLDERS += ("paligemma", "qwen2_5_vl", "granite4_vision")
@@ -65,6 +68,8 @@ def test_the_general_way_agrees_with_the_familys_own_file(known, size):
 @pytest.mark.parametrize("kind", ON_PIXELS)
 def test_only_the_tokens_that_claim_a_square_move_with_it(kind):
     """Resampling reaches two pixels of the model's input, or of the picture, beyond a token."""
+    if kind == "smolvlm":
+        pytest.importorskip("num2words")
     model, picture = small_loaded(kind), noise(96, 64)
     inputs = model.prepare([picture], "what is this ?")
     [image] = model.seen([picture], inputs)
@@ -107,7 +112,7 @@ def test_ramps_tell_where_numbers_of_a_known_processor_come_from():
 def test_whole_numbers_tell_to_a_sixteenth_of_a_pixel_where_they_come_from():
     def process(pictures):
         if not all(isinstance(picture, Image.Image) for picture in pictures):
-            raise TypeError("expected a picture of Pillow")
+            raise TypeError("expected a PIL image")
         return {"pixel_values": torch.tensor(np.stack(pictures)[:, 3:]) / 1.0}
 
     places = origins_of(process, [(90, 300)])["pixel_values"][0, :, :, 0]
@@ -125,7 +130,7 @@ def test_whole_numbers_give_the_tokens_the_same_cells(kind, monkeypatch):
     def rounded(process, sizes):
         def whole(pictures):
             if not all(isinstance(picture, Image.Image) for picture in pictures):
-                raise TypeError("expected a picture of Pillow")
+                raise TypeError("expected a PIL image")
             return process(pictures)
 
         return origins_of(whole, sizes)
@@ -134,6 +139,34 @@ def test_whole_numbers_give_the_tokens_the_same_cells(kind, monkeypatch):
     [coarse] = small_loaded(kind).seen([picture], inputs)
     assert torch.equal(coarse.positions, exact.positions) and coarse.view.grid == exact.view.grid
     assert 0 < abs(coarse.boxes() - exact.boxes()).max() < 0.75
+
+
+@pytest.mark.parametrize("kind", ["emu3", "idefics2", "video_llava"])
+def test_processors_that_want_whole_numbers_are_given_them(kind):
+    processor, taken = small_processor_of(kind), []
+    text = full_prompt(processor, Asked.of(kind, processor), "?", ["image"])
+    smaller = {"size": {"longest_edge": 96, "shortest_edge": 32}} if kind == "idefics2" else {}
+
+    def process(pictures):
+        taken.append(type(pictures[0]))
+        return inputs_of(processor, text, images=pictures, **smaller)
+
+    [places] = origins_of(process, [(64, 96)]).values()
+    assert taken[0] is np.ndarray and set(taken[1:]) == {Image.Image}
+    *_, y, x = places.flatten(0, -2).T  # rising by rows and by columns, over almost all of it
+    assert 62 < y.max() < 64 and y.min() < 2 and x.max() - x.min() > 60
+    assert (places[..., 1].diff(dim=-2) > 0).all() and (places[..., 2].diff(dim=-1) > 0).all()
+
+
+@pytest.mark.parametrize("error", [TypeError("f() got 2 arguments"), ValueError("3 tokens, not 4")])
+def test_other_errors_are_never_taken_for_a_wish_for_whole_numbers(error):
+    def process(pictures):
+        if not isinstance(pictures[0], Image.Image):
+            raise error
+        return {"pixel_values": torch.tensor(np.stack(pictures)) / 1.0}
+
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        origins_of(process, [(6, 7)])
 
 
 def test_a_picture_that_leaves_no_trace_is_named():

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,16 @@ def test_an_unknown_family_is_named(folder, tmp_path):
     (copy / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match=r"image-text model.*got model_type 'bert'"):
         load_model(copy)
+
+
+def test_a_family_that_a_lesson_is_not_about_is_refused_before_its_weights_are_read(qwen, tmp_path):
+    copy = shutil.copytree(qwen, tmp_path / "other")
+    (copy / "model.safetensors").unlink()
+    for asked, named in [(["llava"], "llava"), (("fuyu", "qwen3_5"), "fuyu or qwen3_5")]:
+        expected = f"model_type {named}, got qwen3_vl in {copy}; the notebook 10_any_model takes"
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            load_model(copy, families=asked)
+    assert load_model(qwen, families=["fuyu", "qwen3_vl"]).family.model_type == "qwen3_vl"
 
 
 def test_code_that_comes_with_a_checkpoint_is_not_run(folder, tmp_path):

@@ -1,5 +1,7 @@
 """Questions of any text, whole prompts, and how a prompt begins and ends."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +11,24 @@ from PIL import Image
 from small_fuyu import save_small_fuyu
 from small_fuyu import small_processor as fuyu_processor
 from small_llava import small_processor as llava_processor
+from small_processors import small_processor as processor_of_type
 from small_qwen3_vl import save_small_qwen3_vl
 from small_qwen3_vl import small_processor as qwen_processor
 from small_tokenizers import byte_fallback, byte_level, processor_of, unigram, with_ends, word_piece
+from transformers import AutoProcessor
 
 from rolloutlib import load_model
 from rolloutlib.models import WholePrompt
+from rolloutlib.models.asked import Asked
 from rolloutlib.models.families import FAMILIES
-from rolloutlib.models.prompts import end_of_thinking, full_prompt, inputs_of
+from rolloutlib.models.load import load_pretrained
+from rolloutlib.models.prompts import (
+    end_of_thinking,
+    full_prompt,
+    given_to,
+    inputs_of,
+    kinds_of,
+)
 from rolloutlib.models.words import special_ids
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
@@ -205,6 +217,88 @@ def test_a_system_prompt_comes_before_the_question_or_is_refused(tmp_path):
     assert answer.system == told and qwen.log_probability(answer, [PICTURE]) < 0
 
 
+TEXT_ONLY = [  # as of Llama 2, Llama 3 and of templates that pass over what they do not know
+    "{% for m in messages %}{{ m.role + ': ' + m.content }} {% endfor %}A:",
+    "{% for m in messages %}{{ m.role }}: {{ m.content.strip() }} {% endfor %}A:",
+    "{% for m in messages %}{{ m.role }}: {{ m.content | trim }} {% endfor %}A:",
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% endif %}"
+    " {% endfor %}A:",
+]
+PARTS = """{% for m in messages %}{{ m.role }}: {% for part in m.content -%}
+{% if part.type == 'text' %}{{ part.text }}{% else %}<image>{% endif -%}
+{% endfor %} {% endfor %}A:"""
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.parametrize("template", [PARTS, *TEXT_ONLY])
+def test_a_checkpoints_own_template_is_used_wherever_it_lies(tmp_path, file, template):
+    processor_of(byte_level(), None).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    own = {"chat_template": template}
+    text = template if file.endswith("jinja") else json.dumps(settings | own)
+    (tmp_path / file).write_text(text, "utf-8")
+    processor = load_pretrained(AutoProcessor, tmp_path)
+    signs = "<image><image>" if template == PARTS else "<image><image>\n"
+    for told, system in [("", ""), ("system: be brief ", "be brief")]:
+        whole = full_prompt(processor, FAMILIES["llava"], "red?", ["image"] * 2, system)
+        assert whole == f"{told}user: {signs}red? A:"
+    with pytest.raises(ValueError, match="got '<image>'"):
+        full_prompt(processor, FAMILIES["llava"], "what is <image>?", ["image"])
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('no system role') }}", "refuses the prompt: no system role"),
+        ("{% for m in messages %}", "refuses the prompt: Unexpected end of template"),
+    ],
+)
+def test_what_a_template_refuses_is_one_sentence(template, why):
+    with pytest.raises(ValueError, match=why):
+        full_prompt(processor_of(byte_level(), template), FAMILIES["llava"], "?", ["image"], "be")
+
+
+def test_without_a_template_the_familys_own_is_used(tmp_path):
+    processor_of(byte_level(), None).save_pretrained(tmp_path)
+    processor, family = load_pretrained(AutoProcessor, tmp_path), FAMILIES["llava"]
+    assert processor.chat_template is None and processor.tokenizer.chat_template is None
+    expected = family.prompt_template.format(shown="<image>", prompt="red?")
+    assert full_prompt(processor, family, "red?", ["image"]) == expected
+    with pytest.raises(ValueError, match="place for a system prompt"):
+        full_prompt(processor, family, "red?", ["image"], "be brief")
+
+
+MIXED = ("qwen2_5_vl", "qwen3_5", "llava_onevision", "internvl", "video_llama_3", "glm4v")
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_pictures_and_videos_are_put_where_transformers_puts_them(kind):
+    """The whole way of transformers, pictures and frames inside the conversation, is the judge."""
+    processor, clip = processor_of_type(kind), [PICTURE, PICTURE.rotate(180)] * 2
+    shown = [PICTURE, clip, PICTURE.rotate(90, expand=True)]
+    given = given_to(shown, 2.0)
+    text = full_prompt(processor, Asked.of(kind, processor), "what ?", kinds_of(shown))
+    inputs = inputs_of(processor, text, **given)
+    content = [
+        {"type": kind, kind: each} for kind, each in zip(kinds_of(shown), shown, strict=True)
+    ]
+    turns = [{"role": "user", "content": [*content, {"type": "text", "text": "what ?"}]}]
+    how = {name: given[name] for name in ("video_metadata", "do_sample_frames")}
+    expected = processor.apply_chat_template(
+        turns,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=how,
+    )
+    assert inputs["input_ids"].tolist() == expected["input_ids"].tolist()
+    pixels = [name for name in inputs if name.startswith("pixel_values")]
+    assert len(pixels) == (1 if kind == "internvl" else 2)
+    for name in pixels:
+        torch.testing.assert_close(inputs[name], expected[name])
+
+
 @pytest.mark.parametrize(
     ("prompt", "generated", "thinking", "text"),
     [
@@ -215,6 +309,7 @@ def test_a_system_prompt_comes_before_the_question_or_is_refused(tmp_path):
         ("<think></think>", "red.", "", "red."),
         ("", "red.", "", "red."),
         ("", "◁think▷so◁/think▷red.", "so", "red."),
+        ("", "<|channel>thought\nso<channel|>red.", "so", "red."),
     ],
 )
 def test_thinking_is_kept_apart_from_the_answer(thinker, prompt, generated, thinking, text):

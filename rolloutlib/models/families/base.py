@@ -16,7 +16,8 @@ class Family(Protocol):
 
     model_type: str  # as in a checkpoint's config.json
     processor: type[ProcessorMixin]  # the class that it needs
-    prompt_template: str  # for checkpoints without a chat template; {prompt} is the text
+    # For checkpoints without a chat template: {shown} are the pictures, {prompt} is the text.
+    prompt_template: str
     # What the processor writes beside the tokenizer's special tokens, and a question must not.
     signs: tuple[str, ...]
 

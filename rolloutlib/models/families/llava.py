@@ -19,7 +19,7 @@ class Llava(KnownFamily):
 
     model_type = "llava"
     processor = LlavaProcessor
-    prompt_template = "USER: <image>\n{prompt} ASSISTANT:"
+    prompt_template = "USER: {shown}\n{prompt} ASSISTANT:"
     signs = ()
 
     def views(
