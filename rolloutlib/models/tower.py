@@ -39,7 +39,8 @@ def heatmaps(
     recording: from `answer.model.record(answer)`, or the layers by part: "language" and "vision".
     to_patches: carry relevance through the vision tower, as `through_tower` does, with
     `tower_residual`; the grid is then that of `answer.image.patch_view`, else that of
-    `answer.image.view`.
+    `answer.image.view`. Only for families with a file in `models/families`: of others it is not
+    known which patches a token is made of, so their relevance stays on the tokens.
     beyond_even: take out the order of tokens. Keep only how far each image token's share of the
     picture's relevance exceeds its share under even attention, before the tower (`beyond`).
     settings: those of `rollout`, for the language model.
