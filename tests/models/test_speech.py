@@ -100,6 +100,27 @@ def test_a_long_sound_is_read_in_windows_whose_memory_is_freed(model):
     assert [query() for query in kept] == [None] * 3
 
 
+def test_a_whisper_of_another_size_is_read_from_its_folder(model, heard, tmp_path):
+    """As from the Hub: a model, here of random weights, and its processor."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3}
+    sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4)
+    sizes |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 48)
+    config = WhisperConfig(**model.model.config.to_dict() | sizes)
+    random = WhisperForConditionalGeneration(config)
+    random.generation_config = copy.deepcopy(model.model.generation_config)
+    random.generation_config.update(max_new_tokens=8, alignment_heads=[[2, 3]])
+    random.save_pretrained(tmp_path)
+    model.processor.save_pretrained(tmp_path)
+    found = load_speech_model(str(tmp_path))
+    assert 0 < len(found.listen(heard.sound).sequence) <= 12
+    again = found.listen(heard.sound, sequence=heard.sequence)
+    assert again.alignment_heads == [(2, 3)]
+    assert [len(again.recording[part]) for part in ("language", "cross", "audio")] == [3, 3, 2]
+    assert again.heads().shape == (3, 4, len(heard.words), heard.steps)
+    np.testing.assert_allclose(again.relevance().sum(1) <= 1, True)
+
+
 def test_too_much_sound_and_none_are_refused(model):
     for seconds in (0, 30.5):
         with pytest.raises(
