@@ -18,6 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 from rolloutlib.algorithm.arrays import Array, as_numpy
+from rolloutlib.extras import needs
 from rolloutlib.files.dumps import KEY
 from rolloutlib.files.pictures import upright_rgb
 from rolloutlib.overlay import LEVELS, blend, colour, emphasize
@@ -146,7 +147,7 @@ def plot_pictures(
     columns: int = 4,
     height: float = 3.2,
     colours: str = "turbo",
-    scale: str = "",
+    scale: str | Mapping[str, str] = "",
     regions: Sequence[np.ndarray] = (),
 ) -> Figure:
     """Draw pictures, heatmaps and overlays side by side, each in its own shape.
@@ -155,7 +156,7 @@ def plot_pictures(
     scale: the label of a colour bar. All heatmaps then share its range, from 0 to their highest
     value, or as far below 0 if any value is negative; without heatmaps it belongs to the overlays,
     goes from 0 to 1, and fades as they do: 0 is each map's lowest value and 1 its highest, unless
-    `overlay` was given `highest`.
+    `overlay` was given `highest`. Overlays of several colours have a bar each: {label: colours}.
     regions: boolean arrays whose outlines are drawn on the pictures, or on the first of them.
 
     Raises ValueError for no pictures, for a different number of titles, and for more regions.
@@ -172,7 +173,8 @@ def plot_pictures(
     lines = -(-len(pictures) // columns)
     shapes = [np.shape(picture)[:2] for picture in pictures]
     ratios = [columns_ / rows for rows, columns_ in shapes]
-    bar = 1 if scale else 0  # inches
+    scales = {scale: colours} if isinstance(scale, str) and scale else dict(scale)
+    bar = len(scales)  # inches
     across = min(height * max(ratios), 6, (PAGE_WIDTH - bar) / columns)
     down = min(height, across / min(ratios))
     size = (across * columns + bar, (down + 0.4) * lines)
@@ -186,10 +188,10 @@ def plot_pictures(
         if region.any():
             axis.contour(region, levels=[0.5], colors="white", linewidths=2.5)
             axis.contour(region, levels=[0.5], colors="black", linewidths=1)
-    if scale:
-        overlays = all(np.ndim(picture) == 3 for picture in pictures)
-        shades = _faded(colours) if overlays else palette
-        figure.colorbar(ScalarMappable(norm, shades), ax=axes, label=scale, shrink=0.8)
+    overlays = all(np.ndim(picture) == 3 for picture in pictures)
+    for label, name in scales.items():
+        shades = _faded(name) if overlays else palette
+        figure.colorbar(ScalarMappable(norm, shades), ax=axes, label=label, shrink=0.8)
     return figure
 
 
@@ -411,7 +413,8 @@ def plot_metrics(
 
     Raises ValueError for a column missing from the table, and if no run has any of the metrics.
     """
-    import seaborn as sns  # in every kernel it would take time, and it draws sweeps alone
+    with needs("sweeps"):
+        import seaborn as sns
 
     wanted = [*metrics, parameter, *([by] if by else [])]
     if missing := [name for name in wanted if name not in table]:

@@ -312,7 +312,7 @@ class Explorer(ipywidgets.VBox):
             painted += [self._painted(panel, k, picture) for k, picture in enumerate(pictures)]
             titles += [f"{panel}: {name}" if panel else name for name in names]
         look = FILM if several else {"columns": 2}
-        figure = plot_pictures(painted, titles, **look, **self._bar())
+        figure = plot_pictures(painted, titles, **look, scale=self._bars())
         if several:
             figure.suptitle(self._title(), parse_math=False)
         if found := finding(self.maps):  # on the first panel, as in the browser
@@ -322,18 +322,24 @@ class Explorer(ipywidgets.VBox):
             draw_frame(axis, [share * length for share, length in pairs], found["verdict"])
         return figure
 
-    def _bar(self) -> dict[str, str]:
-        """The colour bar of `figure()`, if one is true of all that is shown."""
-        sheets = [sheet for panel in self._panels.values() for sheet in panel.items()]
-        looks = {
-            (sheet.colours or self.maps.colours, sheet.signed)
-            for name, sheet in sheets
+    def _bars(self) -> dict[str, str]:
+        """The colours of each bar of `figure()` by its label, if they are true of what is shown."""
+        sheets = [
+            (name or panel, sheet)
+            for panel, sheets in self._panels.items()
+            for name, sheet in sheets.items()
             if isinstance(sheet, Heatmaps) and name not in self.maps.hidden
-        }
-        colours, signed = looks.pop() if len(looks) == 1 else ("", True)
-        if signed or self.maps.shared or self.maps.display in ("flat", "outline"):
+        ]
+        flat = self.maps.shared or self.maps.display in ("flat", "outline")
+        if flat or any(sheet.signed for _, sheet in sheets):
             return {}
-        return {"colours": colours, "scale": range_label(self.maps.power)}
+        names: dict[str, dict[str, None]] = {}  # of what has these colours, each once
+        for name, sheet in sheets:
+            names.setdefault(sheet.colours or self.maps.colours, {})[name] = None
+        label = range_label(self.maps.power)
+        if len(names) == 1:
+            return {label: next(iter(names))}
+        return {f"{', '.join(named)}\n{label}": colours for colours, named in names.items()}
 
     def _title(self) -> str:
         if not self.selected:

@@ -79,6 +79,31 @@ def _outline(mask: Bool[np.ndarray, "height width"]) -> tuple[np.ndarray, np.nda
     return middle, mask[np.ix_(at_y.clip(0, height - 1), at_x.clip(0, width - 1))].ravel()
 
 
+def outline_points(scene: Scene, patch: int, across: int) -> Bool[torch.Tensor, "patch point"]:
+    """Which points of each patch belong to an object, row by row.
+
+    A point is a square of `patch / across` pixels, and belongs to an object if objects cover more
+    than half of it. The last patches may reach beyond the picture, where there is no object.
+
+    Raises ValueError unless `patch` is a multiple of `across`.
+
+    >>> from PIL import Image
+    >>> from rolloutlib.tiny.scenes import make_scenes
+    >>> [scene] = make_scenes(0, 1, [Image.new("RGB", (400, 300))], size=(120, 150))
+    >>> outline_points(scene, patch=30, across=6).shape
+    torch.Size([20, 36])
+    """
+    if patch % across:
+        raise ValueError(f"expected a patch that is a multiple of {across} pixels, got {patch}")
+    width, height = scene.picture.size
+    rows, columns = -(-height // patch), -(-width // patch)
+    covered = np.any([thing.mask for thing in scene.objects], axis=0)
+    padded = np.pad(covered, ((0, rows * patch - height), (0, columns * patch - width)))
+    step = patch // across
+    points = padded.reshape(rows, across, step, columns, across, step).mean((2, 5)) > 0.5
+    return torch.from_numpy(points.transpose(0, 2, 1, 3).reshape(rows * columns, across**2))
+
+
 def once_half_seen(labels: PatchLabels) -> PatchLabels:
     """Labels for a reader in raster order: of an object's patches, only the second half keeps them.
 

@@ -530,7 +530,7 @@ def test_a_figure_frames_the_place_and_says_what_was_found(answer):
 def test_the_explorers_figure_frames_what_was_found_about_the_map_shown(answer):
     explorer = explore(answer)
     found = explorer.check()
-    axis, _ = explorer.figure().axes  # the second is the colour scale
+    axis, *_ = explorer.figure().axes
     assert axis.get_title() == f"whole answer\n{found.sentence}"
     left, top, right, bottom = found.box
     expected = (left - 0.5, top - 0.5, right - left, bottom - top)
@@ -538,7 +538,7 @@ def test_the_explorers_figure_frames_what_was_found_about_the_map_shown(answer):
         np.testing.assert_allclose(frame.get_bbox().bounds, expected, atol=1e-9)
     assert len(axis.patches) == 2 and axis.patches[1].get_linestyle() == FRAMES[found.verdict][1]
     explorer.maps.blur = 2.0  # another map
-    axis, _ = explorer.figure().axes
+    axis, *_ = explorer.figure().axes
     assert axis.get_title() == "whole answer" and not axis.patches
 
 
@@ -600,6 +600,23 @@ def test_sheets_lie_over_each_other_and_can_be_taken_away(tmp_path):
     changed = (marked != np.asarray(PICTURE)).any(-1)
     assert changed[15, 30]
     assert np.argwhere(changed).mean(0) == pytest.approx([15, 30], abs=1)
+
+
+def test_a_figure_has_a_scale_for_each_colour_with_the_names_of_what_has_it():
+    sheets = {"edge detection": maps(words=1, colours="cyan"), "focus": maps(colours="red")}
+    panels = {"on": {**sheets, "click": Mark(0.5, 0.5)}, "off": sheets}
+    explorer = Explorer([PICTURE], [VIEW], WORDS, panels)
+    *drawn, cyan, red = explorer.figure().axes
+    assert len(drawn) == 2
+    assert cyan.get_ylabel() == "edge detection\nshare of the map's range"
+    assert red.get_ylabel() == "focus\nshare of the map's range"
+    for bar, colours in ((cyan, "cyan"), (red, "red")):
+        [shades] = [mesh.get_cmap() for mesh in bar.collections if mesh.get_array() is not None]
+        np.testing.assert_allclose(shades(1.0), plt.get_cmap(colours)(1.0))
+        assert bar.get_ylim() == (0, 1)
+    explorer.maps.hidden = ["edge detection"]
+    *_, bar = explorer.figure().axes
+    assert bar.get_ylabel() == "share of the map's range"
 
 
 def test_faint_colours_leave_low_values_to_the_picture():

@@ -15,6 +15,7 @@ from rolloutlib.tiny.patches import (
     OFFSET_UNIT,
     SILHOUETTE,
     once_half_seen,
+    outline_points,
     patch_accuracy,
     patch_labels,
     patch_loss,
@@ -80,6 +81,22 @@ def test_patches_beyond_the_picture_are_labelled_too():
     for thing in scene.objects:
         ys, xs = np.nonzero(thing.mask)
         assert shown[int(ys.mean()) // 30, int(xs.mean()) // 30] or thing.shape == "ring"
+
+
+def test_points_of_a_patch_tell_which_of_its_pixels_an_object_covers():
+    scene = make_scene(np.random.default_rng(2), GREY, size=(100, 130))
+    points = outline_points(scene, patch=30, across=6)
+    assert points.shape == (4 * 5, 36)
+    covered = np.zeros((120, 150))
+    for thing in scene.objects:
+        covered[:100, :130] += thing.mask
+    for patch, point in np.ndindex(20, 36):
+        y, x = 30 * (patch // 5) + 5 * (point // 6), 30 * (patch % 5) + 5 * (point % 6)
+        tile = covered[y : y + 5, x : x + 5] > 0
+        assert points[patch, point] == (tile.mean() > 0.5)
+    assert points.any() and not points.all()
+    with pytest.raises(ValueError, match="a multiple of 7 pixels, got 30"):
+        outline_points(scene, patch=30, across=7)
 
 
 def test_a_reader_in_raster_order_is_asked_once_half_of_an_object_is_read(scene):
