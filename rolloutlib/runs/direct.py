@@ -8,15 +8,30 @@ one that the notebook defines is called anew, as it may read this run's paramete
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rolloutlib.runs.notebook import DIRECT, Notebook
 
 # Of each function: a worker may go from one checkpoint to another and back.
 KEPT_LOADS = 4
 
-# One memory for each function, however often it is imported.
-_kept = functools.cache(functools.lru_cache(maxsize=KEPT_LOADS))
+
+@functools.cache  # one memory for each function, however often it is imported
+def _kept(load: Callable) -> Callable:
+    """The function, which keeps what it loads; lists reach it as tuples, which can be compared."""
+    remembered = functools.lru_cache(maxsize=KEPT_LOADS)(load)
+
+    def as_tuple(given: object) -> object:
+        return tuple(given) if isinstance(given, list) else given
+
+    @functools.wraps(load)
+    def keeping(*given: object, **named: object) -> object:
+        return remembered(
+            *map(as_tuple, given), **{name: as_tuple(one) for name, one in named.items()}
+        )
+
+    keeping.cache_info = remembered.cache_info
+    return keeping
 
 
 def call(notebook: Notebook, values: Mapping[str, object]) -> dict[str, object]:

@@ -160,3 +160,12 @@ def test_a_run_that_ends_its_process_costs_itself_only(tmp_path, monkeypatch):
     assert list(table["error"]) == [errors.get(way, "") for way in ways]
     good = table[table["error"] == ""]
     assert len(good) == 8 and (good["square"] == good["number"] ** 2).all()
+
+
+def test_what_is_loaded_with_a_list_is_kept_too():
+    def load_something(name, families=()):
+        return [name, families]
+
+    first = direct._kept(load_something)("here", families=["llava"])
+    assert first == ["here", ("llava",)]
+    assert direct._kept(load_something)("here", families=["llava"]) is first
