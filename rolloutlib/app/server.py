@@ -12,9 +12,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from rolloutlib.algorithm.attention import HEAD_FUSIONS
-from rolloutlib.app.desk import Ask, Desk, Stopped, Ticket
+from rolloutlib.app.desk import LOOK, Ask, Desk, Stopped, Ticket
 from rolloutlib.app.kept import as_notebook, as_page
 from rolloutlib.explorer.browser import STYLE, joined_module
+from rolloutlib.explorer.checking import MADE_OF
 from rolloutlib.extras import needs
 from rolloutlib.files.pictures import read_picture
 from rolloutlib.models.tower import SHIPPED
@@ -199,6 +200,8 @@ def page(desk: Desk, examples: Sequence[dict]) -> str:
         shipped=SHIPPED,
         largest=LARGEST_FILE,
         most=MOST_PICTURES,
+        made_of=MADE_OF,
+        look=LOOK,
         style=STYLE,
         script=page_script(),
     )

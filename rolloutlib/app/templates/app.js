@@ -5,6 +5,8 @@ const part = (id) => document.getElementById(id);
 const form = part("form");
 const largest = Number(form.dataset.largest);
 const most = Number(form.dataset.most);
+// Traits that a check and a saved file depend on.
+const [madeOf, look] = [form.dataset.madeOf, form.dataset.look].map((names) => names.split(" "));
 // What is asked, by its name and by the field that holds it.
 const FIELDS = { model: "model", adapter: "adapter", device: "device", question: "question", head_fusion: "heads", residual: "residual", longest: "longest" };
 let picked = []; // the pictures, as files
@@ -63,18 +65,17 @@ async function ask() {
 
 /** Does the answer depend on the place where its map, as it is shown, is highest? */
 async function check(entry, shown) {
-  const look = lookOf(shown, ["selected", "combine", "blur"]);
+  const of = lookOf(shown, madeOf);
   shown.set("trust", { said: "Sending …" });
-  await request("/check", { ...askedOf(entry), look }, entry.files, (line) => {
+  await request("/check", { ...askedOf(entry), look: of }, entry.files, (line) => {
     if (line.trust) entry.state.trust = line.trust;
-    shown.set("trust", line.trust ?? (line.problem ? { of: look, problem: line.problem } : { said: progress(line) }));
+    shown.set("trust", line.trust ?? (line.problem ? { of, problem: line.problem } : { said: progress(line) }));
   });
 }
 
 /** A file of what is shown, of a kind that the explorer names. */
 async function save(entry, shown, kind) {
-  const names = ["selected", "combine", "colours", "power", "blur", "opacity", "display", "split", "hidden", "picture", "together", "shared", "trust"];
-  await request("/save", { ...askedOf(entry), look: lookOf(shown, names), kind }, entry.files, (line) => {
+  await request("/save", { ...askedOf(entry), look: lookOf(shown, [...look, "trust"]), kind }, entry.files, (line) => {
     if (line.saved) shown.hear({ saved: line.saved }, [Uint8Array.from(atob(line.data), (letter) => letter.charCodeAt(0))]);
     shown.set("status", line.saved ? `Saved as ${line.saved}.` : line.problem || progress(line));
   });
