@@ -4,6 +4,7 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -191,6 +192,7 @@ def plot_pictures(
     overlays = all(np.ndim(picture) == 3 for picture in pictures)
     for label, name in scales.items():
         shades = _faded(name) if overlays else palette
+        label = "\n".join(fill(line, int(12 * size[1])) for line in label.splitlines())
         figure.colorbar(ScalarMappable(norm, shades), ax=axes, label=label, shrink=0.8)
     return figure
 

@@ -181,6 +181,18 @@ def test_heatmaps_with_a_scale_share_one_and_overlays_have_theirs():
     assert plot_pictures(overlays, ["a"], scale="share").axes[-1].get_ylim() == (0, 1)
 
 
+@pytest.mark.parametrize("shape", [(8, 60), (60, 60)])
+@pytest.mark.parametrize(
+    "scale", ["Share of the strongest entry", "(share of the map's range) ^ 2"]
+)
+def test_the_label_of_a_scale_stays_in_its_figure(shape, scale):
+    figure = plot_pictures([np.eye(*shape)] * 2, ["one", "two"], height=1.1, scale=scale)
+    figure.draw_without_rendering()
+    label = figure.axes[-1].yaxis.label.get_window_extent()
+    assert figure.bbox.y0 <= label.y0 and label.y1 <= figure.bbox.y1
+    assert label.x1 <= figure.bbox.x1
+
+
 def test_a_picture_is_drawn_as_the_model_saw_it():
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6

@@ -190,14 +190,20 @@ def test_a_recurrence_starts_anew_at_position_0():
     torch.testing.assert_close(gathered, mixed, atol=1e-5, rtol=0)
 
 
-@torch.no_grad()
-def test_a_convolution_over_patches_mixes_those_around_in_their_own_picture():
+def convolution_over_patches():
+    """One in float64, the values and outputs that it will see, the layers that are noted, by whom."""
     torch.manual_seed(0)
     config = Lfm3VlVisionConfig(hidden_size=8, spatial_merge_size=2, conv_kernel_size=3)
     module, seen, made = Lfm3VlVisionShortConv(config, 0).double(), [], []
     module.in_proj.register_forward_hook(lambda _, args, out: seen.append(out[:, 16:]))
     module.out_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     note = lambda _, make: not made.append(make("conv"))  # noqa: E731
+    return module, seen, made, note
+
+
+@torch.no_grad()
+def test_a_convolution_over_patches_mixes_those_around_in_their_own_picture():
+    module, seen, made, note = convolution_over_patches()
     with rules.own_rules_noted(module, note):
         module(torch.randn(24 + 16, 8).double(), [(1, 4, 6), (2, 2, 4)])
     [layer], (value, mixed) = made, seen
@@ -216,12 +222,7 @@ def test_a_convolution_over_patches_mixes_those_around_in_their_own_picture():
 
 
 def test_gradients_of_a_convolution_over_patches():
-    torch.manual_seed(0)
-    config = Lfm3VlVisionConfig(hidden_size=8, spatial_merge_size=2, conv_kernel_size=3)
-    module, seen, made = Lfm3VlVisionShortConv(config, 0).double(), [], []
-    module.in_proj.register_forward_hook(lambda _, args, out: seen.append(out[:, 16:]))
-    module.out_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    note = lambda _, make: not made.append(make("conv"))  # noqa: E731
+    module, seen, made, note = convolution_over_patches()
     patches = torch.randn(24, 8).double()
     with rules.own_rules_noted(module, note, gradients=True):
         output = module(patches, [(1, 4, 6)])
