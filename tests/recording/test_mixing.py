@@ -191,7 +191,7 @@ def test_a_recurrence_starts_anew_at_position_0():
 
 
 def convolution_over_patches():
-    """One in float64, the values and outputs that it will see, the layers that are noted, by whom."""
+    """One in float64; the values and outputs that it will see; the noted layers; who notes them."""
     torch.manual_seed(0)
     config = Lfm3VlVisionConfig(hidden_size=8, spatial_merge_size=2, conv_kernel_size=3)
     module, seen, made = Lfm3VlVisionShortConv(config, 0).double(), [], []
