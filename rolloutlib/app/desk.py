@@ -162,7 +162,8 @@ class Desk:
         tokens = answer.generated.tolist()
         about = {"about": self.about, "dtype": self._dtype, "tokens": tokens}
         ticket.said = "drawing the maps"
-        return _shown(explore(answer, **ask.settings), answer.text) | about
+        said = answer.text or "nothing but special tokens"
+        return _shown(explore(answer, **ask.settings), said) | about
 
     def _check(
         self, ticket: Ticket, ask: Ask, tokens: Sequence[int], look: Mapping[str, object]

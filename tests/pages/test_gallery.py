@@ -88,7 +88,7 @@ def test_what_notebooks_and_runs_say_is_text_and_not_html(outputs):
     assert 'math[display="block"]' in index and "<style>" in sweep
 
 
-def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, capsys):
+def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, violations, capsys):
     assert cli.main(["gallery", "--figures", "notebooks", "figures"]) == 0
     page, asked, complaints = browser(outputs / "site" / "index.html", color_scheme="dark")
     assert page.locator(".card h3").all_inner_texts() == ["Look <b>", "Lost", "Sweep: grid"]
@@ -103,6 +103,7 @@ def test_gallery_shows_notebooks_and_sweeps_without_a_network(outputs, browser, 
     assert "3 of 4 runs finished" in page.locator("body").inner_text()
     assert page.locator("tbody tr").count() == 4 and "<i>" in page.locator("table").inner_text()
     assert page.locator("th").all_inner_texts()[:4] == ["run", "number", "square", "word"]
+    assert page.locator("table").get_attribute("tabindex") == "0"  # keys can scroll it
     assert page.locator("td a").all_inner_texts() == ["run1", "run3"]
     page.locator("td a >> text=run3").click()
     assert page.title() == "Look with 3"

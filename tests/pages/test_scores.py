@@ -67,6 +67,7 @@ def test_the_worst_and_the_best_are_shown_once_each_and_in_order(table, tmp_path
     assert len(worst) == len(best) == SHOWN and not set(worst.index) & set(best.index)
     assert (worst["pointing"] == 0).all() and (best["pointing"] == 1).all()
     assert worst["AUC"].is_monotonic_increasing and best["AUC"].is_monotonic_decreasing
+    assert text.count("<table") == text.count('<table tabindex="0"') > 0  # keys can scroll them
     assert "39 of 40 regions were scored" in text and "i39, a.png" in text
 
 
