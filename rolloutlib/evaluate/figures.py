@@ -158,12 +158,14 @@ def plot_check(picture: Image.Image, check: PeakCheck) -> Figure:
             size = box[2] - box[0], box[3] - box[1]
             left.add_patch(Rectangle(box[:2], *size, fill=False, **look))
         at = np.arange(len(check.boxes)) + 0.4 * number
-        right.bar(at, drops[name].mean(1), width=0.4, label=name, color=look["edgecolor"])
+        heights = drops[name].mean(1).round(2) + 0.0  # not -0.00
+        bars = right.bar(at, heights, width=0.4, label=name, color=look["edgecolor"])
+        right.bar_label(bars, fmt="%.2f", padding=2)  # small drops have no bar to see
     shares = [(b[2] - b[0]) * (b[3] - b[1]) / np.prod(picture.size) for b in check.boxes]
     right.set_xticks(np.arange(len(shares)) + 0.2, [f"{share:.0%}" for share in shares])
     right.set(xlabel="share of the picture removed", ylabel="drop of log-probability")
     low, high = right.get_ylim()
-    right.set_ylim(min(low, 0), max(high, 1))  # smaller drops are nothing to see
+    right.set_ylim(min(low, 0), max(1.1 * high, 1))
     right.set_title(check.sentence)
     right.legend()
     return figure
