@@ -61,7 +61,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	find notebooks -name '*.ipynb' -exec $(BIN)/nbstripout --verify $(STRIPPED) {} +
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 # Kernels talk by sockets in a folder that only this user can read, instead of ports, which all
 # users of the machine can reach. The folder has a short name, as sockets need one.

@@ -1,5 +1,6 @@
 """Every shape that a signature names is checked at run time in all tests; and a real browser."""
 
+import gc
 import shutil
 import signal
 from pathlib import Path
@@ -24,6 +25,21 @@ hypothesis.settings.load_profile("any machine")
 
 # A shell that starts the tests in the background makes them and their children ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Modules stay: no garbage is looked for while they are imported, nor among them later. Tests
+    import nbformat, which is a second faster without the grammar of IRIs."""
+    from rolloutlib.extras import without_iris
+
+    gc.disable()
+    with without_iris():
+        import nbformat  # noqa: F401
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ def test_a_folder_of_the_7b_shape_loads(tmp_path, picture):
         text={
             "hidden_size": 4096,
             "intermediate_size": 11008,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": 1,
             "num_attention_heads": 32,
             "num_key_value_heads": 32,
             "max_position_embeddings": 4096,
