@@ -67,6 +67,7 @@ SIZES = {
 DERIVED = ("layer_types", "per_layer_config", "mlp_layer_types", "moe_layers", "no_rope_layers")
 SHARED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
 HEADS = {"num_key_value_heads": 4}  # as many as queries have, as in multi-head latent attention
+FINE = {"vision_config": {"patch_size": 4}}  # two convolutions leave a quarter of rows and columns
 CODES = {"<image>": 5} | {
     f"IMGIMG{a}{b}Z": 100 + 10 * i + j
     for i, a in enumerate("ABCDEF")
@@ -201,6 +202,8 @@ OWN_SIZES = {
         "text_config": HEADS
         | {"qk_rope_head_dim": 0, "head_dim": 0, "qk_head_dim": 8, "index_kpool": 4}
     },
+    "got_ocr2": FINE,
+    "pp_chart2table": FINE,
     "granite4_vision": {
         "downsample_rate": "1/2",
         "deepstack_layer_map": [[-1, 0]],

@@ -21,7 +21,8 @@ ON_PIXELS = (
     *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
     *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3"),
     *("gemma4", "gemma4_unified"),
-    *("glm46v", "glm4v", "glm_ocr", "glmga", "granite_docling", "hunyuan_vl", "minicpm_ocr"),
+    *("glm46v", "glm4v", "glm4v_moe", "glm5_next", "glm_ocr", "glmga"),
+    *("granite_docling", "hunyuan_vl", "minicpm_ocr"),
     *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "muse_glimmer", "muse_spark", "ovis2"),
     *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
     *("granite4_vision", "hyperclovax_vision_v2", "idefics3", "internvl", "janus", "kimi_k25"),
@@ -76,8 +77,9 @@ FORMS = {
     "aya_vision": {"patch_size": 8, "img_size": 32, "downsample_factor": 2},
     **dict.fromkeys(("gemma3", "ovis2", "t5gemma2"), LONG),
     "chameleon": {"image_seq_length": 256},
-    **dict.fromkeys(("instructblip", "kosmos-2"), QUERIES),
+    **dict.fromkeys(("blip-2", "instructblip", "kosmos-2"), QUERIES),
     "deepseek_ocr2": {"patch_size": 8, "downsample_ratio": 2},
+    "got_ocr2": {"num_image_tokens": 4},
     "granite_docling": {"image_seq_len": 1},
     "llama4": {"patch_size": 8},
     "perception_lm": {"patch_size": 8, "pooling_ratio": 1},
@@ -99,6 +101,7 @@ SIGNS = {
     "cohere_compass": "<|IMAGE_PAD|>",
     "dots3_note": "<|imgpad|>",
     **dict.fromkeys(("gemma3", "t5gemma2", "shieldgemma2"), "<soft>"),
+    **dict.fromkeys(("got_ocr2", "pp_chart2table"), "<imgpad>"),
     **dict.fromkeys(("llama4", "muse_glimmer", "muse_spark"), "<|patch|>"),
     "minimax_m3_vl": "]<]image[>[",
     "ovis2": "<IMG_ATOM>",
@@ -111,6 +114,7 @@ SHOWN = {
     **dict.fromkeys(("gemma3", "t5gemma2", "shieldgemma2"), "<boi>"),
     "hunyuan_vl": "<|image_start|><image><|image_end|>",
     "llama4": "<|image|>",
+    "pp_chart2table": "<imgpad>" * 4,
 }
 GLM = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga")
 SHOWN_VIDEO = dict.fromkeys(GLM, "<|begin_of_video|><video><|end_of_video|>")
@@ -197,7 +201,7 @@ def small_processor(kind):
     made, sign = getattr(transformers, PROCESSOR_MAPPING_NAMES[of]), SIGNS.get(kind, "<image>")
     takes = inspect.signature(made.__init__).parameters
     tokenizer = small_tokenizer(sign)
-    if kind == "instructblip":
+    if kind in ("blip-2", "instructblip"):
         tokenizer = small_tokenizer(sign, named=False)  # the processor names it
     parts = {"tokenizer": tokenizer, "qformer_tokenizer": tokenizer}
     shown = TEMPLATE.replace("SHOWN", SHOWN.get(kind, sign))
@@ -211,8 +215,11 @@ def small_processor(kind):
         parts["feature_extractor"] = getattr(transformers, FEATURE_EXTRACTOR_MAPPING_NAMES[of])()
     left_out = ("chat_template",) if kind in WITHOUT_TEMPLATE else ()
     parts = {name: part for name, part in parts.items() if name in takes and name not in left_out}
-    form = {name: value for name, value in FORMS.get(kind, {}).items() if name in takes}
-    return made(**parts, **form)
+    form = FORMS.get(kind, {})
+    processor = made(**parts, **{name: value for name, value in form.items() if name in takes})
+    for name in form.keys() & vars(made).keys():
+        setattr(processor, name, form[name])
+    return processor
 
 
 def small_loaded(kind):

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,12 @@ def test_the_general_way_agrees_with_the_familys_own_file(known, size):
         np.testing.assert_allclose(np.clip(box, 0, side), np.clip(whole, 0, side), atol=0.75)
     for left, top, right, bottom in expected.values():  # what remains shows padding only
         assert right <= 0.75 or bottom <= 0.75 or left >= size[0] - 0.75 or top >= size[1] - 0.75
+
+
+def test_the_table_of_families_claims_pixels_for_the_types_that_are_proved():
+    table = (Path(__file__).parents[2] / "data/results/families.md").read_text()
+    claimed = re.findall(r"^\| (\S+) \|.*\| on pixels \|$", table, re.MULTILINE)
+    assert sorted(claimed) == sorted(ON_PIXELS)
 
 
 @pytest.mark.parametrize("kind", ON_PIXELS)
@@ -207,6 +214,17 @@ def test_tokens_that_share_numbers_have_no_place_but_their_attention(tmp_path):
     with record_attention(model.model.get_decoder()) as recording:
         model.model(**answer.inputs)
     assert rollout_rows(recording["language"], [-1]).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        *[(kind, "tokens share the") for kind in ("blip-2", "got_ocr2", "pp_chart2table")],
+        ("git", "the picture has no tokens in the prompt"),  # which is as long as a batch
+    ],
+)
+def test_types_whose_tokens_have_no_place_say_why(kind, why):
+    assert small_loaded(kind).on_pixels().startswith(why)
 
 
 FRAMES = [noise(96, 64).rotate(90 * turn).resize((96, 64)) for turn in range(5)]
