@@ -82,9 +82,9 @@ OWN_SIZES = {
     "blip-2": {"image_token_index": 5},
     "instructblip": {"image_token_index": 5},
     "instructblipvideo": {"video_token_index": 5},
-    "minicpm_ocr": {"image_token_id": 5},
-    "minicpmv4_6": {"image_token_id": 5},
-    "minicpmv4_7": {"image_token_id": 5},
+    "minicpm_ocr": {"image_token_id": 5, "video_token_id": 6},
+    "minicpmv4_6": {"image_token_id": 5, "video_token_id": 6, "insert_layer_id": 1},
+    "minicpmv4_7": {"image_token_id": 5, "video_token_id": 6, "insert_layer_id": 1},
     "chameleon": {"vocabulary_map": CODES, "vq_config": {"num_embeddings": 60, "resolution": 32}},
     "cosmos3_edge": {"vision_config": {"num_patches": 16}, "projector_hidden_size": 32},
     "cohere_compass": {

@@ -4,6 +4,7 @@ import inspect
 
 import torch
 import transformers
+from matplotlib.font_manager import findfont
 from small_families import small_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -49,6 +50,7 @@ SIZES = {
     ("longest_edge",): {"longest_edge": 64},
     ("longest_edge", "shortest_edge"): {"shortest_edge": 32 * 32, "longest_edge": 96 * 96},
 }
+SOFT = {"max_soft_tokens": 70}
 TILED, PATCH = {"crop_to_patches": True}, {"patch_size": {"height": 8, "width": 8}}
 OWN_SETTINGS = {
     **dict.fromkeys(("aya_vision", "internvl"), TILED),
@@ -57,7 +59,8 @@ OWN_SETTINGS = {
     "lfm2_vl": {"min_image_tokens": 4, "max_image_tokens": 4, "max_num_patches": 16},
     "emu3": {"min_pixels": 32 * 32, "max_pixels": 64 * 64},
     "florence2": {"image_seq_length": 17},
-    "gemma4": {"max_soft_tokens": 70},
+    "ernie4_5_vl_moe": {"font": findfont("DejaVu Sans")},  # which draws times on frames
+    **dict.fromkeys(("gemma4", "gemma4_unified"), SOFT),
     "llava": {"do_pad": True},
     "molmo2": {"overlap_margins": [1, 1], "max_crops": 4},
     "ovis2": TILED,
@@ -103,6 +106,7 @@ SIGNS = {
     **dict.fromkeys(("gemma3", "t5gemma2", "shieldgemma2"), "<soft>"),
     **dict.fromkeys(("got_ocr2", "pp_chart2table"), "<imgpad>"),
     **dict.fromkeys(("llama4", "muse_glimmer", "muse_spark"), "<|patch|>"),
+    **dict.fromkeys(("gemma4", "gemma4_unified"), "<image_soft_token>"),
     "minimax_m3_vl": "]<]image[>[",
     "ovis2": "<IMG_ATOM>",
     "qianfan_ocr": "<IMG_CONTEXT>",
@@ -116,9 +120,16 @@ SHOWN = {
     "llama4": "<|image|>",
     "pp_chart2table": "<imgpad>" * 4,
 }
-GLM = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga")
+GLM = ("glm46v", "glm4v", "glm4v_moe", "glm5_next", "glm_ocr", "glmga")
 SHOWN_VIDEO = dict.fromkeys(GLM, "<|begin_of_video|><video><|end_of_video|>")
-VIDEOS = {"<|image_pad|>": "<|video_pad|>", "]<]image[>[": "]<]video[>["}
+# The token that stands for a part of a video, if it is not <video>, by that of a picture.
+VIDEOS = {
+    "<|image_pad|>": "<|video_pad|>",
+    "]<]image[>[": "]<]video[>[",
+    "<|IMAGE_PAD|>": "<|VIDEO_PAD|>",
+    "<|patch|>": "<|video|>",
+    "<image_soft_token>": "<|video|>",
+}
 WITHOUT_TEMPLATE = ("blip-2", "florence2", "fuyu", "instructblip", "kosmos-2")
 # Types that share processors.
 SAME = {
@@ -231,6 +242,9 @@ def small_loaded(kind):
         if not weight.any():  # some projections begin at 0, and show nothing
             torch.nn.init.normal_(weight, std=0.02)
     processor = small_processor(kind)
+    for name in {"video_start", "video_end"}:
+        if hasattr(processor, f"{name}_id"):
+            setattr(model.config, f"{name}_token_id", getattr(processor, f"{name}_id"))
     return MultimodalModel(model, processor, Asked.of(kind, processor))
 
 

@@ -128,6 +128,28 @@ def test_whole_numbers_tell_to_a_sixteenth_of_a_pixel_where_they_come_from():
     np.testing.assert_allclose(places[..., 2], columns, atol=1 / 16)
 
 
+def test_processors_that_spoil_floats_are_given_whole_numbers():
+    """As torchvision's `to_pil_image`, which takes floats for shares of white."""
+
+    def process(pictures):
+        shown = np.stack(pictures)
+        whole = shown if shown.dtype == np.uint8 else shown * 255 % 256
+        return {"pixel_values": torch.tensor(whole) / 1.0}
+
+    places = origins_of(process, [(90, 300)])["pixel_values"][0, :, :, 0]
+    rows, columns = np.mgrid[0.5:90, 0.5:300]
+    np.testing.assert_allclose(places[..., 1], rows, atol=1 / 16)
+    np.testing.assert_allclose(places[..., 2], columns, atol=1 / 16)
+
+
+def test_processors_that_are_not_affine_are_refused():
+    def process(pictures):
+        return {"pixel_values": torch.tensor(np.stack(pictures)).double() ** 2}
+
+    with pytest.raises(ValueError, match="expected inputs that are affine in the picture"):
+        origins_of(process, [(6, 7)])
+
+
 @pytest.mark.parametrize("kind", ["gemma4", "internvl"])
 def test_whole_numbers_give_the_tokens_the_same_cells(kind, monkeypatch):
     model, picture = small_loaded(kind), noise(96, 64)
@@ -230,21 +252,63 @@ def test_types_whose_tokens_have_no_place_say_why(kind, why):
 FRAMES = [noise(96, 64).rotate(90 * turn).resize((96, 64)) for turn in range(5)]
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "internvl", "llava_onevision"])
-def test_of_a_picture_beside_a_video_only_the_step_of_a_changed_frame_moves(kind):
+def inverted(picture):
+    return Image.eval(picture, lambda value: 255 - value)
+
+
+# Frames of one time step, if not 1.
+TOGETHER = dict.fromkeys(("cohere_compass", "glm5_next", "minimax_m3_vl", "muse_glimmer"), 2)
+TOGETHER |= dict.fromkeys(("ernie4_5_vl_moe", "muse_spark", "qwen2_5_vl"), 2)
+MIXED = ("cosmos3_edge", "gemma4", "gemma4_unified", "internvl", "llava_onevision", "minicpmv4_6")
+
+
+@pytest.mark.parametrize("kind", [*TOGETHER, *MIXED])
+def test_of_a_picture_beside_a_video_only_the_tokens_that_show_a_change_move(kind):
     model, picture = small_loaded(kind), noise(48, 64)
-    how = {"frame_rate": 2.0}
-    before = model.prepare([picture, FRAMES], "what is this ?", **how)
+
+    def prepared(*shown):
+        return model.prepare(list(shown), "what is this ?", frame_rate=2.0)
+
+    def given(inputs):
+        with torch.no_grad(), looking_at_itself(model.model):
+            return decoder_input(model.model, inputs)
+
+    before = prepared(picture, FRAMES)
     still, video = model.seen([picture, FRAMES], before)
+    steps = tuple(range(0, 5, TOGETHER.get(kind, 1)))
     assert still.frames == () and len(video.frames) == 5
-    steps = (0, 2, 4) if kind == "qwen2_5_vl" else (0, 1, 2, 3, 4)
     assert video.steps == steps and video.view.grid[0] == len(steps)
-    changed = [*FRAMES[:2], Image.eval(FRAMES[2], lambda value: 255 - value), *FRAMES[3:]]
-    after = model.prepare([picture, changed], "what is this ?", **how)
-    with torch.no_grad(), looking_at_itself(model.model):
-        moved = (decoder_input(model.model, before) != decoder_input(model.model, after)).any(-1)
-    of_step = video.positions.reshape(len(steps), -1)[steps.index(2)]
-    assert moved.nonzero().flatten().tolist() == sorted(of_step.tolist())
+    cells = torch.eye(len(video.positions)) if video.shares is None else video.shares
+    in_step = cells.reshape(len(cells), len(steps), -1)[:, steps.index(2)].any(-1)
+    frame = prepared(picture, [*FRAMES[:2], inverted(FRAMES[2]), *FRAMES[3:]])
+    other = prepared(inverted(picture), FRAMES)
+    for after, expected in ((frame, video.positions[in_step]), (other, still.positions)):
+        moved = (given(before) != given(after)).any(-1).nonzero().flatten()
+        assert moved.tolist() == sorted(expected.tolist())
+
+    with torch.no_grad():
+        plain = model.model(**before).logits
+        with record_attention(model.model) as recording:
+            recorded = model.model(**before).logits
+    torch.testing.assert_close(recorded, plain, atol=1e-5, rtol=0)
+    whole = (1, *before["input_ids"].shape[1:] * 2)
+    assert {layer.shape for layer in recording["language"]} == {whole}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "message"),
+    [
+        (
+            "glm4v",
+            [noise(48, 64), FRAMES],
+            "Glm4vFor.* in one prompt, got a picture and a video: Im",
+        ),
+        ("kimi_k25", [FRAMES], "Kimi_K25ForConditionalGeneration takes .*, got a video: "),
+    ],
+)
+def test_what_a_model_of_transformers_does_not_take_is_named(kind, shown, message):
+    with pytest.raises(ValueError, match=message):
+        small_loaded(kind).generate(shown, "what is this ?", frame_rate=2.0)
 
 
 def test_a_video_is_asked_as_the_familys_own_file_says(tmp_path):
