@@ -59,7 +59,7 @@ OWN_SETTINGS = {
     "lfm2_vl": {"min_image_tokens": 4, "max_image_tokens": 4, "max_num_patches": 16},
     "emu3": {"min_pixels": 32 * 32, "max_pixels": 64 * 64},
     "florence2": {"image_seq_length": 17},
-    "ernie4_5_vl_moe": {"font": findfont("DejaVu Sans")},  # which draws times on frames
+    "ernie4_5_vl_moe": {"font": str(findfont("DejaVu Sans"))},  # which draws times on frames
     **dict.fromkeys(("gemma4", "gemma4_unified"), SOFT),
     "llava": {"do_pad": True},
     "molmo2": {"overlap_margins": [1, 1], "max_crops": 4},
@@ -249,8 +249,9 @@ def small_loaded(kind):
 
 
 def save_small(kind, folder):
-    """Write a whole checkpoint folder, its weights in several files."""
+    """Write a whole checkpoint folder, its weights in several files; it answers in three words."""
     loaded = small_loaded(kind)
+    loaded.model.generation_config.update(min_new_tokens=3, suppress_tokens=[5, 6])
     loaded.model.save_pretrained(folder, max_shard_size="40KB")
     loaded.processor.save_pretrained(folder)
     return folder

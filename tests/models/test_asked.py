@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
 from small_fuyu import save_small_fuyu
 from small_llava import save_small_llava, small_llava, small_processor
+from small_notebooks import run_here
 from small_processors import ON_PIXELS, save_small, small_loaded
 from small_processors import small_processor as small_processor_of
 from small_qwen3_vl import save_small_qwen3_vl
@@ -24,8 +26,10 @@ from rolloutlib.models.origins import origins_of
 from rolloutlib.models.owners import decoder_input, looking_at_itself
 from rolloutlib.models.prompts import full_prompt, inputs_of
 
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks/10_any_model.ipynb"
 FOLDERS = ("gemma3", "idefics3", "internvl", "llava_next", "llava_onevision", "mistral3")
-FOLDERS += ("paligemma", "qwen2_5_vl", "granite4_vision")
+FOLDERS += ("paligemma", "qwen2_5_vl")
 
 
 def noise(width, height):
@@ -67,7 +71,7 @@ def test_the_general_way_agrees_with_the_familys_own_file(known, size):
 
 
 def test_the_table_of_families_claims_pixels_for_the_types_that_are_proved():
-    table = (Path(__file__).parents[2] / "data/results/families.md").read_text()
+    table = (ROOT / "data/results/families.md").read_text()
     claimed = re.findall(r"^\| (\S+) \|.*\| on pixels \|$", table, re.MULTILINE)
     assert sorted(claimed) == sorted(ON_PIXELS)
 
@@ -204,12 +208,20 @@ def test_a_picture_that_leaves_no_trace_is_named():
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_a_folder_of_another_type_is_answered_recorded_and_shown(kind, tmp_path):
-    model = load_model(save_small(kind, tmp_path), dtype="float32")
+def test_a_folder_of_another_type_goes_through_the_notebook(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    save_small(kind, tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    tokens = {"max_new_tokens": 3, "min_new_tokens": 3, "suppress_tokens": [5, 6]}
-    answer = model.generate(noise(96, 64), "what is this ?", record=True, **tokens)
-    maps, image = heatmaps(answer.recording, answer), answer.image
+    noise(96, 64).save(tmp_path / "noise.png")
+    asked = {"image_path": str(tmp_path / "noise.png"), "prompt": "what is this ?"}
+    files = {"model_id": str(tmp_path), "results_path": ""}
+    left = run_here(NOTEBOOK, **asked, **files, max_new_tokens=3)
+    plt.close("all")
+
+    claimed = left["general"].positions[left["meets"]].tolist()
+    assert claimed and set(claimed) <= set(left["moved"].nonzero().flatten().tolist())
+    answer, image = left["answer"], left["answer"].image
+    maps = heatmaps(answer.recording, answer)
     assert maps.shape == (3, *image.view.grid)
     relevance = rollout_rows(answer.recording["language"], answer.rows)
     on_tokens = relevance.reshape(3, -1)[:, image.positions].double().numpy()
@@ -219,7 +231,7 @@ def test_a_folder_of_another_type_is_answered_recorded_and_shown(kind, tmp_path)
         spread += on_tokens[:, token, None, None] * cells.reshape(image.view.grid)
     np.testing.assert_allclose(maps, spread, atol=1e-6)
     np.testing.assert_allclose(maps.sum((1, 2)), on_tokens.sum(1), rtol=1e-5)
-    replayed = model.record(replace(answer, recording=None))
+    replayed = left["model"].record(replace(answer, recording=None))
     torch.testing.assert_close(heatmaps(replayed, answer), maps, atol=1e-6, rtol=1e-5)
     explore(answer)
 
@@ -264,7 +276,7 @@ MIXED = ("cosmos3_edge", "gemma4", "gemma4_unified", "internvl", "llava_onevisio
 
 @pytest.mark.parametrize("kind", [*TOGETHER, *MIXED])
 def test_of_a_picture_beside_a_video_only_the_tokens_that_show_a_change_move(kind):
-    model, picture = small_loaded(kind), noise(48, 64)
+    model, picture, frames = small_loaded(kind), noise(48, 64), FRAMES[:3]
 
     def prepared(*shown):
         return model.prepare(list(shown), "what is this ?", frame_rate=2.0)
@@ -273,15 +285,15 @@ def test_of_a_picture_beside_a_video_only_the_tokens_that_show_a_change_move(kin
         with torch.no_grad(), looking_at_itself(model.model):
             return decoder_input(model.model, inputs)
 
-    before = prepared(picture, FRAMES)
-    still, video = model.seen([picture, FRAMES], before)
-    steps = tuple(range(0, 5, TOGETHER.get(kind, 1)))
-    assert still.frames == () and len(video.frames) == 5
+    before = prepared(picture, frames)
+    still, video = model.seen([picture, frames], before)
+    steps = tuple(range(0, 3, TOGETHER.get(kind, 1)))
+    assert still.frames == () and len(video.frames) == 3
     assert video.steps == steps and video.view.grid[0] == len(steps)
     cells = torch.eye(len(video.positions)) if video.shares is None else video.shares
     in_step = cells.reshape(len(cells), len(steps), -1)[:, steps.index(2)].any(-1)
-    frame = prepared(picture, [*FRAMES[:2], inverted(FRAMES[2]), *FRAMES[3:]])
-    other = prepared(inverted(picture), FRAMES)
+    frame = prepared(picture, [*frames[:2], inverted(frames[2])])
+    other = prepared(inverted(picture), frames)
     for after, expected in ((frame, video.positions[in_step]), (other, still.positions)):
         moved = (given(before) != given(after)).any(-1).nonzero().flatten()
         assert moved.tolist() == sorted(expected.tolist())
