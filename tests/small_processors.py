@@ -17,7 +17,7 @@ from rolloutlib.models.asked import Asked
 from rolloutlib.models.multimodal import MultimodalModel
 
 # Types with a place for every image token; all others are refused by name. SmolVLM's processor
-# needs num2words, which `make families` installs.
+# needs num2words.
 ON_PIXELS = (
     *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
     *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3"),

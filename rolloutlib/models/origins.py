@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from rolloutlib.models.geometry import Unplaced
+
 WHITE = 255.0  # of 8-bit pictures, which is what processors expect
 FINE = 16  # pixels along which a picture of whole numbers rises from black to white
 WHOLE = "PIL image"  # what transformers wants, in its own words, if it refuses floats
@@ -40,7 +42,7 @@ def origins_of(
     sizes: (height, width) of each picture.
 
     Returns the tensors of the inputs that show pictures, by name. Raises ValueError if there are
-    none, and for a processor that is not affine.
+    none, and `Unplaced` for a processor that is not affine.
     """
 
     def given(values: Callable[[int, int, int], np.ndarray], part: int = 0) -> Mapping:
@@ -68,7 +70,9 @@ def origins_of(
         exact = False
         grey, black, white = even(GREY), even(0.0), even(1.0)
         if not blended(black, grey, white):
-            raise ValueError("expected inputs that are affine in the picture, got others for grey")
+            raise Unplaced(
+                "the processor's numbers for grey are no blend of those of black and white"
+            )
         parts = -(-max(max(size) for size in sizes) // FINE)
     axes = [
         lambda k, *_: np.full(1, (k + 0.5) / len(sizes)),
