@@ -67,6 +67,7 @@ SIZES = {
 DERIVED = ("layer_types", "per_layer_config", "mlp_layer_types", "moe_layers", "no_rope_layers")
 SHARED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
 HEADS = {"num_key_value_heads": 4}  # as many as queries have, as in multi-head latent attention
+FINE = {"vision_config": {"patch_size": 4}}  # two convolutions leave a quarter of rows and columns
 CODES = {"<image>": 5} | {
     f"IMGIMG{a}{b}Z": 100 + 10 * i + j
     for i, a in enumerate("ABCDEF")
@@ -81,9 +82,9 @@ OWN_SIZES = {
     "blip-2": {"image_token_index": 5},
     "instructblip": {"image_token_index": 5},
     "instructblipvideo": {"video_token_index": 5},
-    "minicpm_ocr": {"image_token_id": 5},
-    "minicpmv4_6": {"image_token_id": 5},
-    "minicpmv4_7": {"image_token_id": 5},
+    "minicpm_ocr": {"image_token_id": 5, "video_token_id": 6},
+    "minicpmv4_6": {"image_token_id": 5, "video_token_id": 6, "insert_layer_id": 1},
+    "minicpmv4_7": {"image_token_id": 5, "video_token_id": 6, "insert_layer_id": 1},
     "chameleon": {"vocabulary_map": CODES, "vq_config": {"num_embeddings": 60, "resolution": 32}},
     "cosmos3_edge": {"vision_config": {"num_patches": 16}, "projector_hidden_size": 32},
     "cohere_compass": {
@@ -201,6 +202,8 @@ OWN_SIZES = {
         "text_config": HEADS
         | {"qk_rope_head_dim": 0, "head_dim": 0, "qk_head_dim": 8, "index_kpool": 4}
     },
+    "got_ocr2": FINE,
+    "pp_chart2table": FINE,
     "granite4_vision": {
         "downsample_rate": "1/2",
         "deepstack_layer_map": [[-1, 0]],

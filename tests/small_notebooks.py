@@ -41,6 +41,17 @@ def write_look(folder: Path) -> Path:
     return path
 
 
+def run_here(path: Path, **values) -> dict:
+    """What the code cells of a notebook leave behind, run in this process with these parameters."""
+    left = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"<{path.name}>", "exec"), left)
+        if "parameters" in cell.metadata.get("tags", []):
+            left |= values
+    return left
+
+
 def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

@@ -4,6 +4,7 @@ import inspect
 
 import torch
 import transformers
+from matplotlib.font_manager import findfont
 from small_families import small_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -16,12 +17,13 @@ from rolloutlib.models.asked import Asked
 from rolloutlib.models.multimodal import MultimodalModel
 
 # Types with a place for every image token; all others are refused by name. SmolVLM's processor
-# needs num2words, which `make families` installs.
+# needs num2words.
 ON_PIXELS = (
     *("aya_vision", "cohere2_vision", "cohere_compass", "cosmos3_edge", "cosmos3_omni"),
     *("deepseek_vl", "ernie4_5_vl_moe", "exaone4_5", "gemma3"),
     *("gemma4", "gemma4_unified"),
-    *("glm46v", "glm4v", "glm_ocr", "glmga", "granite_docling", "hunyuan_vl", "minicpm_ocr"),
+    *("glm46v", "glm4v", "glm4v_moe", "glm5_next", "glm_ocr", "glmga"),
+    *("granite_docling", "hunyuan_vl", "minicpm_ocr"),
     *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "muse_glimmer", "muse_spark", "ovis2"),
     *("qianfan_ocr", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
     *("granite4_vision", "hyperclovax_vision_v2", "idefics3", "internvl", "janus", "kimi_k25"),
@@ -48,6 +50,7 @@ SIZES = {
     ("longest_edge",): {"longest_edge": 64},
     ("longest_edge", "shortest_edge"): {"shortest_edge": 32 * 32, "longest_edge": 96 * 96},
 }
+SOFT = {"max_soft_tokens": 70}
 TILED, PATCH = {"crop_to_patches": True}, {"patch_size": {"height": 8, "width": 8}}
 OWN_SETTINGS = {
     **dict.fromkeys(("aya_vision", "internvl"), TILED),
@@ -56,7 +59,8 @@ OWN_SETTINGS = {
     "lfm2_vl": {"min_image_tokens": 4, "max_image_tokens": 4, "max_num_patches": 16},
     "emu3": {"min_pixels": 32 * 32, "max_pixels": 64 * 64},
     "florence2": {"image_seq_length": 17},
-    "gemma4": {"max_soft_tokens": 70},
+    "ernie4_5_vl_moe": {"font": str(findfont("DejaVu Sans"))},  # which draws times on frames
+    **dict.fromkeys(("gemma4", "gemma4_unified"), SOFT),
     "llava": {"do_pad": True},
     "molmo2": {"overlap_margins": [1, 1], "max_crops": 4},
     "ovis2": TILED,
@@ -76,8 +80,9 @@ FORMS = {
     "aya_vision": {"patch_size": 8, "img_size": 32, "downsample_factor": 2},
     **dict.fromkeys(("gemma3", "ovis2", "t5gemma2"), LONG),
     "chameleon": {"image_seq_length": 256},
-    **dict.fromkeys(("instructblip", "kosmos-2"), QUERIES),
+    **dict.fromkeys(("blip-2", "instructblip", "kosmos-2"), QUERIES),
     "deepseek_ocr2": {"patch_size": 8, "downsample_ratio": 2},
+    "got_ocr2": {"num_image_tokens": 4},
     "granite_docling": {"image_seq_len": 1},
     "llama4": {"patch_size": 8},
     "perception_lm": {"patch_size": 8, "pooling_ratio": 1},
@@ -99,7 +104,9 @@ SIGNS = {
     "cohere_compass": "<|IMAGE_PAD|>",
     "dots3_note": "<|imgpad|>",
     **dict.fromkeys(("gemma3", "t5gemma2", "shieldgemma2"), "<soft>"),
+    **dict.fromkeys(("got_ocr2", "pp_chart2table"), "<imgpad>"),
     **dict.fromkeys(("llama4", "muse_glimmer", "muse_spark"), "<|patch|>"),
+    **dict.fromkeys(("gemma4", "gemma4_unified"), "<image_soft_token>"),
     "minimax_m3_vl": "]<]image[>[",
     "ovis2": "<IMG_ATOM>",
     "qianfan_ocr": "<IMG_CONTEXT>",
@@ -111,10 +118,18 @@ SHOWN = {
     **dict.fromkeys(("gemma3", "t5gemma2", "shieldgemma2"), "<boi>"),
     "hunyuan_vl": "<|image_start|><image><|image_end|>",
     "llama4": "<|image|>",
+    "pp_chart2table": "<imgpad>" * 4,
 }
-GLM = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga")
+GLM = ("glm46v", "glm4v", "glm4v_moe", "glm5_next", "glm_ocr", "glmga")
 SHOWN_VIDEO = dict.fromkeys(GLM, "<|begin_of_video|><video><|end_of_video|>")
-VIDEOS = {"<|image_pad|>": "<|video_pad|>", "]<]image[>[": "]<]video[>["}
+# The token that stands for a part of a video, if it is not <video>, by that of a picture.
+VIDEOS = {
+    "<|image_pad|>": "<|video_pad|>",
+    "]<]image[>[": "]<]video[>[",
+    "<|IMAGE_PAD|>": "<|VIDEO_PAD|>",
+    "<|patch|>": "<|video|>",
+    "<image_soft_token>": "<|video|>",
+}
 WITHOUT_TEMPLATE = ("blip-2", "florence2", "fuyu", "instructblip", "kosmos-2")
 # Types that share processors.
 SAME = {
@@ -197,7 +212,7 @@ def small_processor(kind):
     made, sign = getattr(transformers, PROCESSOR_MAPPING_NAMES[of]), SIGNS.get(kind, "<image>")
     takes = inspect.signature(made.__init__).parameters
     tokenizer = small_tokenizer(sign)
-    if kind == "instructblip":
+    if kind in ("blip-2", "instructblip"):
         tokenizer = small_tokenizer(sign, named=False)  # the processor names it
     parts = {"tokenizer": tokenizer, "qformer_tokenizer": tokenizer}
     shown = TEMPLATE.replace("SHOWN", SHOWN.get(kind, sign))
@@ -211,8 +226,11 @@ def small_processor(kind):
         parts["feature_extractor"] = getattr(transformers, FEATURE_EXTRACTOR_MAPPING_NAMES[of])()
     left_out = ("chat_template",) if kind in WITHOUT_TEMPLATE else ()
     parts = {name: part for name, part in parts.items() if name in takes and name not in left_out}
-    form = {name: value for name, value in FORMS.get(kind, {}).items() if name in takes}
-    return made(**parts, **form)
+    form = FORMS.get(kind, {})
+    processor = made(**parts, **{name: value for name, value in form.items() if name in takes})
+    for name in form.keys() & vars(made).keys():
+        setattr(processor, name, form[name])
+    return processor
 
 
 def small_loaded(kind):
@@ -224,12 +242,16 @@ def small_loaded(kind):
         if not weight.any():  # some projections begin at 0, and show nothing
             torch.nn.init.normal_(weight, std=0.02)
     processor = small_processor(kind)
+    for name in {"video_start", "video_end"}:
+        if hasattr(processor, f"{name}_id"):
+            setattr(model.config, f"{name}_token_id", getattr(processor, f"{name}_id"))
     return MultimodalModel(model, processor, Asked.of(kind, processor))
 
 
 def save_small(kind, folder):
-    """Write a whole checkpoint folder, its weights in several files."""
+    """Write a whole checkpoint folder, its weights in several files; it answers in three words."""
     loaded = small_loaded(kind)
+    loaded.model.generation_config.update(min_new_tokens=3, suppress_tokens=[5, 6])
     loaded.model.save_pretrained(folder, max_shard_size="40KB")
     loaded.processor.save_pretrained(folder)
     return folder

@@ -25,7 +25,7 @@ class MapSettings(Settings):
     Raises ValueError for a setting out of range.
 
     >>> MapSettings(start_layer=2, to_patches=False).said
-    'Rollout from layer 2 on, heads: mean, residual 0.9, order taken out.'
+    'Rollout from layer 2 on, heads: mean, residual 0.9, order taken out, on image tokens.'
     """
 
     residual: float = SHIPPED["residual"]
@@ -54,7 +54,7 @@ class MapSettings(Settings):
             "order taken out" if self.beyond_even else "order of tokens left in",
             f"then through the vision tower, residual {self.tower_residual:g}"
             if self.to_patches
-            else "",
+            else "on image tokens",
         ]
         first, *others = filter(None, parts)
         start = f"Rollout {first}" if self.start_layer else f"Rollout, {first}"

@@ -67,7 +67,8 @@ class Asked:
 
         A video's time steps are those of its frames that tokens show first.
 
-        Raises `Unplaced` if tokens share numbers of a picture, or show no rectangle of it.
+        Raises `Unplaced` if tokens share numbers of a picture, or show no rectangle of it, and
+        ValueError for what the model does not take, as some no picture beside a video.
         """
         sizes = tuple((picture.height, picture.width) for picture in pictures_in(shown))
         counts = tuple(len(each) if isinstance(each, list) else 0 for each in shown)
@@ -100,7 +101,16 @@ class Asked:
         origins = origins_of(process, sizes)
         if others := [name for name in origins if origins[name].shape[:-1] != inputs[name].shape]:
             raise ValueError(f"expected {others[0]} of another prompt in the same shape")
-        owners = owners_of(model, inputs, origins)
+        try:
+            owners = owners_of(model, inputs, origins)
+        except Unplaced:
+            raise
+        except (RuntimeError, ValueError) as error:
+            kinds = {"a video" if isinstance(each, list) else "a picture" for each in shown}
+            raise ValueError(
+                f"expected what {type(model).__name__} takes in one prompt, got "
+                f"{' and '.join(sorted(kinds))}: {error}"
+            ) from error
         numbers = torch.cat([origins[name].flatten(0, -2) for name in origins]).numpy()
         fed = torch.cat([owners[name].flatten() for name in origins]).numpy()
         found = []

@@ -7,9 +7,13 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from rolloutlib.models.geometry import Unplaced
+
 WHITE = 255.0  # of 8-bit pictures, which is what processors expect
 FINE = 16  # pixels along which a picture of whole numbers rises from black to white
 WHOLE = "PIL image"  # what transformers wants, in its own words, if it refuses floats
+GREY = 0.3  # of white; 76.5, which 8 bits would round
+OFF = 0.02  # of that difference: what grey may be off, as by 8-bit numbers or bfloat16
 SEEN = 0.4  # of the largest difference between white and black; what differs less is padding
 
 Origins = Float[torch.Tensor, "... 3"]  # (picture, y, x), NaN where no picture is shown
@@ -33,11 +37,12 @@ def origins_of(
     rises along 16 pixels: their sum is a ramp of 1/16 of a pixel's precision.
 
     process: gives the inputs for pictures of float values in [0, 255], which are never rounded; if
-    it wants a "PIL image" for these, for pictures of Pillow. All else that it raises is passed on.
+    it wants a "PIL image" for these, or makes of grey what does not lie between black and white,
+    for pictures of Pillow. All else that it raises is passed on.
     sizes: (height, width) of each picture.
 
     Returns the tensors of the inputs that show pictures, by name. Raises ValueError if there are
-    none.
+    none, and `Unplaced` for a processor that is not affine.
     """
 
     def given(values: Callable[[int, int, int], np.ndarray], part: int = 0) -> Mapping:
@@ -55,12 +60,20 @@ def origins_of(
 
     exact, parts = True, 1
     try:
-        even(0.5)
+        grey, black, white = even(GREY), even(0.0), even(1.0)  # grey is what some refuse
+        affine = blended(black, grey, white)
     except (TypeError, ValueError) as error:
         if WHOLE not in str(error):
             raise
-        exact, parts = False, -(-max(max(size) for size in sizes) // FINE)
-    black, white = even(0.0), even(1.0)
+        affine = False
+    if not affine:
+        exact = False
+        grey, black, white = even(GREY), even(0.0), even(1.0)
+        if not blended(black, grey, white):
+            raise Unplaced(
+                "the processor's numbers for grey are no blend of those of black and white"
+            )
+        parts = -(-max(max(size) for size in sizes) // FINE)
     axes = [
         lambda k, *_: np.full(1, (k + 0.5) / len(sizes)),
         lambda _, height, __: (np.arange(height)[:, None] + 0.5) / height,
@@ -86,6 +99,15 @@ def origins_of(
 
 def _grey(values: np.ndarray, size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
     return np.broadcast_to(values[..., None] * WHITE, (*size, 3)).astype(np.float32)
+
+
+def blended(black: Mapping, grey: Mapping, white: Mapping) -> bool:
+    """Whether the inputs that show pictures are for `GREY` this blend of black and white."""
+    return all(
+        (torch.lerp(black[n], white[n], GREY) - grey[n]).abs().max()
+        <= OFF * (white[n] - black[n]).abs().max()
+        for n in shown(black, white)
+    )
 
 
 def shown(black: Mapping, white: Mapping) -> list[str]:

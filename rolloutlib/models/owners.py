@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from rolloutlib.models.geometry import Unplaced
+from rolloutlib.recording.capture import modality
 from rolloutlib.recording.interface import noted_by
 
 
@@ -42,11 +43,18 @@ def decoder_input(model: torch.nn.Module, inputs: Mapping) -> Float[torch.Tensor
 
     Raises `Unplaced` if its length is not the prompt's.
     """
-    layers = next(m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList))
+    decoder = set(model.get_decoder().modules())
+    layers = next(  # GIT's decoder holds its vision tower
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList)
+        and module in decoder
+        and modality(model, name) == "language"
+    )
     given = []
 
     def keep(module, args, kwargs):
-        given.append(args[0] if args else kwargs["hidden_states"])
+        given.append((args[0] if args else kwargs["hidden_states"]).squeeze())
         raise Reached
 
     with layers[0].register_forward_pre_hook(keep, with_kwargs=True), suppress(Reached):

@@ -155,7 +155,8 @@ def inputs_of(processor: ProcessorMixin, text: str, **given) -> BatchFeature:
             f"expected a processor that makes tokens of a question, got {type(processor).__name__} "
             f"with {', '.join(inputs)}"
         )
-    inputs.pop("labels", None)  # PaliGemma's processor returns some, for training
+    for name in ("labels", "video_metadata"):  # PaliGemma's processor returns some for training
+        inputs.pop(name, None)
     ends = text.rstrip().endswith(tokenizer.eos_token or "")
     if not ends and inputs["input_ids"][0, -1] == tokenizer.eos_token_id:
         for name in set(PER_TOKEN) & inputs.keys():
@@ -190,6 +191,7 @@ def given_to(shown: Sequence[object], frame_rate: float | None = None) -> dict[s
                 for count in counts
             ],
             "do_sample_frames": False,
+            "return_metadata": True,  # Cosmos 3 Edge and Muse Spark need it and don't ask for it
         }
     return given
 

@@ -3,13 +3,16 @@
 import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
 from small_fuyu import save_small_fuyu
 from small_llava import save_small_llava, small_llava, small_processor
+from small_notebooks import run_here
 from small_processors import ON_PIXELS, save_small, small_loaded
 from small_processors import small_processor as small_processor_of
 from small_qwen3_vl import save_small_qwen3_vl
@@ -23,8 +26,10 @@ from rolloutlib.models.origins import origins_of
 from rolloutlib.models.owners import decoder_input, looking_at_itself
 from rolloutlib.models.prompts import full_prompt, inputs_of
 
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks/10_any_model.ipynb"
 FOLDERS = ("gemma3", "idefics3", "internvl", "llava_next", "llava_onevision", "mistral3")
-FOLDERS += ("paligemma", "qwen2_5_vl", "granite4_vision")
+FOLDERS += ("paligemma", "qwen2_5_vl")
 
 
 def noise(width, height):
@@ -65,11 +70,15 @@ def test_the_general_way_agrees_with_the_familys_own_file(known, size):
         assert right <= 0.75 or bottom <= 0.75 or left >= size[0] - 0.75 or top >= size[1] - 0.75
 
 
+def test_the_table_of_families_claims_pixels_for_the_types_that_are_proved():
+    table = (ROOT / "data/results/families.md").read_text()
+    claimed = re.findall(r"^\| (\S+) \|.*\| on pixels \|$", table, re.MULTILINE)
+    assert sorted(claimed) == sorted(ON_PIXELS)
+
+
 @pytest.mark.parametrize("kind", ON_PIXELS)
 def test_only_the_tokens_that_claim_a_square_move_with_it(kind):
     """Resampling reaches two pixels of the model's input, or of the picture, beyond a token."""
-    if kind == "smolvlm":
-        pytest.importorskip("num2words")
     model, picture = small_loaded(kind), noise(96, 64)
     inputs = model.prepare([picture], "what is this ?")
     [image] = model.seen([picture], inputs)
@@ -119,6 +128,28 @@ def test_whole_numbers_tell_to_a_sixteenth_of_a_pixel_where_they_come_from():
     rows, columns = np.mgrid[3.5:90, 0.5:300]
     np.testing.assert_allclose(places[..., 1], rows, atol=1 / 16)
     np.testing.assert_allclose(places[..., 2], columns, atol=1 / 16)
+
+
+def test_processors_that_spoil_floats_are_given_whole_numbers():
+    """As torchvision's `to_pil_image`, which takes floats for shares of white."""
+
+    def process(pictures):
+        shown = np.stack(pictures)
+        whole = shown if shown.dtype == np.uint8 else shown * 255 % 256
+        return {"pixel_values": torch.tensor(whole) / 1.0}
+
+    places = origins_of(process, [(90, 300)])["pixel_values"][0, :, :, 0]
+    rows, columns = np.mgrid[0.5:90, 0.5:300]
+    np.testing.assert_allclose(places[..., 1], rows, atol=1 / 16)
+    np.testing.assert_allclose(places[..., 2], columns, atol=1 / 16)
+
+
+def test_processors_that_are_not_affine_are_refused():
+    def process(pictures):
+        return {"pixel_values": torch.tensor(np.stack(pictures)).double() ** 2}
+
+    with pytest.raises(Unplaced, match="grey are no blend of those of black and white"):
+        origins_of(process, [(6, 7)])
 
 
 @pytest.mark.parametrize("kind", ["gemma4", "internvl"])
@@ -175,12 +206,20 @@ def test_a_picture_that_leaves_no_trace_is_named():
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_a_folder_of_another_type_is_answered_recorded_and_shown(kind, tmp_path):
-    model = load_model(save_small(kind, tmp_path), dtype="float32")
+def test_a_folder_of_another_type_goes_through_the_notebook(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    save_small(kind, tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    tokens = {"max_new_tokens": 3, "min_new_tokens": 3, "suppress_tokens": [5, 6]}
-    answer = model.generate(noise(96, 64), "what is this ?", record=True, **tokens)
-    maps, image = heatmaps(answer.recording, answer), answer.image
+    noise(96, 64).save(tmp_path / "noise.png")
+    asked = {"image_path": str(tmp_path / "noise.png"), "prompt": "what is this ?"}
+    files = {"model_id": str(tmp_path), "results_path": ""}
+    left = run_here(NOTEBOOK, **asked, **files, max_new_tokens=3)
+    plt.close("all")
+
+    claimed = left["general"].positions[left["meets"]].tolist()
+    assert claimed and set(claimed) <= set(left["moved"].nonzero().flatten().tolist())
+    answer, image = left["answer"], left["answer"].image
+    maps = heatmaps(answer.recording, answer)
     assert maps.shape == (3, *image.view.grid)
     relevance = rollout_rows(answer.recording["language"], answer.rows)
     on_tokens = relevance.reshape(3, -1)[:, image.positions].double().numpy()
@@ -190,7 +229,7 @@ def test_a_folder_of_another_type_is_answered_recorded_and_shown(kind, tmp_path)
         spread += on_tokens[:, token, None, None] * cells.reshape(image.view.grid)
     np.testing.assert_allclose(maps, spread, atol=1e-6)
     np.testing.assert_allclose(maps.sum((1, 2)), on_tokens.sum(1), rtol=1e-5)
-    replayed = model.record(replace(answer, recording=None))
+    replayed = left["model"].record(replace(answer, recording=None))
     torch.testing.assert_close(heatmaps(replayed, answer), maps, atol=1e-6, rtol=1e-5)
     explore(answer)
 
@@ -209,24 +248,77 @@ def test_tokens_that_share_numbers_have_no_place_but_their_attention(tmp_path):
     assert rollout_rows(recording["language"], [-1]).sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        *[(kind, "tokens share the") for kind in ("blip-2", "got_ocr2", "pp_chart2table")],
+        ("git", "the picture has no tokens in the prompt"),  # which is as long as a batch
+    ],
+)
+def test_types_whose_tokens_have_no_place_say_why(kind, why):
+    assert small_loaded(kind).on_pixels().startswith(why)
+
+
 FRAMES = [noise(96, 64).rotate(90 * turn).resize((96, 64)) for turn in range(5)]
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "internvl", "llava_onevision"])
-def test_of_a_picture_beside_a_video_only_the_step_of_a_changed_frame_moves(kind):
-    model, picture = small_loaded(kind), noise(48, 64)
-    how = {"frame_rate": 2.0}
-    before = model.prepare([picture, FRAMES], "what is this ?", **how)
-    still, video = model.seen([picture, FRAMES], before)
-    assert still.frames == () and len(video.frames) == 5
-    steps = (0, 2, 4) if kind == "qwen2_5_vl" else (0, 1, 2, 3, 4)
+def inverted(picture):
+    return Image.eval(picture, lambda value: 255 - value)
+
+
+# Frames of one time step, if not 1.
+TOGETHER = dict.fromkeys(("cohere_compass", "glm5_next", "minimax_m3_vl", "muse_glimmer"), 2)
+TOGETHER |= dict.fromkeys(("ernie4_5_vl_moe", "muse_spark", "qwen2_5_vl"), 2)
+MIXED = ("cosmos3_edge", "gemma4", "gemma4_unified", "internvl", "llava_onevision", "minicpmv4_6")
+
+
+@pytest.mark.parametrize("kind", [*TOGETHER, *MIXED])
+def test_of_a_picture_beside_a_video_only_the_tokens_that_show_a_change_move(kind):
+    model, picture, frames = small_loaded(kind), noise(48, 64), FRAMES[:3]
+
+    def prepared(*shown):
+        return model.prepare(list(shown), "what is this ?", frame_rate=2.0)
+
+    def given(inputs):
+        with torch.no_grad(), looking_at_itself(model.model):
+            return decoder_input(model.model, inputs)
+
+    before = prepared(picture, frames)
+    still, video = model.seen([picture, frames], before)
+    steps = tuple(range(0, 3, TOGETHER.get(kind, 1)))
+    assert still.frames == () and len(video.frames) == 3
     assert video.steps == steps and video.view.grid[0] == len(steps)
-    changed = [*FRAMES[:2], Image.eval(FRAMES[2], lambda value: 255 - value), *FRAMES[3:]]
-    after = model.prepare([picture, changed], "what is this ?", **how)
-    with torch.no_grad(), looking_at_itself(model.model):
-        moved = (decoder_input(model.model, before) != decoder_input(model.model, after)).any(-1)
-    of_step = video.positions.reshape(len(steps), -1)[steps.index(2)]
-    assert moved.nonzero().flatten().tolist() == sorted(of_step.tolist())
+    cells = torch.eye(len(video.positions)) if video.shares is None else video.shares
+    in_step = cells.reshape(len(cells), len(steps), -1)[:, steps.index(2)].any(-1)
+    frame = prepared(picture, [*frames[:2], inverted(frames[2])])
+    other = prepared(inverted(picture), frames)
+    for after, expected in ((frame, video.positions[in_step]), (other, still.positions)):
+        moved = (given(before) != given(after)).any(-1).nonzero().flatten()
+        assert moved.tolist() == sorted(expected.tolist())
+
+    with torch.no_grad():
+        plain = model.model(**before).logits
+        with record_attention(model.model) as recording:
+            recorded = model.model(**before).logits
+    torch.testing.assert_close(recorded, plain, atol=1e-5, rtol=0)
+    whole = (1, *before["input_ids"].shape[1:] * 2)
+    assert {layer.shape for layer in recording["language"]} == {whole}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "message"),
+    [
+        (
+            "glm4v",
+            [noise(48, 64), FRAMES],
+            "Glm4vFor.* in one prompt, got a picture and a video: Im",
+        ),
+        ("kimi_k25", [FRAMES], "Kimi_K25ForConditionalGeneration takes .*, got a video: "),
+    ],
+)
+def test_what_a_model_of_transformers_does_not_take_is_named(kind, shown, message):
+    with pytest.raises(ValueError, match=message):
+        small_loaded(kind).generate(shown, "what is this ?", frame_rate=2.0)
 
 
 def test_a_video_is_asked_as_the_familys_own_file_says(tmp_path):
