@@ -17,7 +17,7 @@ from scipy.special import expit
 from rolloutlib.algorithm.arrays import Array, as_numpy
 from rolloutlib.evaluate.methods import BEYOND, STRONGEST
 from rolloutlib.evaluate.perturbation import local_mean
-from rolloutlib.grid import times
+from rolloutlib.grid import View, times
 from rolloutlib.models import Answer, heatmaps
 from rolloutlib.models.tower import SHIPPED
 from rolloutlib.overlay import FLAT, is_flat, to_picture
@@ -26,7 +26,6 @@ SIZES = (0.01, 0.05)  # of the squares that are removed, as shares of what the m
 BATCH = 16  # pictures in one batch, at most
 RIVALS = 4  # peaks that `verified_peak` compares with the shipped one, at most
 PLAIN = 0.5  # share of the contrast around: with less, there is little to see at a peak
-ENOUGH = 3.0  # log-odds: a peak that costs the answer as much is kept
 SURE = 0.8  # the probability from which an answer is said to depend on a place
 REACH = 0.5  # of the local mean
 BLUR_TOKENS = 0.5  # of the maps, as they are shown
@@ -93,8 +92,8 @@ class VerifiedPeak:
     """The peak that was kept among those of several maps.
 
     name: of the map it came from.  heatmap: that map.  check: what removing its highest place did.
-    point: x and y in pixels: that place; or where there is little to see, the one in the smallest
-    square that `sharpened` finds.
+    point: x and y in pixels: that place; or where there is little to see, the one in the same token
+    that `sharpened` finds.
     points, drops: all peaks that were compared, by map, the shipped one first, and how far the
     answer's log-odds fell without the largest square around each.
     """
@@ -131,7 +130,7 @@ def check_peak(
     Raises ValueError for a heatmap on neither grid or without a highest place, for an answer about
     several pictures, and for sizes out of range.
     """
-    scene = _Scene(answer, on_pixels(answer, heatmap, blur_tokens), sizes, seed)
+    scene = _Scene(answer, heatmap, sizes, seed, blur_tokens)
     removed = scene.removed(scene.peak)
     on_progress(0, len(removed) + 1)
     whole, *rest = scene.likely([scene.picture, *removed])
@@ -150,10 +149,12 @@ def verified_peak(
 ) -> VerifiedPeak:
     """Which of the peaks of several maps does the answer depend on?
 
-    First the shipped map's peak is checked as by `check_peak`, and kept if its largest square costs
-    the answer enough: 3 in log-odds. Else other peaks are removed, up to four, each by itself; the
-    one whose removal costs most is kept if that is enough, and checked; if none costs enough, the
-    shipped one. With the usual two sizes that takes 9, 13 or 20 pictures, in three batches at most.
+    The shipped map's peak is checked as by `check_peak`, and other peaks, up to four, are removed,
+    each by itself. Kept is the peak with the highest sum of three numbers: arcsinh of how far the
+    answer's log-odds fall without the largest square around it, the shipped map there as a share of
+    its highest value, and how much there is to see there (`PeakCheck.contrast`). If that is another
+    one, it is checked, too. With the usual two sizes that takes 9 to 20 pictures, in three batches
+    at most.
 
     maps: by name, such as `candidate_maps`; each on the grid of `answer.image.patch_view` or
     `answer.image.view`.  shipped: the name of the map that is shown.
@@ -163,25 +164,21 @@ def verified_peak(
     """
     if shipped not in maps:
         raise ValueError(f"expected a map called {shipped!r}, got {', '.join(maps)}")
-    scenes = {
-        name: _Scene(answer, on_pixels(answer, heatmap), sizes, seed)
-        for name, heatmap in maps.items()
-    }
+    scenes = {name: _Scene(answer, heatmap, sizes, seed) for name, heatmap in maps.items()}
     scene = scenes[shipped]
     removed = scene.removed(scene.peak)
     of = 2 * len(removed) + RIVALS
     on_progress(0, of)
     whole, *rest = scene.likely([scene.picture, *removed])
     check = scene.check(scene.peak, whole, np.array(rest))
-    peaks, drops = [(shipped, scene.peak)], [log_odds(whole) - log_odds(rest[scene.last])]
-    if drops[0] < ENOUGH:
-        every = {name: each.pixels for name, each in scenes.items()}
-        peaks += rivals(every, shipped, scene.sides[-1] / 2)
-    if len(peaks) > 1:
-        on_progress(len(removed) + 1, of)
-        others = scene.likely([scene.without(point)[-1] for _, point in peaks[1:]])
-        drops += list(log_odds(whole) - log_odds(others))
-    best = int(np.argmax(drops)) if max(drops) >= ENOUGH else 0
+    every = {name: each.pixels for name, each in scenes.items()}
+    peaks = [(shipped, scene.peak), *rivals(every, shipped, scene.sides[-1] / 2)]
+    on_progress(len(removed) + 1, of)
+    others = scene.likely([scene.without(point)[-1] for _, point in peaks[1:]]) if peaks[1:] else []
+    drops = log_odds(whole) - log_odds(np.array([rest[scene.last], *others]))
+    heat = np.array([scene.pixels[y, x] for _, (x, y) in peaks]) / np.nanmax(scene.pixels)
+    seen = [scenes[name].share(point) for name, point in peaks]
+    best = int(np.argmax(np.arcsinh(drops) + heat + seen))
     name, point = peaks[best]
     if best:
         scene = scenes[name]
@@ -191,10 +188,9 @@ def verified_peak(
         rest = np.insert(scene.likely(removed), scene.last, others[best - 1])
         check = scene.check(point, whole, rest)
     on_progress(of, of)
-    final = check.point
     if check.contrast < PLAIN:
-        final = sharpened(scene.pixels, scene.contrast, check.boxes[0])
-    return VerifiedPeak(name, final, check, maps[name], tuple(peaks), np.array(drops))
+        point = sharpened(scene.pixels, scene.contrast, scene.cell(point))
+    return VerifiedPeak(name, point, check, maps[name], tuple(peaks), drops)
 
 
 def candidate_maps(
@@ -231,15 +227,20 @@ def on_pixels(
 
     Raises ValueError for a heatmap on neither of the picture's grids, and for a flat one.
     """
+    pixels = to_picture(heatmap, view_of(answer, heatmap), blur_tokens=blur_tokens)
+    if is_flat(np.nanmin(pixels), np.nanmax(pixels)):
+        raise ValueError("expected a heatmap with a highest place, got the same value everywhere")
+    return pixels
+
+
+def view_of(answer: Answer, heatmap: Float[Array, "rows columns"]) -> View:
+    """The view of the answer's picture whose grid the heatmap has; ValueError if there is none."""
     views = {view.grid: view for view in (answer.image.view, answer.image.patch_view)}
     shape = tuple(heatmap.shape)
     if shape not in views:
         grids = " or ".join(map(times, views))
         raise ValueError(f"expected a heatmap on the grid {grids}, got {times(shape)}")
-    pixels = to_picture(heatmap, views[shape], blur_tokens=blur_tokens)
-    if is_flat(np.nanmin(pixels), np.nanmax(pixels)):
-        raise ValueError("expected a heatmap with a highest place, got the same value everywhere")
-    return pixels
+    return views[shape]
 
 
 def peaks_of(pixels: Pixels, count: int, apart: float = 1.0) -> list[Point]:
@@ -362,15 +363,23 @@ def calibrated(what: str, values: Mapping[str, float]) -> float:
 class _Scene:
     """The picture of an answer, a map on its pixels, and squares that can be replaced."""
 
-    def __init__(self, answer: Answer, pixels: Pixels, sizes: Sequence[float], seed: int):
+    def __init__(
+        self,
+        answer: Answer,
+        heatmap: Float[Array, "rows columns"],
+        sizes: Sequence[float],
+        seed: int,
+        blur_tokens: float = BLUR_TOKENS,
+    ):
         most = (BATCH - 1) // 4
         if not (0 < len(sizes) <= most and all(0 < size <= 0.1 for size in sizes)):
             wanted = f"1 to {most} sizes, each above 0 and 0.1 at most"
             raise ValueError(f"expected {wanted}, got {tuple(sizes)}")
-        self.answer, self.pixels, self.seed = answer, pixels, seed
+        self.answer, self.seed = answer, seed
+        self.view, self.pixels = view_of(answer, heatmap), on_pixels(answer, heatmap, blur_tokens)
         self.picture: Image.Image = answer.image.picture
-        self.seen = ~np.isnan(pixels)
-        [self.peak] = peaks_of(pixels, 1)
+        self.seen = ~np.isnan(self.pixels)
+        [self.peak] = peaks_of(self.pixels, 1)
         lengths = (max(round(sqrt(size * self.seen.sum())), 1) for size in sorted(sizes))
         self.sides = [min(length, *self.picture.size) for length in lengths]
         self.last = 2 * len(sizes) - 1  # the largest square, replaced by the local mean
@@ -401,6 +410,23 @@ class _Scene:
     def boxes(self, point: Point) -> tuple[Box, ...]:
         """The squares of all sizes around a point."""
         return tuple(self.box(point, side) for side in self.sides)
+
+    def cell(self, point: Point) -> Box:
+        """The part of the picture that the token at a point stands for."""
+        boxes = self.view.boxes()
+        starts, ends = boxes[:, :2], boxes[:, 2:]
+        off = np.abs(np.add(point, 0.5) - (starts + ends) / 2) / (ends - starts)
+        sides = np.array([*self.picture.size] * 2)
+        left, top, right, bottom = (
+            np.rint(boxes[off.max(1).argmin()]).clip(0, sides).astype(int).tolist()
+        )
+        return left, top, max(right, left + 1), max(bottom, top + 1)
+
+    def share(self, point: Point) -> float:
+        """How much there is to see at a point: `PeakCheck.contrast`."""
+        left, top, right, bottom = self.box(point, self.sides[-1])
+        around = self.contrast[top:bottom, left:right].max()
+        return float(self.contrast[point[1], point[0]] / max(around, 1e-9))
 
     def replaced(self, boxes: Sequence[Box]) -> list[Image.Image]:
         """The picture without a box of each size, in each way."""
@@ -463,9 +489,7 @@ class _Scene:
     def check(self, point: Point, whole: float, likely: Float[np.ndarray, " picture"]) -> PeakCheck:
         """What was found, from the answer's log-probabilities with all that was removed."""
         drops, controls = (whole - likely).reshape(2, len(self.sides), 2)
-        left, top, right, bottom = self.box(point, self.sides[-1])
-        around = self.contrast[top:bottom, left:right].max()
-        share = float(self.contrast[point[1], point[0]] / max(around, 1e-9))
+        share = self.share(point)
         return PeakCheck(
             probability=calibrated("check", features(drops, controls, whole, share)),
             point=point,

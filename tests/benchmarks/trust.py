@@ -102,11 +102,23 @@ def line(question, answer, tokens) -> dict:
     def hit(point):
         return bool(question.region[point[1], point[0]])
 
-    found = checked(question, check) | {"verified": hit(kept.point)}
-    found |= {"kept": hit(kept.check.point), "kept contrast": kept.check.contrast}
-    found |= {"map": kept.name, "rivals": len(kept.points) - 1}
+    found = checked(question, check) | {"verified": hit(kept.point), "kept": hit(kept.check.point)}
     pixels = {name: trust.on_pixels(answer, heatmap) for name, heatmap in maps.items()}
-    return found | trust.signals(pixels, BEYOND)
+    found |= trust.signals(pixels, BEYOND)
+    for number, ((name, point), fall) in enumerate(zip(kept.points, kept.drops, strict=True)):
+        scene = trust._Scene(answer, maps[name], trust.SIZES, 0)
+        moved = [scene.cell(point), scene.box(point, scene.sides[0])]
+        in_cell, in_square = (trust.sharpened(scene.pixels, scene.contrast, box) for box in moved)
+        x, y = point
+        found |= {
+            f"fall {number}": fall,
+            f"heat {number}": pixels[BEYOND][y, x] / np.nanmax(pixels[BEYOND]),
+            f"seen {number}": scene.share(point),
+            f"hit {number}": hit(point),
+            f"in cell {number}": hit(in_cell),
+            f"in square {number}": hit(in_square),
+        }
+    return found
 
 
 def record(name: str, split: str, wanted: int, folder: Path, make=line) -> pd.DataFrame:

@@ -1,9 +1,8 @@
 """`make trials`: would another check tell right peaks from wrong better? results/trust_trials.csv.
 
 More is removed from each picture than `make trust` removes: larger squares, the whole place above
-half of the peak, all but the place, squares around the peak; and the peaks of contrast maps are
-compared with the others. The questions are about training scenes, none of which `make trust` uses,
-so that a rule can be chosen here and scored elsewhere.
+half of the peak, all but the place, squares around the peak. And other rules choose among the peaks
+of several maps. The questions are about training scenes, none of which `make trust` scores.
 """
 
 import argparse
@@ -21,27 +20,22 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from benchmarks.trust import SUBJECTS, auc, line, of_checks, record
 from rolloutlib.evaluate import candidate_maps, mean_interval, trust
-from rolloutlib.evaluate.methods import BEYOND, METHODS, evidence_of
+from rolloutlib.evaluate.methods import BEYOND
 from rolloutlib.evaluate.perturbation import local_mean
 
-CONTRAST = "beyond neutral", "over neutral"
 SIZES = 0.02, 0.05, 0.1  # of the squares around every peak
 SHIFTS = [shift for shift in product((-1, 0, 1), repeat=2) if any(shift)]
+ENOUGH = 3.0  # log-odds
 REPEATS = 3  # of a cross-validation in five parts
 
 
 class Places:
-    """The shipped map's peak, the peaks of other maps, and which pixels are removed for each."""
+    """The shipped map's peak, and which pixels are removed for it."""
 
     def __init__(self, answer, tokens):
-        evidence, maps = evidence_of(answer.model, answer, tokens), candidate_maps(answer, tokens)
-        maps |= {name: METHODS[name].heatmap(evidence) for name in CONTRAST}
-        pixels = {name: trust.on_pixels(answer, heatmap) for name, heatmap in maps.items()}
-        self.heat = np.nan_to_num(pixels[BEYOND])
-        self.seen = (~np.isnan(pixels[BEYOND])).sum()
-        [self.peak] = trust.peaks_of(pixels[BEYOND], 1)
-        others = trust.rivals(pixels, BEYOND, self.side(SIZES[1]) / 2)
-        self.points = [self.peak, *(point for _, point in others)]
+        pixels = trust.on_pixels(answer, candidate_maps(answer, tokens)[BEYOND])
+        self.heat, self.seen = np.nan_to_num(pixels), (~np.isnan(pixels)).sum()
+        [self.peak] = trust.peaks_of(pixels, 1)
 
     def side(self, size):
         """Of a square, in pixels."""
@@ -67,8 +61,7 @@ class Places:
         places = label(self.heat >= self.heat[self.peak[::-1]] / 2)[0]
         found = {"place": places == places[self.peak[::-1]]}
         found |= {f"all but {size}": ~self.square(self.peak, size) for size in SIZES[1:]}
-        for number, point in enumerate(self.points):
-            found |= {f"{size} {number}": self.square(point, size) for size in SIZES}
+        found |= {f"square {size}": self.square(self.peak, size) for size in SIZES}
         beside = enumerate(self.beside())
         return found | {f"shift {n}": self.square(p, trust.SIZES[0]) for n, p in beside}
 
@@ -82,12 +75,8 @@ class Places:
 
 
 def trial(question, answer, tokens) -> dict:
-    """What was found about one answer: how far its log-odds fall without each place, by column, and
-    whether each point lies in the region.
-    """
+    """What was found about one answer: how far its log-odds fall without each place, by column."""
     found, places = line(question, answer, tokens), Places(answer, tokens)
-    for name, points in {"hit": places.points, "shift hit": places.beside()}.items():
-        found |= {f"{name} {n}": bool(question.region[y, x]) for n, (x, y) in enumerate(points)}
     pictures, odds = places.pictures(answer.image.picture), []
     every = [Image.fromarray(one.astype(np.uint8)) for one in pictures.values()]
     for start in range(0, len(every), trust.BATCH):
@@ -99,13 +88,13 @@ def trial(question, answer, tokens) -> dict:
 
 def checks(lines: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What the probability of each kind of check is made of."""
-    falls = np.arcsinh(lines.filter(regex=r"^(0\.|place|all but|shift \d|colour)"))
+    falls = np.arcsinh(lines.filter(regex="^(square|place|all but|shift|colour)"))
     shipped, glance = of_checks(lines), lines[["mass", "entropy", "agreement"]]
     shifts = falls.filter(regex="^shift")
     around = pd.DataFrame({"around": shifts.max(axis=1), "mean around": shifts.mean(axis=1)})
-    sizes = falls[[f"{size} 0" for size in SIZES]]
+    sizes = falls[[f"square {size}" for size in SIZES]]
     more = {
-        "square of 10 %": falls[["0.1 0"]],
+        "square of 10 %": falls[["square 0.1"]],
         "squares of 2, 5 and 10 %": sizes,
         "place above half of the peak": falls[["place"]],
         "colour around the square": falls[["colour around"]],
@@ -120,29 +109,27 @@ def checks(lines: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def choices(lines: pd.DataFrame) -> dict[str, np.ndarray]:
     """Whether the place that each rule keeps is in the region."""
-    every = lines.filter(regex=r"^hit \d").columns
-    hits = lines[every].fillna(False).astype(bool).to_numpy()
-    found = {"the shipped peak": hits[:, 0], "verified_peak": lines["verified"].astype(bool)}
-    found["verified_peak, not moved to what there is to see"] = lines["kept"].astype(bool)
-    found["some peak, if one knew which"] = hits.any(axis=1)
-    rows = np.arange(len(lines))
-    for size in SIZES:
-        falls = lines[[f"{size} {number}" for number in range(len(every))]].fillna(-np.inf)
-        falls = falls.to_numpy()
-        best = falls.argmax(axis=1)
-        costs = falls[:, 0] >= trust.ENOUGH
-        found[f"largest fall, squares of {size:.0%}"] = hits[rows, best]
-        found[f"largest fall if the shipped peak's is small, squares of {size:.0%}"] = hits[
-            rows, np.where(costs, 0, best)
-        ]
-    shifts = lines[[f"shift {number}" for number in range(len(SHIFTS))]].to_numpy()
-    beside = lines[[f"shift hit {number}" for number in range(len(SHIFTS))]].to_numpy(bool)
-    best, own = shifts.argmax(axis=1), trust.log_odds(lines["log_probability"].to_numpy())
-    own = own - trust.log_odds((lines["log_probability"] - lines["drops 1"]).to_numpy())
-    moved = (shifts[rows, best] >= trust.ENOUGH) & (own < trust.ENOUGH)
-    found["moved to the square beside it that costs more"] = np.where(
-        moved, beside[rows, best], hits[:, 0]
-    )
+    count = len(lines.filter(regex=r"^hit \d").columns)
+
+    def every(name, missing=0.0):
+        columns = lines[[f"{name} {number}" for number in range(count)]]
+        return columns.fillna(missing).to_numpy(float)
+
+    falls, seen, hits = every("fall", -np.inf), every("seen"), every("hit").astype(bool)
+    rows, costs = np.arange(len(lines)), falls[:, 0] >= ENOUGH
+    most = falls.argmax(axis=1)
+    kept = (np.arcsinh(falls) + every("heat") + seen).argmax(axis=1)
+    plain = seen[rows, kept] < trust.PLAIN
+    found = {"the shipped peak": hits[:, 0], "some peak, if one knew which": hits.any(axis=1)}
+    found["largest fall"] = hits[rows, most]
+    found["largest fall, if the shipped peak's is below 3"] = hits[rows, np.where(costs, 0, most)]
+    found["verified_peak, not moved"] = hits[rows, kept]
+    for name, where in {
+        "in square": ", but moved within the smallest square",
+        "in cell": "",
+    }.items():
+        moved = every(name).astype(bool)[rows, kept]
+        found[f"verified_peak{where}"] = np.where(plain, moved, hits[rows, kept])
     return found
 
 
@@ -156,7 +143,7 @@ def out_of_fold(values: pd.DataFrame, hits: np.ndarray) -> np.ndarray:
     return total / REPEATS
 
 
-def scored(lines: pd.DataFrame) -> pd.DataFrame:
+def scored(lines: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     """Model, score, rule, value, low, high and n. One set of weights serves all models."""
     hits, table = lines["hit"].to_numpy(bool), []
     for rule, values in checks(lines).items():
@@ -164,10 +151,21 @@ def scored(lines: pd.DataFrame) -> pd.DataFrame:
         for name, part in lines.groupby("model"):
             scores = auc(hits[part.index], chances[part.index], resamples=200)
             table.append([name, "auc", rule, *scores, len(part)])
-    for rule, right in choices(lines).items():
-        for name, part in lines.groupby("model"):
-            scores = mean_interval(np.asarray(right)[part.index].astype(float))
-            table.append([name, "pointing", rule, *scores, len(part)])
+    return pd.concat([named(table), pointing(training)])
+
+
+def pointing(training: pd.DataFrame) -> pd.DataFrame:
+    """The same of rules that choose a peak."""
+    table = [
+        [name, "pointing", rule, *mean_interval(right[part.index].astype(float)), len(part)]
+        for rule, right in choices(training).items()
+        for name, part in training.groupby("model")
+    ]
+    return named(table)
+
+
+def named(table: list) -> pd.DataFrame:
+    """These lines as a table."""
     return pd.DataFrame(table, columns=["model", "score", "rule", "value", "low", "high", "n"])
 
 
@@ -178,11 +176,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DATA / "results")
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--answers", type=int, default=500, help="right answers of each model")
-    options = parser.parse_args()
-    parts = [record(n, "trials", options.answers, options.folder, trial) for n in options.models]
-    scored(pd.concat(parts, ignore_index=True)).round(4).to_csv(
-        options.out / "trust_trials.csv", index=False
+    parser.add_argument(
+        "--train", type=int, default=150, help="the same, that `make trust` fits on"
     )
+    options = parser.parse_args()
+    trials, training = (
+        pd.concat(
+            [record(n, split, count, options.folder, make) for n in options.models],
+            ignore_index=True,
+        )
+        for split, count, make in (
+            ("trials", options.answers, trial),
+            ("train", options.train, line),
+        )
+    )
+    scored(trials, training).round(4).to_csv(options.out / "trust_trials.csv", index=False)
 
 
 if __name__ == "__main__":
