@@ -323,9 +323,9 @@ def test_code_cells_are_short(notebook):
     assert statistics.median(lengths) <= 6
 
 
-def test_code_cells_are_few_and_words_stand_between_them(path, notebook):
+def test_code_cells_are_few_and_words_stand_between_them(notebook):
     kinds = [cell.cell_type for cell in notebook.cells]
-    assert kinds.count("code") <= 45 or path.stem == "tiny_qwen3_vl"
+    assert kinds.count("code") <= 45
     assert max(len([*run]) for kind, run in groupby(kinds) if kind == "code") <= 4
 
 

@@ -5,6 +5,7 @@ light or a dark background. So a click, and a map of where a model looked before
 scored against the element that was asked for.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
@@ -75,6 +76,11 @@ class Instruction(Question):
 
     element: Element
     point: tuple[int, int]
+
+    def accepts(self, answer: str) -> bool:
+        """Whether an answer names one point, x and y in 0..999, inside the element."""
+        point = tuple(map(int, re.findall(r"\d+", answer)))
+        return len(point) == 2 and is_inside(point, self.element.box, self.region.shape)
 
 
 @dataclass(frozen=True)

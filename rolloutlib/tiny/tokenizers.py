@@ -1,7 +1,9 @@
 """Tokenizers with few words, one for each small checkpoint."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import torch
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerFast
 
 from rolloutlib.extras import needs
@@ -120,3 +122,27 @@ def _qwen_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     steps = [decoders.WordPiece(), decoders.Fuse(), *tighten]
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
+
+
+def known_words(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    """How many words there are and which are special, as a decoder's configuration names them.
+
+    >>> known_words(screen_tokenizer())
+    {'vocab_size': 207, 'bos_token_id': None, 'eos_token_id': 2, 'pad_token_id': 0}
+    """
+    special = (f"{name}_token_id" for name in ("bos", "eos", "pad"))
+    return {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in special}
+
+
+def word_ids(
+    tokenizer: PreTrainedTokenizerFast, names: Mapping[str, Iterable[str]]
+) -> dict[str, Int[torch.Tensor, " word"]]:
+    """The tokens for the words of each group, and last, for none of them, the unknown word.
+
+    >>> word_ids(scene_tokenizer(), {"row": ROWS})
+    {'row': tensor([35, 36, 37,  1])}
+    """
+    return {
+        group: torch.tensor(tokenizer.convert_tokens_to_ids([*words, tokenizer.unk_token]))
+        for group, words in names.items()
+    }

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,49 @@ def train(
             losses.append(loss.item())
             progress.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", refresh=False)
     return losses
+
+
+def print_shares(title: object, shares: Mapping[str, float], digits: int = 2) -> None:
+    """Print shares in one line.
+
+    >>> print_shares("step 150", {"colour": 1.0, "where": 0.256})
+    step 150 colour 1.00, where 0.26
+    """
+    line = ", ".join(f"{name} {share:.{digits}f}" for name, share in shares.items())
+    print(title, line, flush=True)
+
+
+def draw_question(
+    rng: np.random.Generator, questions: Sequence[Question], kinds: Iterable[str] = ()
+) -> Question:
+    """One of the questions, each kind equally often: all kinds, or those of `kinds` that there are.
+
+    >>> region = np.ones((1, 1), bool)
+    >>> asked = [Question(kind, "", "", region) for kind in ("where", "where", "colour")]
+    >>> rng = np.random.default_rng(0)
+    >>> [draw_question(rng, asked).kind for _ in range(4)]
+    ['colour', 'colour', 'colour', 'where']
+    >>> draw_question(rng, asked, ["colour", "shape"]).kind
+    'colour'
+    """
+    by_kind = {}
+    for question in questions:
+        by_kind.setdefault(question.kind, []).append(question)
+    return rng.choice(by_kind[rng.choice([kind for kind in kinds or by_kind if kind in by_kind])])
+
+
+def share_by_kind(asked: Iterable[Question], right: Iterable[bool]) -> dict[str, float]:
+    """The share of right answers to the questions of each kind, kinds in alphabetical order.
+
+    >>> region = np.ones((1, 1), bool)
+    >>> asked = [Question(kind, "", "", region) for kind in ("where", "where", "colour")]
+    >>> share_by_kind(asked, [True, False, True])
+    {'colour': 1.0, 'where': 0.5}
+    """
+    hits = {}
+    for question, hit in zip(asked, right, strict=True):
+        hits.setdefault(question.kind, []).append(hit)
+    return {kind: float(np.mean(found)) for kind, found in sorted(hits.items())}
 
 
 @dataclass(frozen=True)
@@ -114,6 +157,13 @@ def answered_exactly(
     return right.all(-1)
 
 
+def prompt_for(processor: ProcessorMixin, question: str) -> str:
+    """A question about one picture, as the processor's chat template writes it."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    turns = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(turns, add_generation_prompt=True)
+
+
 @torch.no_grad()
 def generate_answers(
     model: PreTrainedModel,
@@ -130,11 +180,7 @@ def generate_answers(
     answers = []
     for first in tqdm(range(0, len(asked), batch_size), desc="ask", mininterval=5, ncols=80):
         pictures, questions = zip(*asked[first : first + batch_size], strict=True)
-        prompts = []
-        for question in questions:
-            content = [{"type": "image"}, {"type": "text", "text": question}]
-            turns = [{"role": "user", "content": content}]
-            prompts.append(processor.apply_chat_template(turns, add_generation_prompt=True))
+        prompts = [prompt_for(processor, question) for question in questions]
         pictures = list(map(upright_rgb, pictures))
         inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)

@@ -20,17 +20,29 @@ def sine_cosine_positions(
 
 @torch.no_grad()
 def look_for_the_same(query: nn.Linear, key: nn.Linear, heads: int) -> None:
-    """Start attention as "same content, same place": a head's queries and keys are equal."""
-    for projection in query.weight.chunk(heads):
+    """Start attention as "same content, same place": a head's queries and keys are equal.
+
+    heads: of the keys; each may serve several heads of the queries.
+    """
+    for projection in key.weight.chunk(heads):
         nn.init.orthogonal_(projection)
-    key.weight.copy_(query.weight)
+    served = query.out_features // key.out_features
+    query.weight.copy_(_repeat_heads(key.weight, heads, served))
 
 
 @torch.no_grad()
-def copy_weakly(value: nn.Linear, output: nn.Linear, strength: float = 0.4) -> None:
-    """Start a layer as a weak copy of what it attends to, each head in its own subspace."""
-    for linear in (value, output):
-        linear.weight.copy_(torch.eye(*linear.weight.shape) * strength**0.5)
+def copy_weakly(value: nn.Linear, output: nn.Linear, heads: int, strength: float = 0.4) -> None:
+    """Start a layer as a weak copy of what it attends to, each head in its own subspace.
+
+    heads: of the values; each may serve several heads of the queries.
+    """
+    value.weight.copy_(torch.eye(*value.weight.shape) * strength**0.5)
+    served = output.in_features // value.out_features
+    output.weight.copy_(_repeat_heads(value.weight, heads, served).T / served)
+
+
+def _repeat_heads(weight: torch.Tensor, heads: int, times: int) -> torch.Tensor:
+    return weight.unflatten(0, (heads, -1)).repeat_interleave(times, 0).flatten(0, 1)
 
 
 CYCLES = (0.5, 0.75, 1, 1.5, 2, 3, 5, 8)  # of a number's sines and cosines over 0..999

@@ -108,6 +108,12 @@ def test_the_answer_and_the_point_are_inside_the_element(screens):
             assert x in NUMBERS and y in NUMBERS
             assert is_inside((x, y), instruction.element.box, size)
             assert is_inside(instruction.point, instruction.element.box, size)
+            assert instruction.accepts(instruction.answer)
+            for other in screen.instructions:
+                same = other.element is instruction.element
+                assert instruction.accepts(f"click at {other.answer}.") == same
+            for wrong in ("", str(x), f"{instruction.answer} {x}", f"({y + 1000}, {x + 1000})"):
+                assert not instruction.accepts(wrong)
             assert max(abs(x - instruction.point[0]), abs(y - instruction.point[1])) <= 4
 
 

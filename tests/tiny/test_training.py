@@ -149,7 +149,7 @@ def test_attention_starts_at_what_is_alike():
     torch.manual_seed(0)
     query, key, value, output = (nn.Linear(32, 32, bias=False) for _ in range(4))
     weights.look_for_the_same(query, key, heads=4)
-    weights.copy_weakly(value, output)
+    weights.copy_weakly(value, output, heads=4)
     tokens = torch.randn(10, 32)
     for head in range(4):
         rows = slice(head * 8, head * 8 + 8)
@@ -157,6 +157,20 @@ def test_attention_starts_at_what_is_alike():
         torch.testing.assert_close(q, k)
         torch.testing.assert_close(query.weight[rows] @ key.weight[rows].T, torch.eye(8))
     torch.testing.assert_close(output(value(tokens)), 0.4 * tokens)
+
+
+def test_heads_that_share_a_key_start_equal_and_copy_together():
+    torch.manual_seed(0)
+    query, key, value = (nn.Linear(32, width, bias=False) for width in (64, 32, 32))
+    output = nn.Linear(64, 32, bias=False)
+    weights.look_for_the_same(query, key, heads=4)
+    weights.copy_weakly(value, output, heads=4)
+    queries, keys = query.weight.view(4, 2, 8, 32), key.weight.view(4, 8, 32)
+    for number in range(2):
+        torch.testing.assert_close(queries[:, number], keys)
+    tokens = torch.randn(10, 32)
+    served = value(tokens).view(10, 4, 1, 8).expand(-1, -1, 2, -1).flatten(1)
+    torch.testing.assert_close(output(served), 0.4 * tokens)
 
 
 # --- steps ----------------------------------------------------------------------------------
