@@ -81,7 +81,7 @@ def _workload(
             Ratio("times plain `generate`, with a replay", "replayed", "plain"),
         ],
         rounds=1,
-        tolerance=1e-4,
+        tolerance=5e-4,  # rounding of bfloat16 products, through up to 56 layers
         threads=2,
     )
 

@@ -1,5 +1,7 @@
 """The scenes say what is where, and every question has exactly the answer they claim."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,15 @@ GREY = [Image.new("RGB", (500, 400), "grey")]
 @pytest.fixture(scope="module")
 def scenes():
     return make_scenes(5, 60, GREY, size=(168, 168))
+
+
+def test_notebooks_pick_one_of_the_kinds_that_every_scene_has():
+    scenes = make_scenes(0, 100, GREY, size=(168, 168))
+    always = set.intersection(*({question.kind for question in s.questions} for s in scenes))
+    notebooks = DATA.parent.joinpath("notebooks").glob("*.ipynb")
+    kind = re.compile(r'next\(q for .* q\.kind == \\"(.*?)\\"')
+    picked = {found for notebook in notebooks for found in kind.findall(notebook.read_text())}
+    assert {"where", "colour at"} == picked <= always
 
 
 @settings(max_examples=25, deadline=None)
