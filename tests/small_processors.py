@@ -255,11 +255,3 @@ def save_small(kind, folder):
     loaded.model.save_pretrained(folder, max_shard_size="40KB")
     loaded.processor.save_pretrained(folder)
     return folder
-
-
-def pixels_of(kind):
-    """Whether this type's image tokens have a place on the picture, or why not."""
-    try:
-        return small_loaded(kind).on_pixels()
-    except Exception as error:
-        return f"not tried: {type(error).__name__}: {str(error).splitlines()[0][:100]}"

@@ -86,13 +86,19 @@ def difference(recording, truth):
         layer = layers.pop(name, None)
         if layer is None and any(word in kind for word in CHOOSING):
             continue
-        if layer is None or len(found) > 1:
+        ours = None if layer is None else layer.probabilities()
+        if ours is None or sum(each.shape[-1] for each in found) != ours.shape[-1]:
             problems.append(f"{name} ({kind}) computes {len(found)} softmaxes")
             continue
-        ours = layer.probabilities()
-        largest = max(largest, float((found[0].reshape(ours.shape) - ours).abs().max()))
+        largest = max(largest, float((joined(found).reshape(ours.shape) - ours).abs().max()))
     attending = [name for name, each in layers.items() if getattr(each, "attends", True)]
     return largest, problems + [f"{name} computes none" for name in attending]
+
+
+def joined(found):
+    """One attention from those of windows that follow each other: blocks on its diagonal."""
+    heads = zip(*(each.flatten(0, -3) for each in found), strict=True)
+    return torch.stack([torch.block_diag(*windows) for windows in heads])
 
 
 def parts_of(recording):
@@ -132,11 +138,11 @@ def measured(kind):
 def pixels(kind):
     """Whether the type's tokens have a place on pixels, or why not."""
     try:
-        from small_processors import pixels_of
+        from small_processors import small_loaded
     except ImportError:
         return "not tried"
     try:
-        return pixels_of(kind)
+        return small_loaded(kind).on_pixels()
     except Exception as error:
         return f"not tried: no small processor ({type(error).__name__})"
 

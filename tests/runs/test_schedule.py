@@ -179,7 +179,7 @@ def cluster(tmp_path):
         started(*worker, **quiet) as one,
         started(*worker, **quiet) as two,
     ):
-        wait_until(file.exists)
+        wait_until(lambda: file.exists() and file.read_text())  # it is made before it is written
         yield json.loads(file.read_text())["address"], scheduler, (one, two)
 
 
@@ -345,8 +345,9 @@ def test_lines_for_slurm_in_the_readme_make_a_job_script():
     [code] = re.findall(r"```python\n(from dask_jobqueue.*?)```", readme, re.S)
     imported, made, scaled = filter(None, code.splitlines())
     assert scaled == "cluster.scale(jobs=100)"
-    names = {}
+    names, interrupted = {}, signal.getsignal(signal.SIGINT)
     exec(imported, names)
+    signal.signal(signal.SIGINT, interrupted)  # the import takes Ctrl-C
     with dask.config.set({"jobqueue.slurm.scheduler-options": {"host": "127.0.0.1"}}):
         exec(made, names)
     with names["cluster"] as cluster:
