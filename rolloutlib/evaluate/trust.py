@@ -177,8 +177,8 @@ def verified_peak(
     others = scene.likely([scene.without(point)[-1] for _, point in peaks[1:]]) if peaks[1:] else []
     drops = log_odds(whole) - log_odds(np.array([rest[scene.last], *others]))
     heat = np.array([scene.pixels[y, x] for _, (x, y) in peaks]) / np.nanmax(scene.pixels)
-    seen = [scenes[name].share(point) for name, point in peaks]
-    best = int(np.argmax(np.arcsinh(drops) + heat + seen))
+    seen = np.array([scenes[name].share(point) for name, point in peaks])
+    best = int(np.argmax(merit(drops, heat, seen)))
     name, point = peaks[best]
     if best:
         scene = scenes[name]
@@ -299,6 +299,19 @@ def log_odds(
     """
     likely = np.minimum(log_probability, np.log1p(-LEAST))
     return likely - np.log(-np.expm1(likely))
+
+
+def merit(
+    drops: Float[np.ndarray, "*any"],
+    heat: Float[np.ndarray, "*any"],
+    seen: Float[np.ndarray, "*any"],
+) -> Float[np.ndarray, "*any"]:
+    """By what `verified_peak` chooses: arcsinh(drop of log-odds) + heat + what there is to see.
+
+    >>> merit(np.array([0.0, 5.0]), np.array([1.0, 0.5]), np.array([0.5, 0.5])).round(2)
+    array([1.5 , 3.31])
+    """
+    return np.arcsinh(drops) + heat + seen
 
 
 def features(

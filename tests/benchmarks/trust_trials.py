@@ -118,7 +118,7 @@ def choices(lines: pd.DataFrame) -> dict[str, np.ndarray]:
     falls, seen, hits = every("fall", -np.inf), every("seen"), every("hit").astype(bool)
     rows, costs = np.arange(len(lines)), falls[:, 0] >= ENOUGH
     most = falls.argmax(axis=1)
-    kept = (np.arcsinh(falls) + every("heat") + seen).argmax(axis=1)
+    kept = trust.merit(falls, every("heat"), seen).argmax(axis=1)
     plain = seen[rows, kept] < trust.PLAIN
     found = {"the shipped peak": hits[:, 0], "some peak, if one knew which": hits.any(axis=1)}
     found["largest fall"] = hits[rows, most]
