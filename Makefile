@@ -21,8 +21,8 @@ SPACE ?= 8
 JOBS ?=
 # More options for JupyterLab, such as --no-browser.
 LAB ?=
-# Processes that run the tests; each loads PyTorch.
-TESTERS ?= 2
+# Processes that run the tests, one more than cores: some wait for a browser or a kernel.
+TESTERS ?= 3
 # The app's port, and what its page lets choose, with blanks between: models and LoRA adapters,
 # each a folder or a Hugging Face id, and devices as in transformers' device_map.
 PORT ?= 8866

@@ -1,5 +1,6 @@
 """Attention rollout for multimodal transformers: see and measure what a model attended to."""
 
+import gc
 import pkgutil
 
 import lazy_loader
@@ -7,7 +8,7 @@ import lazy_loader
 __version__ = "0.1.0"
 
 # Imported when first used: the command line answers at once, without loading torch.
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+_imported, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[module.name for module in pkgutil.iter_modules(__path__)],
     submod_attrs={
@@ -42,3 +43,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
     },
 )
+
+
+def __getattr__(name: str):
+    """A public name or a module, without a search for garbage while it is imported: with PyTorch
+    and transformers that would take a quarter of the time, and find none."""
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        return _imported(name)
+    finally:
+        if searching:
+            gc.enable()

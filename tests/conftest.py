@@ -1,5 +1,6 @@
 """Every shape that a signature names is checked at run time in all tests; and a real browser."""
 
+import functools
 import gc
 import shutil
 import signal
@@ -13,8 +14,10 @@ from jaxtyping import config, install_import_hook
 
 
 def check_types(function):
-    """Beartype, but an int counts as a float, as everywhere in Python."""
-    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+    """Beartype, but an int counts as a float, as everywhere in Python. Most functions are called
+    in few of the processes: a check is made when it is first needed."""
+    checked = functools.cache(lambda: beartype(conf=BeartypeConf(is_pep484_tower=True))(function))
+    return functools.wraps(function)(lambda *given, **named: checked()(*given, **named))
 
 
 install_import_hook("rolloutlib", "conftest.check_types")
@@ -29,8 +32,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Modules stay: no garbage is looked for while they are imported, nor among them later. Tests
-    import nbformat, which is a second faster without the grammar of IRIs."""
+    """Modules stay: no garbage is looked for while they are imported, nor among them later, and
+    seldom in what tests make. Tests import nbformat, which is a second faster without the grammar
+    of IRIs."""
     from rolloutlib.extras import without_iris
 
     gc.disable()
@@ -38,6 +42,7 @@ def pytest_collection():
         import nbformat  # noqa: F401
     collected = yield
     gc.freeze()
+    gc.set_threshold(100_000)
     gc.enable()
     return collected
 

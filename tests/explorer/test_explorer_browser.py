@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ipywidgets
 import matplotlib as mpl
 import nbformat
 import numpy as np
+import psutil
 import pytest
 from ipywidgets.embed import dependency_state
 from PIL import Image
@@ -562,9 +563,13 @@ def jupyterlab(folder):
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token={token}"
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
+        finally:  # asked to end, it sometimes waits for a kernel that has ended
+            kernels = psutil.Process(server.pid).children(recursive=True)
+            server.kill()
+            server.wait()
+            for kernel in kernels:
+                with suppress(psutil.NoSuchProcess):
+                    kernel.kill()
 
 
 @pytest.fixture(scope="module")

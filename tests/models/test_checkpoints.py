@@ -34,9 +34,9 @@ def llava():
 
 @pytest.fixture(scope="module")
 def asked():
-    """One question for each of 120 scenes on photographs held out from training."""
+    """One question for each of 50 scenes on photographs held out from training."""
     rng = np.random.default_rng(20)
-    scenes = make_scenes(20, 70, load_photos(DATA / "images", split="test"))
+    scenes = make_scenes(20, 50, load_photos(DATA / "images", split="test"))
     return [
         (scene, rng.choice([q for q in scene.questions if q.kind in ASKED])) for scene in scenes
     ]
@@ -72,7 +72,7 @@ def clicker():
 
 @pytest.fixture(scope="module")
 def instructed():
-    """One instruction for each of 60 screens held out from training."""
+    """One instruction for each of 40 screens held out from training."""
     rng = np.random.default_rng(20)
     return [(screen, rng.choice(screen.instructions)) for screen in make_screens(20, 40)]
 
@@ -87,10 +87,10 @@ def share_of_clicks_inside(model, instructed):
 
 
 def test_tiny_qwen3_vl_clicks_with_its_adapter_and_not_without(clicker, instructed):
-    # 90 % of 500 held-out screens; on 60, such a model gets 85 % or more nine times in ten
+    # 90 % of 500 held-out screens; on 40, such a model gets 85 % or more nine times in ten
     assert share_of_clicks_inside(clicker, instructed) >= 0.85
     with clicker.without_adapter():
-        assert share_of_clicks_inside(clicker, instructed) < 0.3
+        assert share_of_clicks_inside(clicker, instructed[:15]) < 0.3
 
 
 @pytest.mark.parametrize("name", PRECISION)
