@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,9 +10,8 @@ import urllib.request
 from pathlib import Path
 
 import psutil
+from lab_servers import LONG, address_in, free_port
 from places import ROOT
-
-LONG = 240  # seconds: a busy machine may need them to start a kernel
 
 
 def words_of(process):
@@ -50,20 +48,16 @@ def assert_private(kernel):
 
 def test_kernels_of_jupyterlab_are_private(tmp_path):
     """`make lab`: a kernel as its interface starts one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA")}
-    options = f"--no-browser --ServerApp.port={port} --IdentityProvider.token=own"
+    options = f"--no-browser --ServerApp.port={free_port()} --IdentityProvider.token=own"
     command = ["make", "--old-file=.venv/.ready", "lab", f"LAB={options}"]
     command.append(f"BIN={Path(sys.executable).parent}")
-    url = f"http://127.0.0.1:{port}/api/kernels?token=own"
     with open(tmp_path / "lab.log", "w") as log:
         server = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_until(lambda: "/lab?token=" in (tmp_path / "lab.log").read_text())
+        url = f"{address_in(tmp_path / 'lab.log')}/api/kernels?token=own"
         with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as reply:
             assert reply.status == 201
         started = psutil.Process(server.pid)

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from ipywidgets.embed import dependency_state
+from lab_servers import address_in, free_port
 from PIL import Image
 from places import ROOT
 from small_llava import save_small_llava
@@ -540,13 +540,10 @@ def test_what_was_found_is_shown_with_its_map_only(show, checked):
 
 @contextmanager
 def jupyterlab(folder):
-    """JupyterLab on this folder, on loopback with a token; the address of its notebook."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """JupyterLab on this folder, on loopback with a token: its log, and its notebook's page."""
     token = secrets.token_hex(16)
     options = [
-        f"--ServerApp.port={port}",
+        f"--ServerApp.port={free_port()}",
         f"--ServerApp.root_dir={folder}",
         f"--IdentityProvider.token={token}",
         "--ServerApp.ip=127.0.0.1",
@@ -559,10 +556,11 @@ def jupyterlab(folder):
     own = {f"JUPYTER_{kind}_DIR": f"{folder}/../{kind}" for kind in ("CONFIG", "DATA", "RUNTIME")}
     environment = os.environ | own | {"JUPYTER_PREFER_ENV_PATH": "1"}
     command = [sys.executable, "-m", "jupyterlab", *options]
-    with open(folder.parent / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    log = folder.parent / "lab.log"
+    with open(log, "w") as said:
+        server = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
         try:
-            yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token={token}"
+            yield log, f"/lab/tree/explore.ipynb?token={token}"
         finally:  # asked to end, it sometimes waits for a kernel that has ended
             kernels = psutil.Process(server.pid).children(recursive=True)
             server.kill()
@@ -588,21 +586,10 @@ def notebook(tmp_path_factory, chromium):
         "--out",
         folder / "run" / "explore.ipynb",
     ]
-    with jupyterlab(path.parent) as address:  # starts while the notebook runs
+    with jupyterlab(path.parent) as (log, at):  # starts while the notebook runs
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        yield folder, address
-
-
-def goto_when_up(page, address):
-    deadline = time.monotonic() + LONG / 1000
-    while True:
-        try:
-            return page.goto(address)
-        except Exception:  # the server does not answer yet
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
+        yield folder, address_in(log) + at
 
 
 def test_executed_without_a_browser_it_leaves_a_picture_and_lives_on_a_page(browser, notebook):
@@ -627,7 +614,7 @@ def test_jupyterlab_run_all_point_pin_and_turn_a_control(chromium, notebook):
     page = chromium.new_page(viewport=LARGE)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    goto_when_up(page, address)
+    page.goto(address)
     page.wait_for_function("window.jupyterapp?.restored", timeout=LONG)
     idle = """() => {
       const context = window.jupyterapp.shell.currentWidget?.sessionContext;
