@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from benchmarks.growth import CURVES, chosen, growth
 from benchmarks.measure import free_memory, peak_memory, times
 from benchmarks.report import line, write_report
-from benchmarks.table import rows_in_a_fresh_process, rows_of
+from benchmarks.table import on_all_cores, rows_in_a_fresh_process, rows_of, threads
 from benchmarks.workloads import LARGE, ON_CUDA, WORKLOADS
 
 LARGE_BYTES = 20e9
@@ -24,7 +25,9 @@ def memory_of(name: str, which: str, small: bool) -> int | list[int]:
         return [peak_memory(run) for run in runs]
     WORKLOADS[name](small=True).contenders[which]()
     times({}, 1)  # and their buffers for large products, which they keep
-    return peak_memory(WORKLOADS[name](small=small).contenders[which])
+    workload = on_all_cores(partial(WORKLOADS[name], small))
+    with threads(workload.threads):
+        return peak_memory(workload.contenders[which])
 
 
 def main() -> int:

@@ -12,7 +12,14 @@ from small_llava import small_processor as llava_processor
 from small_qwen3_vl import small_processor as qwen_processor
 from small_qwen3_vl import small_qwen3_vl
 
-from benchmarks.workloads import OURS, Ratio, Workload, float64_rows
+from benchmarks.workloads import (
+    OURS,
+    Ratio,
+    Workload,
+    float64_carried,
+    float64_layers,
+    float64_rows,
+)
 from rolloutlib import heatmaps
 from rolloutlib.models.families import FAMILIES
 from rolloutlib.models.multimodal import Answer, MultimodalModel
@@ -93,6 +100,6 @@ def float64_maps(answer: Answer) -> torch.Tensor:
     length = vision[0].shape[1]
 
     def carry(outputs: torch.Tensor, part: slice) -> torch.Tensor:
-        return outputs @ torch.from_numpy(float64_rows(vision[part], range(length)))
+        return torch.from_numpy(float64_carried(float64_layers(vision[part]), outputs.numpy()))
 
     return answer.image.on_patches(relevance, length, carry)

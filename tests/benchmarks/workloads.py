@@ -1,6 +1,6 @@
 """What is timed: the contenders of each workload, and the answer that all should give."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product as combinations
@@ -8,7 +8,7 @@ from itertools import product as combinations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from reference import products, state_matrix
+from reference import products, state_matrix, transition
 
 from benchmarks import contenders
 from rolloutlib import attention_received, carry_back, rollout, rollout_rows
@@ -130,9 +130,16 @@ def float64_layers(layers: list[Call]) -> list[np.ndarray]:
     return fused
 
 
-def float64_rows(layers: list[Call], rows: list[int]) -> np.ndarray:
+def float64_carried(fused: list[np.ndarray], relevance: np.ndarray) -> np.ndarray:
+    """Relevance of the last layer's tokens, carried back through every layer, in float64."""
+    for layer in reversed(fused):
+        relevance = relevance @ transition(layer[None])
+    return relevance
+
+
+def float64_rows(layers: list[Call], rows: Sequence[int]) -> np.ndarray:
     """Rows of the whole product in float64."""
-    return products([fused[None] for fused in float64_layers(layers)])[-1][rows]
+    return float64_carried(float64_layers(layers), np.eye(layers[0].shape[1])[rows])
 
 
 def float64_received(layers: list[Call]) -> np.ndarray:
@@ -277,21 +284,20 @@ def one_layer(small: bool, size: int, threads: int) -> Workload:
     for causal, dtype in combinations((True, False), (torch.float32, torch.bfloat16)):
         kind = f"{'causal' if causal else 'both ways'}, {str(dtype).removeprefix('torch.')}"
         given, values = recorded_layers(layers, 16, size, 64, causal=causal, dtype=dtype)
+        fused = cache(partial(float64_layers, given))
         compared[f"SDPA, {kind}"] = partial(sdpa_pass, given, values)
         ways = {
             "carry_back": (
                 lambda given=given: carry_back(given, relevance)[0],
-                lambda given=given: (
-                    relevance[0].double().numpy() @ float64_rows(given, range(size))
-                ),
+                lambda fused=fused: float64_carried(fused(), relevance[0].double().numpy()),
             ),
             "rollout_rows": (
                 lambda given=given: rollout_rows(given, range(size - wanted, size))[0],
-                lambda given=given: float64_rows(given, range(size - wanted, size)),
+                lambda fused=fused: float64_carried(fused(), np.eye(size)[-wanted:]),
             ),
             "attention_received": (
                 lambda given=given: attention_received(given)[0],
-                lambda given=given: np.mean(float64_layers(given), 0).sum(0),
+                lambda fused=fused: np.mean(fused(), 0).sum(0),
             ),
         }
         for way, (ours, answer) in ways.items():
@@ -561,7 +567,7 @@ def every_head(small: bool) -> Workload:
     the rollout take, which need no head whole."""
     from rolloutlib import record_attention  # with transformers, which takes seconds
 
-    model, inputs, _ = _llava(small, 620, layers=4)
+    model, inputs, _ = _llava(small, 620, layers=2)
     language = model.model.language_model
 
     def recorded():
@@ -582,7 +588,7 @@ def every_head(small: bool) -> Workload:
     shown = inputs["input_ids"][0] == model.config.image_token_id  # all that vl-saliency gives
     answers = {OURS: eager, "attnread": eager, "vl-saliency": lambda: eager()[..., shown]}
     return Workload(
-        "attention of all heads, LLaVA of 4 layers, S=620",
+        "attention of all heads, LLaVA of 2 layers, S=620",
         heads | peers,
         {name: answer for name, answer in answers.items() if name in heads | peers},
         [
