@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -42,10 +43,7 @@ def rows_of(name: str, small: bool) -> list[dict]:
         spent = times(remembered(timed(workload), given), workload.rounds)
         differences = disagreements(workload, expected, given)
     seconds = compared(workload, spent)
-    memory = {
-        contender: max(memory_in_a_fresh_process(name, contender, small), 4096) / MEGABYTE
-        for contender in sides(workload.ratios, memory=True)
-    }
+    memory = memory_of_each(name, sides(workload.ratios, memory=True), small)
     lines = [
         row(workload, differences, ratio.measure, value_of(ratio, seconds, memory), ratio)
         for ratio in workload.ratios
@@ -56,6 +54,16 @@ def rows_of(name: str, small: bool) -> list[dict]:
     for clock, taken in spent[OURS]._asdict().items():
         lines.append(row(workload, differences, CLOCKS[clock], taken))
     return lines
+
+
+def memory_of_each(name: str, contenders: set[str], small: bool) -> dict[str, float]:
+    """Megabytes of each contender, in a process of its own; two of them do not disturb each other,
+    as two that are timed would."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        peaks = pool.map(lambda one: memory_in_a_fresh_process(name, one, small), contenders)
+        return {
+            one: max(peak, 4096) / MEGABYTE for one, peak in zip(contenders, peaks, strict=True)
+        }
 
 
 def float64_answers(workload: Workload) -> dict[str, np.ndarray]:

@@ -395,7 +395,7 @@ def received_large(small: bool) -> Workload:
     workload, recorded = _received(patches := 300 if small else 98 * 174)
     workload.contenders[OURS] = lambda: attention_received(recorded)[0].sum()[None]
     workload.expected[OURS] = lambda: np.array([float(patches)])
-    workload.rounds = 1
+    workload.rounds, workload.threads = 1, 2
     return workload
 
 
@@ -557,7 +557,6 @@ def generation(small: bool, length: int, target: float, layers: int = 8) -> Work
                 beyond="plain",
             ),
         ],
-        rounds=3 if length > 2000 else 5,
         tolerance=1e-4,  # the model itself answers in float32, and eagerly with other roundings
     )
 
