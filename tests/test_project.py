@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import gc
 import importlib
 import json
 import re
@@ -21,6 +22,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from places import ROOT
+
+import rolloutlib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -165,6 +168,21 @@ def test_what_readme_and_notebooks_name_is_reachable_after_a_bare_import():
     assert len(named) > 100
     lines = ["import rolloutlib", *sorted(named)]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+@pytest.mark.parametrize("searching", [True, False])
+def test_an_import_leaves_the_search_for_garbage_as_it_was(monkeypatch, searching):
+    seen, name = [], "anything"
+    monkeypatch.setattr(rolloutlib, "_imported", lambda name: seen.append(gc.isenabled()) or name)
+    (gc.enable if searching else gc.disable)()
+    try:
+        assert getattr(rolloutlib, name) == name
+        monkeypatch.undo()
+        with pytest.raises(AttributeError):
+            getattr(rolloutlib, name)
+        assert seen == [False] and gc.isenabled() == searching
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("room", ["", *sorted(path.parent.name for path in ROOMS)])
