@@ -334,7 +334,8 @@ def plot_boxes(
     *,
     marked: Sequence[int | str] = (),
 ) -> Figure:
-    """Draw rectangles on a picture, each with its label in the middle.
+    """Draw rectangles on a picture with labels in their middles; where there is no room for all
+    labels, those of every second column or row, or of fewer.
 
     boxes: (left, top, right, bottom) in pixels of the picture.  marked: labels to fill.
     """
@@ -342,13 +343,16 @@ def plot_boxes(
     rows, columns = picture.shape[:2]
     figure, axis = plt.subplots(figsize=(7, 7 * rows / columns), layout="constrained")
     axis.imshow(picture, alpha=0.6, extent=(0, columns, rows, 0))
-    room = 7 * 72 * (boxes[:, 2] - boxes[:, 0]).min() / columns  # points across the narrowest box
-    points = min(9, room / (0.7 * max(len(str(label)) for label in labels)))
-    for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
+    smallest, points = (boxes[:, 2:] - boxes[:, :2]).min(0), 8
+    room = 0.85 * 7 * 72 * smallest / columns  # points; the axes' numbers take the rest
+    needed = points * np.array([0.7 * max(len(str(label)) for label in labels), 1.3])
+    written = (np.rint(boxes[:, :2] / smallest) % np.ceil(needed / room) == 0).all(1)
+    for (left, top, right, bottom), label, said in zip(boxes, labels, written, strict=True):
         look = {"alpha": 0.4, "facecolor": "orange"} if label in marked else {"fill": False}
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, lw=0.5, ec="k", **look))
         middle = (left + right) / 2, (top + bottom) / 2
-        axis.annotate(str(label), middle, ha="center", va="center", fontsize=points)
+        if said:
+            axis.annotate(str(label), middle, ha="center", va="center", fontsize=points)
     axis.set(xlim=(0, columns), ylim=(rows, 0), xlabel="x", ylabel="y")
     return figure
 

@@ -307,8 +307,8 @@ def test_boxes_lie_on_the_picture_with_their_labels_in_the_middle():
     assert [patch.get_fill() for patch in axis.patches] == [False, True]
 
 
-@pytest.mark.parametrize("across", [2, 13, 24])
-def test_labels_fit_their_boxes_and_can_be_read(across):
+@pytest.mark.parametrize(("across", "apart"), [(2, 1), (13, 1), (24, 1), (28, 2), (64, 4)])
+def test_labels_can_be_read_and_none_lies_on_another(across, apart):
     rows, columns = np.divmod(np.arange(across**2), across)
     corners, picture = np.stack([columns, rows], 1) * 32.0, Image.new("RGB", (32 * across,) * 2)
     labels = [100 + number for number in range(across**2)]
@@ -316,11 +316,17 @@ def test_labels_fit_their_boxes_and_can_be_read(across):
     figure.canvas.draw()
     axis = figure.axes[0]
     assert axis.texts[0].get_fontsize() >= 8
-    for text, patch in zip(axis.texts[:across], axis.patches[:across], strict=True):
-        label, box = text.get_window_extent(), patch.get_window_extent()
-        assert box.x0 <= label.x0
-        assert label.x1 <= box.x1
-        assert label.height <= box.height
+    said = {int(text.get_text()): text.get_window_extent() for text in axis.texts}
+    first = [label for label in labels[:across] if label in said]
+    assert first == labels[:across:apart]
+    for left, right in itertools.pairwise(first):
+        assert said[left].x1 <= said[right].x0
+    for label, extent in said.items():
+        box = axis.patches[label - 100].get_window_extent()
+        assert extent.width <= apart * box.width
+        assert abs(extent.x0 + extent.x1 - box.x0 - box.x1) < 2
+    below = min((label for label in said if label >= 100 + across), key=lambda one: one // across)
+    assert said[below].y1 <= said[first[0]].y0
 
 
 def test_families_have_the_colour_of_their_verdict_and_are_counted():
