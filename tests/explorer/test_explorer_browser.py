@@ -561,7 +561,7 @@ def jupyterlab(folder):
         server = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
         try:
             yield log, f"/lab/tree/explore.ipynb?token={token}"
-        finally:  # asked to end, it sometimes waits for a kernel that has ended
+        finally:  # asked to end, it once took more than half a minute
             kernels = psutil.Process(server.pid).children(recursive=True)
             server.kill()
             server.wait()
