@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-ONCE = 10  # seconds: what takes longer is timed in the first round only
 SIZE = 1024  # side of the matrices whose product shows how fast the machine is in that round
 
 # Packages of other versions; what runs there gives the same for both sides of a comparison.
@@ -38,8 +37,6 @@ def times(contenders: dict[str, Callable], rounds: int) -> dict[str, Seconds]:
     taken = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            if taken[name] and taken[name][0][0] > ONCE:
-                continue
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             finished()
